@@ -1,0 +1,1 @@
+"""The mathematics: schedules, predictions, levels, grids, solvers, sampling, oracles."""

@@ -1,0 +1,152 @@
+"""Running a table: one `lax.scan` over its rows, one network call in the compiled program whatever the sampler.
+
+`sample` is one module-level jit over (denoise, table, x, key): other weights, another guidance scale or another sampler of
+the same shape run in the same program, and compile time and memory do not grow with the number of steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from diffusion.levels import expand
+from diffusion.solvers.table import Predict, Table
+
+Carry = tuple[Array, tuple[Array, ...]]
+
+
+def normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Independent standard normal noise: the noise source of `sample` unless told otherwise."""
+    return jax.random.normal(key, shape, dtype)
+
+
+def start(table: Table, x: Array) -> Carry:
+    """The state before the first row: the anchor is the noise, the history is empty."""
+    return x, (jnp.zeros_like(x),) * table.slots
+
+
+def predict(weights: Predict, carry: Carry, noise: Array | None) -> Array:
+    """a anchor + sum_k h_k history_k + n noise + bias, each weight of the level's shape."""
+    anchor, history = carry
+    point = expand(weights.anchor, anchor) * anchor + expand(weights.bias, anchor)
+    for k, entry in enumerate(history):
+        point = point + expand(weights.history[k], anchor) * entry
+    return point if noise is None else point + expand(weights.noise, anchor) * noise
+
+
+def step(denoise: Callable[..., Array], carry: Carry, row: Any, noise: Array | None) -> tuple[Carry, tuple[Array, Array]]:
+    """One row: predict, evaluate, remember, correct. Returns the new state and (point, denoised).
+
+    `row` is a `Table` without its leading axis. The same function runs in the scan of `sample` and in the unrolled
+    loops of distillation.
+    """
+    point = predict(row.predict, carry, noise)
+    jump = () if row.target is None else (row.target,)
+    denoised = denoise(point, row.logsnr, *jump).astype(point.dtype)
+    anchor, history = carry
+    entry = expand(row.remember.point, point) * point + expand(row.remember.denoised, point) * denoised
+    history = (entry, *history[:-1])
+    new = expand(row.correct.anchor, point) * anchor + expand(row.correct.point, point) * point
+    new = new + expand(row.correct.bias, point)
+    for k, entry in enumerate(history):
+        new = new + expand(row.correct.history[k], point) * entry
+    return (new, history), (point, denoised)
+
+
+def rows(table: Table) -> Any:
+    """The part of a table that has a leading axis `rows`: what the scan runs over."""
+    return table.__class__(table.logsnr, table.predict, table.remember, table.correct, None, table.target, table.stochastic)
+
+
+def _sample(denoise, table, x, key, noise, *, collect, progress):
+    dtype = x.dtype
+    table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
+
+    def draw(i):
+        return noise(jax.random.fold_in(key, i), x.shape, dtype) if table.stochastic else None
+
+    def body(carry, inputs):
+        i, row = inputs
+        carry, seen = step(denoise, carry, row, draw(i))
+        if progress is not None:
+            jax.debug.callback(progress, i + 1, table.nfe)
+        return carry, None if collect is None else collect(*seen, row.logsnr)
+
+    carry, collected = jax.lax.scan(body, start(table, x), (jnp.arange(table.nfe), rows(table)))
+    result = predict(table.final, carry, draw(table.nfe))
+    return result if collect is None else (result, collected)
+
+
+_STATIC = ("collect", "progress")
+_sample_kept = jax.jit(_sample, static_argnames=_STATIC)
+_sample_donated = jax.jit(_sample, static_argnames=_STATIC, donate_argnames=("x",))
+
+
+def sample(
+    denoise: Callable[..., Array],
+    table: Table,
+    x: Shaped[Array, "b ..."],
+    key: Array | None = None,
+    *,
+    noise: Callable[..., Array] | None = None,
+    collect: Callable[..., Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Runs the sampler `table` from the noise `x`.
+
+    denoise: (x, logsnr) -> the estimate of the clean data, of x's shape; a `jax.tree_util.Partial` is an argument of the
+        compiled program (its arrays may change without a new one), a bare function is static by identity. A table with a
+        `target` calls denoise(x, logsnr, logsnr_to).
+    x: the noise at the table's first level, [b, ...], in the schedule's scale. The state is kept in float32 (float64 if x
+        is float64).
+    key: needed by a stochastic table; row i draws with fold_in(key, i).
+    noise: (key, shape, dtype) -> noise, a source with its own covariance (diffusion.noise); standard normal by default.
+    collect: (point, denoised, logsnr) -> what to return for every call, stacked; then (sample, collected) is returned.
+    progress: called on the host with (calls done, calls in all).
+
+    Raises ValueError, before anything is traced, for a table and an x that don't fit, or a missing key.
+    """
+    return _run(_sample_kept, denoise, table, x, key, noise, collect, progress)
+
+
+def sample_donated(denoise, table, x, key=None, *, noise=None, collect=None, progress=None):
+    """As `sample`, but gives the memory of x away: x can't be used afterwards."""
+    return _run(_sample_donated, denoise, table, x, key, noise, collect, progress)
+
+
+def _run(program, denoise, table, x, key, noise, collect, progress):
+    x = check(table, x, key)
+    if not isinstance(denoise, jax.tree_util.Partial):
+        denoise = jax.tree_util.Partial(denoise)
+    source = jax.tree_util.Partial(normal if noise is None else noise) if not _is_tree(noise) else noise
+    return program(denoise, table, x, key, source, collect=collect, progress=progress)
+
+
+def _is_tree(noise) -> bool:
+    """Whether a noise source is a registered pytree (its numbers are then arguments) and not a bare function."""
+    return noise is not None and not jax.tree_util.all_leaves([noise])
+
+
+def check(table: Table, x: Any, key: Array | None) -> Float[Array, "b ..."]:
+    """x as float32 or float64, after the checks of `sample`."""
+    if not isinstance(table, Table):
+        raise ValueError(f"sample needs a solvers.Table (for instance solvers.ddim(schedule, grid)), got {type(table).__name__}")
+    if np.ndim(x) < 1:
+        raise ValueError("x needs a leading batch axis; got a scalar")
+    shape = np.shape(x)
+    level = table.level_shape
+    if len(level) > len(shape):
+        raise ValueError(f"the table's levels have shape {level}, more axes than x with shape {shape}")
+    for axis, size in enumerate(level):
+        if size not in (1, shape[axis]):
+            what = "batch" if axis == 0 else f"axis {axis}"
+            raise ValueError(f"the table's level shape {level} does not fit x of shape {shape}: {what} must be 1 or {shape[axis]}")
+    if table.stochastic and key is None:
+        raise ValueError("this table draws noise (table.stochastic): sample needs key=jax.random.key(...)")
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(f"x must be floating-point noise, got {jnp.result_type(x)}")
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
