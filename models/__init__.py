@@ -1,0 +1,7 @@
+"""Networks, behind one seam: `build(config) -> ModelDef`."""
+
+from models.attention import ATTENTION, JVP_KINDS, require_jvp
+from models.builders import KINDS, build
+from models.definition import ModelDef, Params
+
+__all__ = ["ATTENTION", "JVP_KINDS", "KINDS", "ModelDef", "Params", "build", "require_jvp"]

@@ -1,0 +1,106 @@
+"""A small classifier of single frames: the network behind the metrics, so that no outside weights are needed.
+
+Its penultimate layer gives the features that Fréchet distances are measured in. It looks at one frame at a
+time: what a clip does in time is judged by laws of motion, not by a network.
+"""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.layers import Conv, Linear
+
+# Five convolutions of 105,000 weights in all: 16x16 frames end at 4x4. For 64x64 add levels at the front.
+DEFAULTS = {"shape": (16, 16, 1), "widths": (32, 64, 64), "features": 64, "num_classes": 10}
+
+Params = dict[str, Any]
+
+
+class ClassifierDef(NamedTuple):
+    """A classifier as two pure functions.
+
+    init(key) -> params: a nested dict of float32 arrays, with string keys and nothing else in it.
+    apply(params, frames [n, h, w, c] in [-1, 1]) -> (logits [n, num_classes], features [n, features]),
+    float32.
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    apply: Callable[[Params, Float[Array, "n h w c"]], tuple[Float[Array, "n k"], Float[Array, "n d"]]]
+
+
+class FrameClassifier(nnx.Module):
+    """Two convolutions a level, 2x2 mean pooling between levels, a mean over what is left, two dense
+    layers."""
+
+    def __init__(
+        self, channels: int, widths: tuple[int, ...], features: int, num_classes: int, rngs: nnx.Rngs
+    ):
+        self.levels = len(widths)
+        before = channels
+        for level, width in enumerate(widths):
+            # Named one by one, so that the tree of weights has string keys only.
+            setattr(self, f"first{level}", Conv(before, width, rngs, scale=2**0.5))
+            setattr(self, f"second{level}", Conv(width, width, rngs, scale=2**0.5))
+            before = width
+        self.features = Linear(before, features, rngs, scale=2**0.5)
+        self.logits = Linear(features, num_classes, rngs)
+
+    def __call__(self, frames: Float[Array, "n h w c"]) -> tuple[Float[Array, "n k"], Float[Array, "n d"]]:
+        x = frames.astype(jnp.float32)[None]  # the layers are those of video networks: n frames of one clip
+        for level in range(self.levels):
+            if level:
+                _, n, h, w, c = x.shape
+                x = x.reshape(1, n, h // 2, 2, w // 2, 2, c).mean((3, 5))
+            x = jax.nn.silu(getattr(self, f"first{level}")(x))
+            x = jax.nn.silu(getattr(self, f"second{level}")(x))
+        features = jax.nn.silu(self.features(x[0].mean((1, 2))))
+        return self.logits(features), features
+
+
+def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
+    """The classifier that `config` describes: any of the keys of DEFAULTS, each with its default.
+
+    `shape` is (height, width, channels); height and width divide by 2^(levels - 1), one level per entry of
+    `widths`. Raises KeyError for an unknown key and ValueError for a value that does not fit.
+    """
+    options = DEFAULTS | {name: config[name] for name in config}
+    for name in options:
+        if name not in DEFAULTS:
+            nearest = get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
+            raise KeyError(f"unknown key {name!r} for a classifier; did you mean {nearest!r}?")
+    shape, widths = tuple(options["shape"]), tuple(options["widths"])
+    if len(shape) != 3 or not widths or min((*shape, *widths)) < 1:
+        raise ValueError(
+            f"a classifier needs shape (h, w, c) and widths (one a level), got {shape} and {widths}"
+        )
+    if shape[0] % 2 ** (len(widths) - 1) or shape[1] % 2 ** (len(widths) - 1):
+        raise ValueError(
+            f"frames of {shape[0]}x{shape[1]} can't be halved {len(widths) - 1} times for {widths}"
+        )
+
+    def construct(key: PRNGKeyArray) -> nnx.Module:
+        return FrameClassifier(
+            shape[-1], widths, options["features"], options["num_classes"], nnx.Rngs(params=key)
+        )
+
+    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(jax.random.key(0))))
+
+    @jax.jit
+    def init(key: PRNGKeyArray) -> Params:
+        return nnx.to_pure_dict(nnx.state(construct(key), nnx.Param))
+
+    def apply(params: Params, frames: Float[Array, "n h w c"]) -> tuple[Array, Array]:
+        if frames.ndim != 4 or frames.shape[1:] != shape:
+            raise ValueError(
+                f"this classifier takes frames [n, {', '.join(map(str, shape))}], got {frames.shape}"
+            )
+        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)(frames)
+
+    return ClassifierDef(init, apply)

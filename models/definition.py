@@ -1,0 +1,140 @@
+"""The seam between networks and everything else: a network is two pure functions over a plain tree of arrays.
+
+Only this file knows how a flax.nnx module is taken apart and put together.
+"""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.attention import JVP_KINDS
+
+Params = dict[str, Any]
+
+
+class ModelDef(NamedTuple):
+    """A network as functions, and what a stage must know about it.
+
+    `init(key) -> params`: a nested dict of float32 arrays, with string keys and nothing else in it.
+    `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x and the prediction are [b, f, h, w, c]
+    float32; logsnr is [], [b|1], [b|1, f] (trailing ones allowed), any value up to both infinities; cond is a dict
+    with some of `cond_keys`, or None. `key` is the dropout key, needed when training with dropout.
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    apply: Callable[..., Float[Array, "b f h w c"]]
+    kind: str
+    shape: tuple[int, int, int, int]
+    num_classes: int
+    cond_keys: tuple[str, ...]
+    attention: str
+    jvp: bool
+
+
+def define(
+    kind: str,
+    construct: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    shape: tuple[int, int, int, int],
+    num_classes: int,
+    attention: str,
+    dropout: float,
+) -> ModelDef:
+    """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
+
+    `key` is None unless dropout is to be applied. The module's structure is fixed here, once; its weights are never
+    part of it.
+    """
+    cond_keys = ("label",) if num_classes else ()
+    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(nnx.Rngs(params=jax.random.key(0)))))
+    expected = _flat(_named(nnx.to_pure_dict(blank)))
+
+    @jax.jit
+    def init(key: PRNGKeyArray) -> Params:
+        return _named(nnx.to_pure_dict(nnx.state(construct(nnx.Rngs(params=key)), nnx.Param)))
+
+    def apply(
+        params: Params,
+        x: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "..."],
+        cond: Mapping[str, Any] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b f h w c"]:
+        x = jnp.asarray(x)
+        _check_clip(x, shape)
+        level = frame_level(logsnr, x.shape[0], x.shape[1])
+        cond = _checked_cond(cond, cond_keys, x.shape[0])
+        _check_params(params, expected)
+        if train and dropout and key is None:
+            raise ValueError(f"training with dropout {dropout} needs a key: apply(..., key=key, train=True)")
+        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
+        nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
+        return nnx.merge(graph, state)(x, level, cond, key if train and dropout else None)
+
+    return ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, attention in JVP_KINDS)
+
+
+def frame_level(logsnr: Float[Array, "..."], batch: int, frames: int) -> Float[Array, "b f"]:
+    """A level of shape [], [b|1] or [b|1, f|1], trailing ones allowed, as float32 [b|1, frames]."""
+    level = jnp.asarray(logsnr, jnp.float32)
+    if level.ndim == 0:
+        return jnp.broadcast_to(level, (1, frames))
+    if level.shape[0] not in (1, batch):
+        raise ValueError(
+            f"a level starts with the batch axis: its leading length must be 1 or the batch's {batch}, "
+            f"got shape {level.shape}" + (" (levels per frame are [1, f] or [b, f])" if level.shape[0] == frames else "")
+        )
+    if level.ndim > 1 and level.shape[1] not in (1, frames):
+        raise ValueError(f"a level per frame must have 1 or {frames} frames on axis 1, got shape {level.shape}")
+    if any(length != 1 for length in level.shape[2:]) or level.ndim > 5:
+        raise ValueError(f"this network takes one level per frame, [b|1, f], got a level of shape {level.shape}")
+    return jnp.broadcast_to(level.reshape(*level.shape[:2], *(1,) * (2 - level.ndim)), (level.shape[0], frames))
+
+
+def _check_clip(x: Array, shape: tuple[int, int, int, int]) -> None:
+    if x.ndim != 5 or x.shape[-1] != shape[-1]:
+        raise ValueError(f"this model takes clips [b, f, h, w, {shape[-1]}], got shape {x.shape}")
+
+
+def _checked_cond(cond: Mapping[str, Any] | None, keys: tuple[str, ...], batch: int) -> dict[str, Any]:
+    cond = dict(cond or {})
+    unknown = [name for name in cond if name not in keys]
+    if unknown:
+        raise ValueError(f"this model takes cond keys {keys}, got {', '.join(map(repr, unknown))}")
+    if cond.get("label") is not None:
+        label = jnp.asarray(cond["label"])
+        if label.shape not in ((batch,), (1,)) or not jnp.issubdtype(label.dtype, jnp.integer):
+            raise ValueError(f"cond['label'] must be integers of shape [{batch}], got {label.dtype}{label.shape}")
+        cond["label"] = label
+    return {name: value for name, value in cond.items() if value is not None}
+
+
+def _check_params(params: Params, expected: dict[str, Any]) -> None:
+    """Structure and shapes, so that weights of another model are refused by name; costs nothing once traced."""
+    given = _flat(params)
+    for path in given.keys() ^ expected.keys():
+        if path in given:
+            near = get_close_matches(path, expected.keys() - given.keys(), n=1, cutoff=0.0)
+            raise KeyError(f"params have {path!r}, which this model has not" + (f"; nearest: {near[0]!r}" if near else ""))
+        raise KeyError(f"params lack {path!r}, which this model needs")
+    for path, leaf in expected.items():
+        if jnp.shape(given[path]) != leaf.shape:
+            raise ValueError(f"parameter {path!r} must have shape {leaf.shape}, got {jnp.shape(given[path])}")
+
+
+def _named(tree: Any) -> Any:
+    """String keys throughout (a list's positions become '0', '1', ...): what checkpoints and safetensors can hold."""
+    return {str(name): _named(leaf) for name, leaf in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix.removesuffix("/"): tree}
+    return {path: leaf for name, sub in tree.items() for path, leaf in _flat(sub, f"{prefix}{name}/").items()}

@@ -1,0 +1,157 @@
+"""A factorised video U-Net: 2-D convolutions in space, three-tap mixing in time, joint attention at the lowest level.
+
+After the 3-D U-Net of Ho et al. 2022 (Video Diffusion Models, section 3), with the temporal attention of the upper
+levels replaced by a temporal convolution of three taps (Tran et al. 2018, R(2+1)D, section 3.5), written as a matrix
+product over a frame and its two neighbours.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.attention import Attention
+from models.layers import Conv, Embedding, LevelEmbedding, Linear, RMSNorm, dropout, modulate, rms_normalise
+from models.rope import grid_angles, rotate
+
+Clip = Float[Array, "b f h w c"]
+
+
+class TemporalMix(nnx.Module):
+    """A convolution over time with three taps, zero-padded at both ends of the clip."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, scale: float = 1.0):
+        self.mix = Linear(3 * width, width, rngs, scale)
+
+    def __call__(self, x: Clip) -> Clip:
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        return self.mix(jnp.concatenate([padded[:, :-2], x, padded[:, 2:]], axis=-1))
+
+
+class Block(nnx.Module):
+    """x + convolution(temporal mix(convolution(x))), scaled and shifted per frame by the level and class."""
+
+    def __init__(self, inputs: int, outputs: int, embed: int, rate: float, rngs: nnx.Rngs):
+        self.norm = RMSNorm(inputs)
+        self.space = Conv(inputs, outputs, rngs)
+        self.condition = Linear(embed, 2 * outputs, rngs, scale=0.0)
+        self.time = TemporalMix(outputs, rngs)
+        self.out = Conv(outputs, outputs, rngs, scale=0.3)
+        self.skip = Linear(inputs, outputs, rngs) if inputs != outputs else None
+        self.rate = rate
+
+    def __call__(self, x: Clip, embedding: Float[Array, "b f e"], key: PRNGKeyArray | None) -> Clip:
+        scale, shift = jnp.split(self.condition(embedding)[:, :, None, None], 2, axis=-1)
+        h = self.space(jax.nn.silu(self.norm(x)))
+        h = jax.nn.silu(modulate(rms_normalise(h), scale, shift))
+        h = jax.nn.silu(rms_normalise(self.time(h)))
+        h = self.out(dropout(h, self.rate, key))
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class JointAttention(nnx.Module):
+    """Self-attention over all frames and pixels at once, with 3-D rotary positions and normalised q and k."""
+
+    def __init__(self, width: int, heads: int, attend: Attention, base: float, rngs: nnx.Rngs):
+        self.norm = RMSNorm(width)
+        self.qkv = Linear(width, 3 * width, rngs)
+        self.query_norm = RMSNorm(width // heads)
+        self.key_norm = RMSNorm(width // heads)
+        self.out = Linear(width, width, rngs, scale=0.3)
+        self.heads, self.attend, self.base = heads, attend, base
+
+    def __call__(self, x: Clip) -> Clip:
+        b, f, h, w, c = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(self.norm(x)).reshape(b, f * h * w, 3, self.heads, -1), 2, 0)
+        angles = grid_angles(f, h, w, c // self.heads, self.base)
+        out = self.attend(rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles), v)
+        return x + self.out(out.reshape(x.shape))
+
+
+class UNet(nnx.Module):
+    """Levels of `widths` channels, each half as large as the one above, with `blocks[i]` blocks on either side.
+
+    The prediction is zero at initialisation. Frames are not counted anywhere: a clip may be of any length.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        patch: int,
+        embed: int,
+        head_dim: int,
+        dropout: float,
+        attend: Attention,
+        rope_base: float,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self.patch, self.dtype, self.before = patch, jnp.dtype(dtype), blocks[-1]
+        self.level = LevelEmbedding(embed, rngs)
+        self.label = Embedding(num_classes, embed, rngs) if num_classes else None
+        self.stem = Conv(channels * patch**2, widths[0], rngs)
+
+        def stack(inputs: list[int], width: int) -> nnx.List:
+            return nnx.List([Block(i, width, embed, dropout, rngs) for i in inputs])
+
+        upper = list(zip(widths[:-1], blocks[:-1], strict=True))
+        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        self.down = nnx.List([stack([w] * n, w) for w, n in upper])
+        self.shrink = nnx.List([Linear(4 * a, b, rngs) for a, b in steps])
+        self.middle = stack([widths[-1]] * 2 * blocks[-1], widths[-1])
+        self.attention = JointAttention(widths[-1], max(1, widths[-1] // head_dim), attend, rope_base, rngs)
+        self.grow = nnx.List([Linear(b, 4 * a, rngs) for a, b in steps])
+        self.up = nnx.List([stack([2 * w] + [w] * (n - 1), w) for w, n in upper])
+        self.norm = RMSNorm(widths[0])
+        self.head = Conv(widths[0], channels * patch**2, rngs, scale=0.0)
+
+    def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+        factor = self.patch * 2 ** len(self.down)
+        if x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(f"this U-Net takes frames whose sides are multiples of {factor}, got {x.shape[2:4]}")
+        embedding = self.level(level)
+        if self.label is not None:
+            label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
+            embedding = embedding + label[:, None]
+        embedding = jax.nn.silu(embedding)
+
+        def run(stack: nnx.List, h: Clip) -> Clip:
+            nonlocal key
+            for block in stack:
+                key, here = (None, None) if key is None else jax.random.split(key)
+                h = block(h, embedding, here)
+            return h
+
+        h = self.stem(space_to_depth(x.astype(self.dtype), self.patch))
+        skips = []
+        for stack, shrink in zip(self.down, self.shrink, strict=True):
+            h = run(stack, h)
+            skips.append(h)
+            h = shrink(space_to_depth(h, 2))
+        h = run(self.middle[: self.before], h)
+        h = run(self.middle[self.before :], self.attention(h))
+        for stack, grow in reversed(list(zip(self.up, self.grow, strict=True))):
+            h = run(stack, jnp.concatenate([depth_to_space(grow(h), 2), skips.pop()], axis=-1))
+        h = self.head(jax.nn.silu(self.norm(h)))
+        return depth_to_space(h, self.patch).astype(jnp.float32)
+
+
+def space_to_depth(x: Clip, size: int) -> Clip:
+    """[b, f, h, w, c] -> [b, f, h/size, w/size, size² c]; a space-to-depth and a dense layer are a strided convolution."""
+    if size == 1:
+        return x
+    b, f, h, w, c = x.shape
+    x = x.reshape(b, f, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, h // size, w // size, size * size * c)
+
+
+def depth_to_space(x: Clip, size: int) -> Clip:
+    """The inverse of `space_to_depth`."""
+    if size == 1:
+        return x
+    b, f, h, w, c = x.shape
+    x = x.reshape(b, f, h, w, size, size, c // size**2)
+    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, h * size, w * size, c // size**2)
