@@ -1,0 +1,33 @@
+"""Data: sources of clips, chosen by `config.data.kind`, and the batches that are read from them."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.data.pipeline import Batches
+from experiments.data.source import Source, check_split, from_config, nearest
+
+__all__ = ["KINDS", "Batches", "Source", "build"]
+
+# kind -> (module, dataclass): imported when asked for, since each brings a library that others don't need.
+KINDS = {
+    "moving_digits": ("experiments.data.moving_digits", "MovingDigits"),
+    "tfds": ("experiments.data.tfds_source", "TFDSVideos"),
+    "video_folder": ("experiments.data.video_folder", "VideoFolder"),
+}
+
+
+def build(config: Mapping[str, Any], split: str = "train") -> Source:
+    """The source that `config` (an `ml_collections.ConfigDict`, or a dict) describes.
+
+    `config.kind` is a key of KINDS; the other keys are the fields of that kind's dataclass. Raises KeyError,
+    naming the nearest valid choice, for an unknown kind and for an unknown or missing key; ValueError for a
+    value out of range and an unknown split.
+    """
+    if "kind" not in config:
+        raise KeyError(f"config.data lacks the key kind; {nearest('', KINDS)}")
+    if config["kind"] not in KINDS:
+        raise KeyError(f"unknown config.data.kind {config['kind']!r}; {nearest(config['kind'], KINDS)}")
+    check_split(split)
+    module, name = KINDS[config["kind"]]
+    return from_config(getattr(importlib.import_module(module), name), config, split)

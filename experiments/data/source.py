@@ -1,0 +1,96 @@
+"""What a data source is, and the checks that every source shares."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+SPLITS = ("train", "test")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to clips: `source[i]` is `dict(video=uint8 [f, h, w, c], label=int32 [])`.
+
+    `repr(source)` is stable between processes (it is part of a checkpoint's record). `num_classes` is 0 where
+    the data has no labels; `label` is then 0, which is also the models' index of "no class".
+    """
+
+    shape: tuple[int, int, int, int]
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """The end of an error message: the closest valid name if one is close, and the whole choice."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(str(name), valid, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {', '.join(valid)}"
+
+
+def from_config(kind: type, config: Mapping[str, Any], split: str) -> Any:
+    """Makes the dataclass `kind` from a config whose keys are its fields (all but `split`, which is given).
+
+    Raises KeyError for a key that is not a field and for a field without default that the config lacks.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init and field.name != "split"}
+    options = {key: config[key] for key in config if key != "kind"}
+    name = config["kind"]
+    for key in options:
+        if key not in fields:
+            raise KeyError(f"config.data has no key {key!r} for kind {name!r}; {nearest(key, fields)}")
+    for key, field in fields.items():
+        if key not in options and field.default is dataclasses.MISSING:
+            raise KeyError(f"config.data lacks the key {key!r}, which kind {name!r} needs")
+    return kind(**options, split=split)
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError for a split other than train and test."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; {nearest(split, SPLITS)}")
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raises ValueError unless `value` is an integer from `low` to `high` (no upper end if None)."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        upper = "" if high is None else f" and at most {high}"
+        raise ValueError(f"{name} must be at least {low}{upper}, got {value}")
+
+
+def check_index(index: int, length: int) -> int:
+    """`index` as a plain int; raises IndexError (which also ends a for loop) outside 0..length-1."""
+    index = int(index)
+    if not 0 <= index < length:
+        raise IndexError(f"clip {index} of a source with {length} clips")
+    return index
+
+
+def check_example(example: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+    """Returns `example` if it is `dict(video=uint8 source.shape, label=int32 [])`, the label a class or 0.
+
+    Raises ValueError naming the source, what was expected and what came: the keys, the frame count, the
+    shape, the dtype or the label.
+    """
+    shape, origin = tuple(source.shape), repr(source)
+    if set(example) != {"video", "label"}:
+        raise ValueError(f"{origin}: expected the keys video and label, got {', '.join(sorted(example))}")
+    video, label = np.asarray(example["video"]), np.asarray(example["label"])
+    if video.ndim == 4 and video.shape[0] != shape[0]:
+        raise ValueError(f"{origin}: expected clips of {shape[0]} frames, got one of {video.shape[0]} frames")
+    if video.shape != shape:
+        raise ValueError(f"{origin}: expected a video of shape {shape}, got {video.shape}")
+    if video.dtype != np.uint8:
+        raise ValueError(f"{origin}: expected a uint8 video, got {video.dtype}")
+    if label.shape != () or label.dtype != np.int32:
+        raise ValueError(f"{origin}: expected a scalar int32 label, got {label.dtype} of shape {label.shape}")
+    if not 0 <= label < max(source.num_classes, 1):
+        raise ValueError(f"{origin}: expected a label below {max(source.num_classes, 1)}, got {label}")
+    return example
