@@ -1,0 +1,55 @@
+"""Denoising itself: the teacher's training (Ho et al. 2020; weights as in Kingma & Gao 2023)."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jaxtyping import Array
+
+from diffusion import levels, predictions
+from distill import regression
+from distill.inputs import Network, clean, condition
+from distill.method import Method
+
+
+def objective(
+    network: Network, *, law: Callable, weight: Callable, label_dropout: float = 0.1, per_frame: bool = False
+) -> Callable[..., regression.Problem]:
+    """The target is the clean clip.
+
+    law: (key, shape) -> log-SNR of the noise; weight: log-SNR -> factor of the squared x0 error (SNR + 1 is the plain
+    v-loss). per_frame: an independent level for every frame, [b, f] (Diffusion Forcing, Chen et al. 2024).
+    """
+
+    def construct(params, frozen, batch, key, hyper) -> regression.Problem:
+        del params, frozen, hyper
+        key_level, key_noise, key_label = jax.random.split(key, 3)
+        x0 = clean(batch)
+        logsnr = law(key_level, x0.shape[:2] if per_frame else x0.shape[:1])
+        eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        x = levels.forward(x0, eps, logsnr, network.schedule)
+
+        def output(prediction: Array) -> Array:
+            return predictions.denoised(network.prediction, prediction, x, logsnr, network.schedule)
+
+        return regression.Problem(
+            x, logsnr, condition(network, batch, key_label, label_dropout), output, lambda *_: x0, weight(logsnr)
+        )
+
+    return construct
+
+
+def method(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    law: Callable,
+    weight: Callable,
+    ema: float = 0.999,
+    label_dropout: float = 0.1,
+    per_frame: bool = False,
+) -> Method:
+    """Denoising as a `Method` with the one phase `train`."""
+    target = objective(network, law=law, weight=weight, label_dropout=label_dropout, per_frame=per_frame)
+    train = regression.phase(network, target, optimiser, ema=ema)
+    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))

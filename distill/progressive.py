@@ -1,0 +1,97 @@
+"""Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): one step of the student matches two of the teacher."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffusion import levels, predictions
+from diffusion.levels import expand
+from distill import regression
+from distill.inputs import Network, clean, condition
+from distill.method import Method
+
+
+def ddim_step(schedule, x: Array, denoised: Array, logsnr: Array, logsnr_to: Array) -> Array:
+    """One deterministic DDIM step (Salimans & Ho, eq. 8): sigma_t/sigma_s x + (alpha_t - sigma_t/sigma_s alpha_s) x0."""
+    ratio = schedule.sigma(logsnr_to) / schedule.sigma(logsnr)
+    return expand(ratio, x) * x + expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x) * denoised
+
+
+def inverse_ddim(schedule, x: Array, x_to: Array, logsnr: Array, logsnr_to: Array) -> Array:
+    """The x0 with which one DDIM step from x lands on x_to (Appendix G): (z'' - r z) / (a'' - r a), r = sigma''/sigma.
+
+    At a clean end (sigma'' = 0) it is x_to / alpha'' itself, so the last step needs no case of its own.
+    """
+    ratio = schedule.sigma(logsnr_to) / schedule.sigma(logsnr)
+    return (x_to - expand(ratio, x) * x) / expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x)
+
+
+def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0) -> Callable[..., regression.Problem]:
+    """Algorithm 2. hyper["steps"] is the student's number of steps N, [], a traced number; frozen["teacher"] its teacher.
+
+    i ~ U{0..N-1}, t = (i+1)/N; the teacher makes DDIM steps t -> t - 1/(2N) -> t - 1/N, and the target is the x0 that
+    takes the student there in one.
+    """
+    schedule = network.schedule
+
+    def construct(params, frozen, batch, key, hyper) -> regression.Problem:
+        del params
+        key_step, key_noise, key_label = jax.random.split(key, 3)
+        x0 = clean(batch)
+        steps = jnp.asarray(hyper["steps"], jnp.float32)
+        index = jnp.floor(jax.random.uniform(key_step, x0.shape[:1]) * steps)
+        # Rounding may lift uniform * N up to N itself.
+        time = (jnp.minimum(index, steps - 1.0) + 1.0) / steps
+        here, middle, there = (time_to_level(schedule, time - k / (2.0 * steps)) for k in (0, 1, 2))
+        eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        x = levels.forward(x0, eps, here, schedule)
+        cond = condition(network, batch, key_label, label_dropout)
+        teacher = predictions.denoiser(
+            network.apply, frozen["teacher"], cond, schedule=schedule, prediction=network.prediction
+        )
+        x_middle = ddim_step(schedule, x, teacher(x, here), here, middle)
+        x_there = ddim_step(schedule, x_middle, teacher(x_middle, middle), middle, there)
+        target = inverse_ddim(schedule, x, x_there, here, there)
+
+        def output(prediction: Array) -> Array:
+            return predictions.denoised(network.prediction, prediction, x, here, schedule)
+
+        return regression.Problem(x, here, cond, output, lambda *_: target, weight(here))
+
+    return construct
+
+
+def time_to_level(schedule, time: Array) -> Array:
+    """log-SNR at time t on the sampling interval: t = 1 is logsnr_start, t = 0 logsnr_end, as grids.uniform_time steps."""
+    first, last = (float(schedule.time(end)) for end in (schedule.logsnr_start, schedule.logsnr_end))
+    level = schedule.logsnr(last + jnp.clip(time, 0.0, 1.0) * (first - last))
+    return jnp.clip(level, schedule.logsnr_start, schedule.logsnr_end)
+
+
+def method(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    weight: Callable,
+    ema: float = 0.0,
+    label_dropout: float = 0.0,
+) -> Method:
+    """Progressive distillation as a `Method`: `next` makes the student the teacher and halves the steps.
+
+    Teacher, N and the learning-rate scale are arguments of the compiled phase, so all halvings share one program. The
+    optimiser starts afresh in each round, as in the paper.
+    """
+    target = objective(network, weight=weight, label_dropout=label_dropout)
+    train = regression.phase(network, target, optimiser, ema=ema)
+    initial = regression.init(optimiser)
+
+    def following(state: regression.RegressionState, frozen, hyper):
+        student = state.ema
+        state = initial(jax.random.key(0), student)
+        teacher = jax.tree.map(jnp.copy, student)  # the state is donated: the teacher must not share its buffers
+        return state, {**frozen, "teacher": teacher}, {**hyper, "steps": hyper["steps"] / 2}
+
+    return Method(initial, {"train": train}, lambda step: ("train",), following)

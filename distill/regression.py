@@ -1,0 +1,119 @@
+"""The regression family: an objective constructs targets, and this one step is shared by all of them.
+
+An objective is a function (params, frozen, batch, key, hyper) -> Problem. The step evaluates the student on the problem's
+inputs, once, and moves it towards a target that carries no gradient. Where the target needs the derivative along the inputs
+(continuous-time consistency, MeanFlow), `tangents` asks for it and one `jax.jvp` gives value and derivative together.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from diffusion.levels import expand
+from distill.inputs import Network
+from distill.method import Metrics, exponential_moving_average
+
+LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
+"""Log-SNR edges of the loss by level: one mean loss hides which noise levels learn."""
+
+
+class Problem(NamedTuple):
+    """One regression problem.
+
+    x, logsnr, cond: the student's inputs.
+    output: prediction -> the compared quantity (usually the denoised clip).
+    target: (primal, tangent) -> its target, where primal is the student's own output and tangent its derivative along
+        `tangents`, or None. No gradient flows through either.
+    weight: a level-shaped factor of the squared error.
+    tangents: None, or the tangents of (x, logsnr, cond).
+    """
+
+    x: Array
+    logsnr: Array
+    cond: dict[str, Array]
+    output: Callable[[Array], Array]
+    target: Callable[[Array, Array | None], Array]
+    weight: Array
+    tangents: tuple[Array, Array, dict[str, Array]] | None = None
+
+
+class RegressionState(NamedTuple):
+    """params and ema: trees of weights; opt: the optimiser's state; step: finished updates, []."""
+
+    params: PyTree
+    ema: PyTree
+    opt: Any
+    step: Array
+
+
+def init(optimiser: optax.GradientTransformation) -> Callable[[Array, PyTree], RegressionState]:
+    """(key, params) -> the state before the first update. The key is not needed: nothing here is random."""
+
+    def initial(key: Array, params: PyTree) -> RegressionState:
+        del key
+        # A copy: the state is donated whole, so no two of its trees may share a buffer.
+        return RegressionState(params, jax.tree.map(jnp.copy, params), optimiser.init(params), jnp.zeros((), jnp.int32))
+
+    return initial
+
+
+def squared_error(output: Array, target: Array) -> Array:
+    return jnp.square(output - target)
+
+
+def phase(
+    network: Network,
+    objective: Callable[..., Problem],
+    optimiser: optax.GradientTransformation,
+    *,
+    ema: float,
+    metric: Callable[[Array, Array], Array] = squared_error,
+) -> Callable[..., tuple[RegressionState, Metrics]]:
+    """The shared step: (state, frozen, batch, key, hyper) -> (state, metrics).
+
+    hyper["learning_rate_scale"], [], scales the update. metrics: `loss` (weighted), `grad_norm`, and for each band of
+    log-SNR `loss_by_level/..` as a pair (sum, count).
+    """
+
+    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, Array]:
+        def student(x, logsnr, cond):
+            return problem.output(network.apply(params, x, logsnr, cond, key=key, train=True))
+
+        inputs = (problem.x, problem.logsnr, problem.cond)
+        if problem.tangents is None:
+            primal, tangent = student(*inputs), None
+        else:
+            primal, tangent = jax.jvp(student, inputs, problem.tangents)
+            tangent = jax.lax.stop_gradient(tangent)
+        target = jax.lax.stop_gradient(problem.target(jax.lax.stop_gradient(primal), tangent))
+        error = expand(problem.weight, primal) * metric(primal, target)
+        return jnp.mean(error), error
+
+    def step(state: RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+        key_problem, key_dropout = jax.random.split(key)
+        problem = objective(state.params, frozen, batch, key_problem, hyper)
+        (value, error), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, problem, key_dropout)
+        update, opt = optimiser.update(gradient, state.opt, state.params)
+        update = jax.tree.map(lambda u: u * hyper["learning_rate_scale"], update)
+        params = optax.apply_updates(state.params, update)
+        averaged = exponential_moving_average(state.ema, params, state.step, ema)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), **by_level(error, problem.logsnr)}
+        return RegressionState(params, averaged, opt, state.step + 1), metrics
+
+    return step
+
+
+def by_level(error: Array, logsnr: Array) -> Metrics:
+    """The mean error in bands of log-SNR, each as (sum, count): bands may be empty in one step."""
+    level = expand(logsnr, error)
+    error = jnp.mean(error, tuple(a for a in range(error.ndim) if level.shape[a] == 1), keepdims=True)
+    band = jnp.searchsorted(jnp.asarray(LEVEL_EDGES), level)
+    edges = ("-inf", *(f"{e:g}" for e in LEVEL_EDGES), "inf")
+    return {
+        f"loss_by_level/{low}..{high}": (jnp.sum(jnp.where(band == i, error, 0.0)), jnp.sum(band == i))
+        for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+    }
