@@ -1,0 +1,1 @@
+"""How a config is run: stages, data, checkpoints, devices, metrics, figures."""

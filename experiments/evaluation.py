@@ -1,0 +1,171 @@
+"""The evaluate stage: steps against quality against seconds, with figures to look at.
+
+Every sampler of the stage starts from the same noise and labels, so that a column of the figures shows what the sampler
+alone changes, and is measured against the same held-out clips with the same frozen metric network.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion import grids, guidance, predictions, sampling, schedules, solvers
+from distill import Network
+from experiments import config as configs
+from experiments import data, figures, metrics, weights
+from experiments.config import ConfigError
+from experiments.metrics import classifier_training
+from models import build as build_model
+from models.classifier import build_classifier
+
+CLASSIFIER = "pretrained:moving_digits/classifier"
+KEYS = {"samplers", "num_clips", "batch_size", "classifier", "bootstrap", "seed_offset", "shown"}
+SAMPLER_KEYS = {"weights", "steps", "solver", "grid", "guidance"}
+QUALITY = "frechet_clip"
+
+
+def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Names and keys of every sampler, before any work."""
+    if not block["samplers"]:
+        raise ConfigError(f"{where}.samplers is empty")
+    for name, sampler in block["samplers"].items():
+        here = f"{where}.samplers.{name}"
+        configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
+        configs.table(_table_block(sampler), sampler["steps"], configs.schedule(config), here)
+
+
+def _table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: sampler[k] for k in ("solver", "grid") if k in sampler}
+
+
+def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str, Any]]:
+    """(params, network, record) of a denoiser's weights, rebuilt from its own record."""
+    params, record = weights.load(path)
+    if record.get("kind") != "denoiser":
+        raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
+    definition = build_model(record["model"])
+    schedule = schedules.restore(record["schedule"])
+    return params, Network(definition.apply, schedule, record["prediction"], definition.num_classes), record
+
+
+def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float):
+    """The network as `sample` wants it; classifier-free guidance only where it changes anything."""
+    cond = {} if labels is None else {"label": labels}
+
+    def make(cond):
+        return predictions.denoiser(
+            network.apply, params, cond, schedule=network.schedule, prediction=network.prediction
+        )
+
+    if scale == 1.0:
+        return make(cond)
+    return guidance.classifier_free(make(cond), make({"label": jnp.full_like(labels, network.num_classes)}), scale)
+
+
+def draw(
+    network: Network,
+    params: Any,
+    table: solvers.Table,
+    labels: Int[np.ndarray, " n"],
+    noise: Float[np.ndarray, "n f h w c"],
+    key: Array,
+    *,
+    batch_size: int,
+    scale: float = 1.0,
+) -> tuple[Float[np.ndarray, "n f h w c"], float]:
+    """(clips in [-1, 1], seconds per clip). All batches have one size; the first runs twice, so that compiling isn't timed."""
+    level = np.asarray(table.logsnr)[0]
+    start = np.asarray(network.schedule.alpha(level) * 0 + np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)))
+    clips, seconds = [], 0.0
+    for index in range(0, len(noise), batch_size):
+        rows = slice(index, index + batch_size)
+        x = jnp.asarray(noise[rows] * start, jnp.float32)
+        label = jnp.asarray(labels[rows]) if network.num_classes else None
+        step_key = jax.random.fold_in(key, index)
+        run = lambda: sampling.sample(denoiser(network, params, label, scale), table, x, step_key)  # noqa: B023, E731
+        if index == 0:
+            jax.block_until_ready(run())
+        begun = time.perf_counter()
+        clips.append(np.asarray(run()))
+        seconds += time.perf_counter() - begun
+    return np.clip(np.concatenate(clips), -1.0, 1.0), seconds / len(noise)
+
+
+def run(context, name: str, block: Mapping[str, Any]) -> None:
+    """Samples, measures, draws and reports. Leaves report.json, report.md and figures in the stage's folder."""
+    config, folder = context.config, context.workdir / name
+    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+    if num % batch:
+        raise ConfigError(f"config.stages.{name}: num_clips {num} is not a multiple of batch_size {batch}")
+    source = data.build(config["data"], "test")
+    real = data.Batches(source, num, seed=config["seed"], process_index=0, process_count=1)
+    reference, other = real.batch_at(0), real.batch_at(1)
+    classifier_path = weights.find(block.get("classifier", CLASSIFIER), context.workdir)
+    classifier_params, classifier_record = weights.load(classifier_path)
+    classify = classifier_training.classify_fn(build_classifier(classifier_record["model"]), classifier_params)
+    key = context.key(name)
+    noise = np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32)
+    labels = reference["label"]
+    rows, clips, seconds, networks = {}, {}, {}, {}
+    total = len(block["samplers"])
+    for index, (row, sampler) in enumerate(block["samplers"].items()):
+        path = weights.find(sampler["weights"], context.workdir)
+        params, network, _ = networks.setdefault(path, load_network(path))
+        table = configs.table(_table_block(sampler), sampler["steps"], network.schedule, f"{name}.samplers.{row}")
+        print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
+        clips[row], seconds[row] = draw(
+            network, params, table, labels, noise, jax.random.fold_in(key, index + 1),
+            batch_size=batch, scale=sampler.get("guidance", 1.0),
+        )  # fmt: skip
+        rows[row] = metrics.evaluate(
+            clips[row], reference["video"], labels=labels, classify=classify, floor_reference=other["video"],
+            bootstrap=block.get("bootstrap", 100), seed=config["seed"],
+        )  # fmt: skip
+    report(context, name, block, rows, clips, seconds, reference["video"], str(classifier_path))
+
+
+def report(context, name, block, rows, clips, seconds, reference, classifier: str) -> None:
+    """Writes what was measured, as JSON, Markdown and pictures."""
+    folder = context.workdir / name
+    calls = {row: s["steps"] * (2 if s.get("guidance", 1.0) != 1.0 else 1) for row, s in block["samplers"].items()}
+    table = metrics.table(rows, extra={"evaluations": calls, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}})
+    shown = min(block.get("shown", 8), len(reference))
+    pictures = {"real": reference[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
+    figures.comparison(folder / "comparison.png", pictures)
+    figures.animate(folder / "comparison.webp", pictures)
+    figures.slices(folder / "slices.png", pictures)
+    for row, videos in clips.items():
+        figures.film_strip(folder / f"samples_{row}.png", videos[:shown])
+    points = {}
+    for row, sampler in block["samplers"].items():
+        measure = rows[row][QUALITY]
+        point = figures.Point(seconds[row], measure.value, str(sampler["steps"]), measure.low, measure.high)
+        points.setdefault(sampler["weights"].split("@")[0], []).append(point)
+    figures.quality_against_seconds(
+        folder / "quality.png", points, quality=f"{QUALITY} (lower is better)", floor=next(iter(rows.values()))[QUALITY].floor
+    )
+    result = {
+        "clips": len(reference) if not clips else len(next(iter(clips.values()))),
+        "classifier": classifier,
+        "device": jax.devices()[0].device_kind,
+        "samplers": {
+            row: {
+                **block["samplers"][row], "evaluations": calls[row], "seconds_per_clip": seconds[row],
+                "metrics": {k: m._asdict() for k, m in measures.items()},
+            }
+            for row, measures in rows.items()
+        },
+    }  # fmt: skip
+    configs.write_json(folder / "report.json", result)
+    (folder / "report.md").write_text(table + "\n", encoding="utf-8")
+    configs.write_json(context.workdir / "report.json", result)
+    print(table, flush=True)
+    print(f"\npictures: {folder / 'comparison.png'}, {folder / 'comparison.webp'}, {folder / 'quality.png'}", flush=True)
+
+

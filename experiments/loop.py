@@ -1,0 +1,218 @@
+"""The loop that runs a method's phases: compiled once, checkpointed, resumed bit for bit, watched for NaN."""
+
+import dataclasses
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metrics as clu_metrics
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from distill.method import Method
+from experiments import mesh as meshes
+from experiments.checkpoints import Checkpoints
+from experiments.config import ConfigError
+from experiments.writers import Writer
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """SIGTERM came: the run has saved and may be continued."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What a stage trains, and where it stands. `hyper` holds Python floats; they become traced scalars."""
+
+    method: Method
+    state: PyTree
+    frozen: PyTree
+    hyper: dict[str, float]
+    steps: int
+    rounds: int = 1
+
+    def tree(self) -> dict[str, Any]:
+        """What a checkpoint must hold. A teacher that changes from round to round belongs to it, a fixed one doesn't."""
+        tree = {"state": self.state, "hyper": {k: np.float32(v) for k, v in self.hyper.items()}}
+        return tree | ({"frozen": self.frozen} if self.rounds > 1 else {})
+
+    def take(self, tree: dict[str, Any]) -> None:
+        self.state = tree["state"]
+        self.hyper = {k: float(v) for k, v in tree["hyper"].items()}
+        self.frozen = tree.get("frozen", self.frozen)
+
+
+def compile_phases(method: Method, mesh: Mesh) -> dict[str, Callable]:
+    """One jit for each phase: weights replicated, the batch split over `data`, the state donated."""
+    everywhere, rows = meshes.replicated(mesh), meshes.split(mesh)
+    return {
+        name: jax.jit(
+            phase,
+            donate_argnums=0,
+            in_shardings=(everywhere, everywhere, rows, everywhere, everywhere),
+            out_shardings=everywhere,
+        )
+        for name, phase in method.phases.items()
+    }
+
+
+def train(
+    run: Run,
+    batches: Any,
+    key: jax.Array,
+    mesh: Mesh,
+    *,
+    name: str,
+    checkpoints: Checkpoints,
+    make_writer: Callable[[int], Writer],
+    record: dict[str, Any],
+    log_every: int,
+    checkpoint_every: int,
+    on_round: Callable[[Run], None],
+) -> Run:
+    """Runs `run.rounds` rounds of `run.steps` steps, from the newest checkpoint if there is one.
+
+    key: of the stage; step s uses fold_in(key, s). on_round is called with the finished round before the next begins (and
+    again after a kill in between: it must be repeatable). Raises FloatingPointError for a non-finite loss, Stopped after
+    SIGTERM.
+    """
+    everywhere = meshes.replicated(mesh)
+    run.state, run.frozen = meshes.put(run.state, everywhere), meshes.put(run.frozen, everywhere)
+    total = run.steps * run.rounds
+    first = 0
+    found = checkpoints.restore(meshes.put(run.tree(), everywhere))
+    if found is not None:
+        first, tree, position, _ = found
+        run.take(tree)
+        batches.set_state(position)
+        log.info("%s: resumed at step %d of %d", name, first, total)
+    writer = make_writer(first)
+    phases = compile_phases(run.method, mesh)
+    progress = Progress(name, first, total)
+    seen: list[tuple[int, dict[str, Any]]] = []
+
+    def report() -> None:
+        """Writes the mean of the metrics since the last time; stops the stage at a loss that is not finite."""
+        if not seen:
+            return
+        values = jax.device_get([m for _, m in seen])
+        for (step, _), metrics in zip(seen, values, strict=True):
+            for key_, value in metrics.items():
+                if not np.all(np.isfinite(value)):
+                    last = checkpoints.latest()
+                    raise FloatingPointError(
+                        f"{name}: {key_} is not finite at step {step}; the last good checkpoint is "
+                        + (f"{checkpoints.folder / str(last)}" if last is not None else "none: no step was saved yet")
+                    )
+        scalars = average(values)
+        writer.write_scalars(seen[-1][0], {**scalars, "steps_per_second": progress.speed()})
+        writer.flush()
+        progress.line(seen[-1][0], scalars)
+        seen.clear()
+
+    with stop_signal() as stopping:
+        for step in range(first, total):
+            batch = meshes.put_batch(next(batches), mesh)
+            hyper = {k: np.float32(v) for k, v in run.hyper.items()}
+            for index, phase in enumerate(run.method.order(step)):
+                step_key = jax.random.fold_in(jax.random.fold_in(key, step), index)
+                run.state, metrics = phases[phase](run.state, run.frozen, batch, step_key, hyper)
+                prefix = f"{phase}/" if len(phases) > 1 else ""
+                seen.append((step + 1, {f"{prefix}{k}": v for k, v in metrics.items()}))
+            done = step + 1
+            end_of_round = done % run.steps == 0
+            if end_of_round or done % log_every == 0 or done % checkpoint_every == 0 or stopping():
+                report()
+            if end_of_round:
+                on_round(run)
+                if done < total:
+                    if run.method.next is None:
+                        raise ConfigError(f"{name}: this method has a single round, {run.rounds} were asked for")
+                    run.state, run.frozen, run.hyper = run.method.next(run.state, run.frozen, run.hyper)
+                    run.state, run.frozen = meshes.put(run.state, everywhere), meshes.put(run.frozen, everywhere)
+            if end_of_round or done % checkpoint_every == 0 or stopping():
+                checkpoints.save(done, run.tree(), batches.get_state(), record | {"step": done})
+            if stopping() and done < total:
+                checkpoints.wait()
+                writer.close()
+                raise Stopped(f"{name}: stopped at step {done} of {total}, saved; run the same command to go on")
+    checkpoints.wait()
+    writer.close()
+    return run
+
+
+def average(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each metric over steps. A pair (sum, count) is averaged over its counts; without any it is left out."""
+    scalars = {}
+    for name in dict.fromkeys(k for row in rows for k in row):
+        values = [row[name] for row in rows if name in row]
+        if isinstance(values[0], tuple):
+            total, count = (float(np.sum([v[i] for v in values])) for i in (0, 1))
+            if count:
+                scalars[name] = total / count
+        else:
+            scalars[name] = float(clu_metrics.Average.from_model_output(np.asarray(values)).compute())
+    return scalars
+
+
+class Progress:
+    """A line with speed and time left: rewritten in place on a terminal, one line a report elsewhere."""
+
+    def __init__(self, name: str, first: int, total: int, stream=sys.stderr):
+        self.name, self.first, self.total, self.stream = name, first, total, stream
+        self._begun: float | None = None
+        self._from = first
+        self._done = first
+
+    def speed(self) -> float:
+        """Steps per second since the first report (the first one pays for compilation)."""
+        if self._begun is None or self._done <= self._from:
+            return 0.0
+        return (self._done - self._from) / max(time.monotonic() - self._begun, 1e-9)
+
+    def line(self, done: int, scalars: dict[str, float]) -> None:
+        if self._begun is None:
+            self._begun, self._from = time.monotonic(), done
+        self._done = done
+        speed = self.speed()
+        left = f"{duration((self.total - done) / speed)} left" if speed else "time left not known yet"
+        loss = next((v for k, v in scalars.items() if k.endswith("loss")), math.nan)
+        text = f"{self.name}: step {done}/{self.total}  loss {loss:.4g}  {speed:.2f} steps/s  {left}"
+        terminal = self.stream.isatty()
+        print(f"\r{text:<78}" if terminal else text, end="" if terminal and done < self.total else "\n", file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class stop_signal:
+    """A context in which SIGTERM is noted, not obeyed: the loop asks, saves and leaves."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._noted = False
+
+        def note(number, frame):
+            del number, frame
+            self._noted = True
+
+        try:
+            self._before = signal.signal(signal.SIGTERM, note)
+        except ValueError:  # signals can be set in the main thread only
+            self._before = None
+        return lambda: self._noted
+
+    def __exit__(self, *unused: Iterable[Any]) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,142 @@
+"""`python -m experiments.run --config=configs/X.py --workdir=DIR`: runs a config's stages in order.
+
+A finished stage is skipped, a broken one goes on from its last checkpoint. `--stage=NAME` runs one stage,
+`--config.a.b=VALUE` overrides a key. The workdir belongs to one config: a stage that has begun with other settings is refused.
+"""
+
+import contextlib
+import fcntl
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import config as configs
+from experiments import mesh as meshes
+from experiments import stages
+from experiments.config import ConfigError
+from experiments.loop import Stopped, duration
+
+DONE = "done.json"
+
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file("config", None, "a config file", flag_values=FLAGS, lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "where results and checkpoints go", flag_values=FLAGS)
+_STAGE = flags.DEFINE_string("stage", None, "run this stage only", flag_values=FLAGS)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done (or saved after SIGTERM), 2 a mistake of the user's, 3 a non-finite loss."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("experiments").setLevel(logging.INFO)
+    try:
+        config, source, workdir, stage = parse(argv if argv is not None else sys.argv)
+        context = stages.Context(config, workdir, meshes.make(), source)
+        with exclusively(workdir):
+            run(context, stage)
+    except ConfigError as error:
+        return fail(str(error), 2)
+    except FloatingPointError as error:
+        return fail(str(error), 3)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+    return 0
+
+
+def fail(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | None]:
+    """(config as a plain dict, its name, workdir, stage) from the command line."""
+    FLAGS.unparse_flags()
+    try:
+        rest = FLAGS(argv)
+        config = FLAGS["config"].value
+    # ml_collections raises whatever went wrong in the file or the override: a bad flag, key, type or path.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        raise ConfigError(_readable(error)) from error
+    if config is None or FLAGS["workdir"].value is None:
+        raise ConfigError("usage: python -m experiments.run --config=configs/X.py --workdir=DIR [--stage=NAME] [--config.a.b=VALUE]")
+    if rest[1:]:
+        raise ConfigError(f"arguments not understood: {' '.join(rest[1:])} (flags are --config, --workdir, --stage)")
+    name = next((a.split("=", 1)[-1] for a in argv if a.startswith("--config=")), "config")
+    return configs.plain(config), name, pathlib.Path(FLAGS["workdir"].value).resolve(), FLAGS["stage"].value
+
+
+def _readable(error: BaseException) -> str:
+    """ml_collections prints the whole config into its message; the hint at its end is what helps."""
+    lines = [line.strip() for line in str(error).strip("'\"").replace("\\n", "\n").splitlines() if line.strip()]
+    hint = [line for line in lines if line.startswith("Did you mean")]
+    head = lines[0].split(". Other fields present")[0] if lines else type(error).__name__
+    return f"{head}. {hint[-1]}" if hint else head
+
+
+def run(context: stages.Context, only: str | None = None) -> None:
+    """Checks the whole config and the workdir first; then the stages."""
+    plan = context.config["stages"] if "stages" in context.config else {}
+    stages.check(context)
+    if only is not None:
+        configs.choose(only, plan, "--stage")
+    check_workdir(context)
+    configs.write_json(context.workdir / "config.json", context.config)
+    for name, block in plan.items():
+        if only is not None and name != only:
+            continue
+        folder = context.workdir / name
+        if (folder / DONE).exists():
+            print(f"{name}: already done, skipped", flush=True)
+            continue
+        begun = time.monotonic()
+        configs.write_json(folder / "config.json", stage_config(context.config, name))
+        stages.KINDS[block["kind"]](context, name, block)
+        configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1)})
+        print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
+
+
+def stage_config(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a stage's result depends on: its own block and all that stages share."""
+    return {k: v for k, v in config.items() if k != "stages"} | {"stage": config["stages"][name]}
+
+
+def check_workdir(context: stages.Context) -> None:
+    """Refuses a workdir in which a stage was begun with other settings. Nothing is written or removed."""
+    for name in context.config["stages"]:
+        path = context.workdir / name / "config.json"
+        if not path.exists():
+            continue
+        found = configs.differences(configs.read_json(path), stage_config(context.config, name))
+        if found:
+            raise ConfigError(
+                f"workdir {context.workdir} holds stage {name!r} of another config: {'; '.join(found[:3])}"
+                + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+                + ". Choose another --workdir, or remove that stage's folder"
+            )
+
+
+@contextlib.contextmanager
+def exclusively(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir: a second run in it would write over the first one's files."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115 (held as long as the run)
+    except OSError as error:
+        raise ConfigError(f"can't write to workdir {workdir}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another run is working in {workdir}") from None
+        yield
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_threefry_partitionable", True)
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""What the kinds of stages do. A stage leaves its weights, or a report, in its own folder of the workdir."""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import pathlib
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from diffusion import schedules
+from experiments import config as configs
+from experiments import data, evaluation, loop, weights
+from experiments import mesh as meshes
+from experiments.checkpoints import Checkpoints
+from experiments.config import ConfigError
+from experiments.metrics import classifier_training
+from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
+from models.classifier import build_classifier
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every stage of a run shares: the config as a plain dict, the workdir, the devices."""
+
+    config: dict[str, Any]
+    workdir: pathlib.Path
+    mesh: Mesh
+    source: str = "config"
+
+    def key(self, stage: str) -> jax.Array:
+        """The stage's key: folded from the seed and the stage's name, so that no stage depends on those before it."""
+        digest = int.from_bytes(hashlib.sha256(stage.encode()).digest()[:4], "big")
+        return jax.random.fold_in(jax.random.key(self.config["seed"]), digest)
+
+
+TRAINING = {
+    "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
+    "log_every", "checkpoint_every", "tensorboard",
+}  # fmt: skip
+KEYS = {
+    "train": (TRAINING | {"method", "teacher", "student_steps"}, {"method", "steps", "batch_size"}),
+    "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
+    "evaluate": (evaluation.KEYS, {"samplers"}),
+}
+
+
+def check(context: Context) -> None:
+    """Every stage of the config, before any work: kinds, keys, names, and that what they refer to exists."""
+    config = context.config
+    needed = {"seed", "data", "stages"}
+    configs.check_keys(config, {"model", "schedule", "prediction", *needed}, needed, "config")
+    earlier: dict[str, Any] = {}
+    for name, block in config["stages"].items():
+        where = f"config.stages.{name}"
+        if not name.isidentifier():
+            raise ConfigError(f"{where}: a stage's name is letters, digits and _ (it names a folder), got {name!r}")
+        if "kind" not in block:
+            raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
+        allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
+        configs.check_keys(block, allowed | {"kind"}, required, where)
+        references = [block[k] for k in ("teacher", "init") if block.get(k)]
+        if block["kind"] == "evaluate":
+            evaluation.check(block, config, where)
+            references += [s["weights"] for s in block["samplers"].values()]
+            references += [block.get("classifier", evaluation.CLASSIFIER)]
+        elif block["kind"] == "train":
+            plan(context, name, block)
+        meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
+        for reference in references:
+            stage = reference.split("@")[0]
+            if reference.startswith("pretrained:"):
+                weights.find(reference, context.workdir)
+            elif not reference.endswith(".safetensors") and stage not in earlier:
+                raise ConfigError(
+                    f"{where} refers to {reference!r}, which is no stage before it; {configs.nearest(stage, earlier)} "
+                    "(or pretrained:NAME, or a path to a .safetensors file)"
+                )
+        earlier[name] = block
+
+
+def plan(context: Context, name: str, block: Mapping[str, Any]):
+    """(model, network, method, rounds) of a train stage: builds everything, computes nothing."""
+    where = f"config.stages.{name}"
+    for key in ("model", "schedule", "prediction"):
+        if key not in context.config:
+            raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
+    definition, network = configs.network(context.config)
+    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
+    method = configs.method(block["method"], block.get("options", {}), network, optimiser, where)
+    rounds = block.get("student_steps", [])
+    if method.next is not None:
+        if not rounds or any(a != 2 * b for a, b in zip(rounds[:-1], rounds[1:], strict=True)) or min(rounds) < 1:
+            raise ConfigError(f"{where}.student_steps must halve from round to round, as [8, 4, 2, 1], got {rounds}")
+        if not block.get("teacher"):
+            raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
+    elif rounds:
+        raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
+    return definition, network, method, rounds
+
+
+def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
+    """Trains a denoiser or a student and leaves its EMA weights with their record."""
+    definition, network, method, rounds = plan(context, name, block)
+    source = data.build(context.config["data"], "train")
+    check_shapes(source, context.config)
+    record = {
+        "format": 1,
+        "kind": "denoiser",
+        "model": context.config["model"],
+        "prediction": network.prediction,
+        "schedule": schedules.record(network.schedule),
+        "cond_keys": list(definition.cond_keys),
+        "shape": list(definition.shape),
+        "num_classes": definition.num_classes,
+        "law": block.get("options", {}).get("law", "uniform_time") if block["method"] == "denoising" else None,
+        "weights": "ema",
+        "method": block["method"],
+    }
+    key = context.key(name)
+    frozen = {}
+    start = block.get("init") or block.get("teacher")
+    params = definition.init(jax.random.fold_in(key, 2**31 - 1)) if not start else load_fitting(context, start, record)
+    if block.get("teacher"):
+        frozen["teacher"] = load_fitting(context, block["teacher"], record)
+    # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
+    hyper = {"learning_rate_scale": 1.0} | ({"steps": float(rounds[0])} if rounds else {})
+    state = method.init(key, jax.tree.map(jnp.asarray, params))
+    run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
+    finish_training(context, name, block, run, source, key, record)
+
+
+def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> None:
+    """Trains the frame classifier whose features the metrics use."""
+    where = f"config.stages.{name}"
+    source = data.build(context.config["data"], "train")
+    model = dict(block.get("model", {}))
+    classifier = configs.call(build_classifier, {}, where, config=model)
+    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
+    method = configs.call(
+        classifier_training.method, block.get("options", {}), f"{where}.options", classifier=classifier, optimiser=optimiser
+    )
+    key = context.key(name)
+    state = method.init(key, classifier.init(jax.random.fold_in(key, 2**31 - 1)))
+    record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
+    run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
+    finish_training(context, name, block, run, source, key, record)
+
+
+def finish_training(context, name, block, run: loop.Run, source, key, record) -> None:
+    """The part that all training shares: data, checkpoints, metrics, and the weights at the end of every round."""
+    folder = context.workdir / name
+    record = record | {
+        "stage": name, "config": context.source, "seed": context.config["seed"], "data": context.config["data"],
+        "batch_size": block["batch_size"], "train_steps": run.steps, "commit": commit(),
+    }  # fmt: skip
+    print(f"{name}: {parameter_overview.count_parameters(run.state.params):,} parameters", flush=True)
+    overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
+    (folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+    batches = data.Batches(
+        source, block["batch_size"], seed=context.config["seed"] + block.get("seed_offset", 0),
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    student_steps = block.get("student_steps", [])
+
+    def on_round(run: loop.Run) -> None:
+        params = run.state.ema
+        if student_steps:
+            steps = round(run.hyper["steps"])
+            weights.save(weights.result_path(context.workdir, name, steps), params, record | {"steps": steps})
+            if steps != student_steps[-1]:
+                return
+            weights.save(weights.result_path(context.workdir, name), params, record | {"steps": steps})
+        else:
+            weights.save(weights.result_path(context.workdir, name), params, record)
+
+    def make_writer(step: int) -> Writer:
+        writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
+        if block.get("tensorboard", False):
+            writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
+        return MultiWriter(writers)
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        loop.train(
+            run, batches, key, context.mesh, name=name, checkpoints=checkpoints, make_writer=make_writer, record=record,
+            log_every=block.get("log_every", 50), checkpoint_every=block.get("checkpoint_every", 500), on_round=on_round,
+        )  # fmt: skip
+    finally:
+        checkpoints.close()
+
+
+def load_fitting(context: Context, reference: str, expected: Mapping[str, Any]) -> Any:
+    """Weights by reference, refused by name if their record doesn't fit the stage that wants them."""
+    path = weights.find(reference, context.workdir)
+    params, record = weights.load(path)
+    keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
+    weights.check_fits(record, {k: expected[k] for k in keys}, f"{reference} ({path})")
+    return jax.tree.map(jnp.asarray, params)
+
+
+def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:
+    """The data must be what the network takes."""
+    model = config["model"]
+    if tuple(source.shape) != tuple(model["shape"]):
+        raise ConfigError(
+            f"config.data gives clips of shape {tuple(source.shape)} (frames, height, width, channels), "
+            f"config.model.shape is {tuple(model['shape'])}"
+        )
+    if model["num_classes"] and source.num_classes != model["num_classes"]:
+        raise ConfigError(f"config.data has {source.num_classes} classes, config.model.num_classes is {model['num_classes']}")
+
+
+@functools.cache
+def commit() -> str | None:
+    """The checkout's commit, with + where files differ from it; None outside a checkout."""
+    folder = pathlib.Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], None]] = {
+    "train": run_train,
+    "classifier": run_classifier,
+    "evaluate": evaluation.run,
+}

@@ -1,0 +1,88 @@
+"""Finished weights: one safetensors file that carries the record of what it holds.
+
+A finished stage, a shipped teacher and a metric network are the same kind of file, so a teacher may be another stage's
+result, `pretrained:NAME` or a path. The record says what a later stage must know: the model's config, prediction, schedule,
+shape, labels, EMA or raw, number of steps, and where the weights came from.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from experiments.config import ConfigError, nearest
+
+PRETRAINED = pathlib.Path(__file__).resolve().parent.parent / "pretrained"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """A nested dict of arrays as {'a/b/c': array}."""
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}/") if isinstance(value, Mapping) else {name: np.asarray(value)}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Writes weights and record in one file, beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".writing")
+    arrays = {k: np.ascontiguousarray(v) for k, v in flatten(jax.device_get(params)).items()}
+    save_file(arrays, beside, metadata={"record": json.dumps(record)})
+    beside.replace(path)
+
+
+def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, record). ConfigError with one line for a missing or damaged file."""
+    if not path.is_file():
+        raise ConfigError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            record = json.loads((file.metadata() or {})["record"])
+            params = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise ConfigError(f"{path} is damaged or was not written by this program ({error}); remove it or restore it") from None
+    return params, record
+
+
+def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
+    """The file that a reference names: `pretrained:NAME`, `STAGE`, `STAGE@STEPS` (a round of a stage) or a path."""
+    if reference.startswith("pretrained:"):
+        name = reference.removeprefix("pretrained:")
+        path = (PRETRAINED / f"{name}.safetensors").resolve()
+        if not path.is_relative_to(PRETRAINED) or not path.is_file():
+            known = [p.relative_to(PRETRAINED).with_suffix("").as_posix() for p in PRETRAINED.rglob("*.safetensors")]
+            raise ConfigError(f"no pretrained weights {name!r}; {nearest(name, known)}")
+        return path
+    if reference.endswith(".safetensors"):
+        return pathlib.Path(reference)
+    return result_path(workdir, *reference.split("@", 1))
+
+
+def result_path(workdir: pathlib.Path, stage: str, steps: str | int | None = None) -> pathlib.Path:
+    """Where a stage leaves its weights; a stage with rounds leaves one file for each number of steps."""
+    return workdir / stage / ("weights.safetensors" if steps is None else f"weights@{steps}.safetensors")
+
+
+def check_fits(record: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Refuses a wrong pair from the record: model, prediction, schedule or shape of another kind."""
+    for key, value in expected.items():
+        if key in record and record[key] != value:
+            raise ConfigError(f"{what} does not fit: its {key} is {record[key]!r}, this stage needs {value!r}")
