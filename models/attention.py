@@ -1,9 +1,10 @@
-"""Attention over all tokens, in three kinds that are equal in value and gradient and differ in time and memory.
+"""Attention over all tokens: three kinds, equal in value and gradient, that differ in time and memory.
 
-`xla`         softmax(q k^T / sqrt(d)) v as two batched products; the backward pass reads the stored probabilities.
+`xla`         softmax(q k^T / sqrt(d)) v as two batched products; the backward pass reads the probabilities.
 `checkpoint`  the same under jax.checkpoint: the probabilities are recomputed in the backward pass.
-`fused`       chunks of queries; only the log-sum-exp of each row is kept (Dao et al. 2022, FlashAttention, alg. 1, 4).
-              A hand-written gradient, so it has no forward derivative: `jax.jvp` needs one of `JVP_KINDS`.
+`fused`       chunks of queries; only the log-sum-exp of each row is kept (Dao et al. 2022, FlashAttention,
+              algorithms 1 and 4). Its gradient is written by hand, so that it has no forward derivative:
+              `jax.jvp` needs one of `JVP_KINDS`.
 
 Queries, keys and values are [b, n, heads, d]; products are accumulated and the softmax is taken in float32.
 """
@@ -30,7 +31,7 @@ def plain(q: Heads, k: Heads, v: Heads) -> Heads:
 
 
 def fused(q: Heads, k: Heads, v: Heads) -> Heads:
-    """`plain` in chunks of queries, with a gradient that recomputes the probabilities from the log-sum-exp."""
+    """`plain` in chunks of queries; its gradient recomputes the probabilities from the log-sum-exp."""
     return _by_token(_fused(_by_head(q), _by_head(k), _by_head(v)), q)
 
 
@@ -42,7 +43,8 @@ def attention_kind(kind: str) -> Attention:
     """The attention called `kind`; an unknown name is a KeyError that lists the known ones."""
     if kind not in ATTENTION:
         near = get_close_matches(str(kind), ATTENTION, n=1, cutoff=0.0)[0]
-        raise KeyError(f"unknown attention kind {kind!r}; kinds are {tuple(ATTENTION)}, did you mean {near!r}?")
+        known = ", ".join(ATTENTION)
+        raise KeyError(f"unknown attention kind {kind!r}, expected one of {known}; did you mean {near!r}?")
     return ATTENTION[kind]
 
 
@@ -65,16 +67,17 @@ def _by_token(x: Float[Array, "bk n d"], like: Heads) -> Heads:
 
 def _scores(q: Float[Array, "h n d"], k: Float[Array, "h m d"]) -> Float[Array, "h n m"]:
     # The scale goes on the queries, of which there are fewer numbers than scores.
-    q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
     return jnp.einsum("hnd,hmd->hnm", q, k, preferred_element_type=jnp.float32)
 
 
 def _weighted(weights: Float[Array, "h n m"], v: Float[Array, "h m d"]) -> Float[Array, "h n d"]:
-    return jnp.einsum("hnm,hmd->hnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(v.dtype)
+    out = jnp.einsum("hnm,hmd->hnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(v.dtype)
 
 
 def _chunked(x: Float[Array, "h n d"]) -> Float[Array, "chunks h c d"]:
-    """Equal chunks of the token axis, in front; the last is filled with zeros, which add nothing to any sum."""
+    """Equal chunks of the token axis, in front; the last is filled with zeros, which add to no sum."""
     heads, tokens = x.shape[:2]
     count = -(-tokens // QUERY_CHUNK)
     length = -(-tokens // count)

@@ -1,7 +1,7 @@
 """From a config to a ModelDef: the only place of this package that reads names and checks options."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -9,13 +9,15 @@ from flax import nnx
 
 from models.attention import attention_kind
 from models.definition import ModelDef, define
+from models.dit import DiT
+from models.rope import axis_split
 from models.unet import UNet
 
 REQUIRED = ("kind", "shape", "num_classes")
 
 
 class Kind(NamedTuple):
-    """A kind of network: its own options with their defaults, and how to construct the module from all of them."""
+    """A kind of network: its options with their defaults, how to construct it from them, how to check them."""
 
     options: dict[str, Any]
     construct: Callable[[dict[str, Any], nnx.Rngs], nnx.Module]
@@ -27,23 +29,34 @@ def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
 
     `config` (a dict or ConfigDict) has `kind`, `shape` (frames, height, width, channels), `num_classes` (0 for an
     unconditional network), optionally `attention`, and any of the kind's own options. The argument `attention`, if
-    given, takes the place of the config's; the params are the same for all kinds of attention. Equal configs give the
-    same ModelDef, so that what was compiled for one serves the other.
+    given, takes the place of the config's; the params are the same for all kinds of attention. Equal configs give
+    the same ModelDef, so that what was compiled for one serves the other.
+
+    Raises KeyError for an unknown or missing name, ValueError for a value that makes no network.
     """
     config = {name: _frozen(config[name]) for name in config}
-    _require(config, REQUIRED)
-    kind = KINDS.get(config["kind"])
-    if kind is None:
-        raise KeyError(f"unknown model kind {config['kind']!r}; kinds are {tuple(KINDS)}" + _hint(config["kind"], KINDS))
-    known = (*REQUIRED, "attention", *kind.options)
+    for name in REQUIRED:
+        if name not in config:
+            near = get_close_matches(name, config, n=1)
+            hint = f"; is {near[0]!r} meant to be it?" if near else ""
+            raise KeyError(f"a model config needs the key {name!r}{hint}")
+    if config["kind"] not in KINDS:
+        known = ", ".join(KINDS)
+        raise KeyError(
+            f"unknown model kind {config['kind']!r}, expected one of {known}{_hint(config['kind'], KINDS)}"
+        )
+    kind = KINDS[config["kind"]]
+    allowed = (*REQUIRED, "attention", *kind.options)
     for name in config:
-        if name not in known:
-            raise KeyError(f"unknown key {name!r} for a {config['kind']!r} model" + _hint(name, known))
+        if name not in allowed:
+            raise KeyError(f"unknown key {name!r} for a {config['kind']!r} model{_hint(name, allowed)}")
     options = {"attention": "xla"} | kind.options | config
     if attention is not None:
         options["attention"] = attention
     attention_kind(options["attention"])
     _check_common(options)
+    for name, default in kind.options.items():
+        _check_option(name, options[name], default)
     kind.check(options)
     return _build(tuple(sorted(options.items())))
 
@@ -61,33 +74,37 @@ def _build(items: tuple[tuple[str, Any], ...]) -> ModelDef:
     )
 
 
-def _unet(options: dict[str, Any], rngs: nnx.Rngs) -> UNet:
-    return UNet(
-        channels=options["shape"][-1],
-        num_classes=options["num_classes"],
-        widths=options["widths"],
-        blocks=options["blocks"],
-        patch=options["patch"],
-        embed=options["embed"],
-        head_dim=options["head_dim"],
-        dropout=options["dropout"],
-        attend=attention_kind(options["attention"]),
-        rope_base=options["rope_base"],
-        dtype=options["dtype"],
-        rngs=rngs,
-    )
+def _arguments(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A module's arguments: those of `names` as they are, and what the common options mean to it."""
+    return {name: options[name] for name in names} | {
+        "channels": options["shape"][-1],
+        "num_classes": options["num_classes"],
+        "attend": attention_kind(options["attention"]),
+    }
 
 
 def _check_unet(options: dict[str, Any]) -> None:
     _, height, width, _ = options["shape"]
     widths, blocks = options["widths"], options["blocks"]
-    if not widths or len(widths) != len(blocks) or min(blocks) < 1:
-        raise ValueError(f"widths and blocks give each level of a 'unet' its channels and blocks, got {widths}, {blocks}")
-    factor = options["patch"] * 2 ** (len(options["widths"]) - 1)
+    if not widths or len(widths) != len(blocks):
+        raise ValueError(f"widths and blocks of a 'unet' have one entry a level, got {widths} and {blocks}")
+    factor = options["patch"] * 2 ** (len(widths) - 1)
     if height % factor or width % factor:
         raise ValueError(f"frames of {height}x{width} do not divide by patch * 2^(levels - 1) = {factor}")
-    if options["widths"][-1] % options["head_dim"]:
-        raise ValueError(f"the last of widths, {options['widths'][-1]}, is no multiple of head_dim {options['head_dim']}")
+    _check_heads("the last of widths", widths[-1], options["head_dim"])
+
+
+def _check_dit(options: dict[str, Any]) -> None:
+    _, height, width, _ = options["shape"]
+    if height % options["patch"] or width % options["patch"]:
+        raise ValueError(f"frames of {height}x{width} do not divide by patch {options['patch']}")
+    _check_heads("width", options["width"], options["head_dim"])
+
+
+def _check_heads(name: str, width: int, head_dim: int) -> None:
+    axis_split(head_dim)
+    if width % head_dim:
+        raise ValueError(f"{name}, {width}, is no multiple of head_dim {head_dim}")
 
 
 UNET_OPTIONS = {
@@ -101,29 +118,52 @@ UNET_OPTIONS = {
     "dtype": "float32",
 }
 
-KINDS: dict[str, Kind] = {"unet": Kind(UNET_OPTIONS, _unet, _check_unet)}
+DIT_OPTIONS = {
+    "patch": 2,
+    "width": 192,
+    "depth": 4,
+    "head_dim": 48,
+    "mlp_ratio": 4,
+    "dropout": 0.0,
+    "rope_base": 100.0,
+    "scan": True,
+    "dtype": "float32",
+}
+
+KINDS: dict[str, Kind] = {
+    "unet": Kind(UNET_OPTIONS, lambda o, rngs: UNet(rngs=rngs, **_arguments(o, UNET_OPTIONS)), _check_unet),
+    "dit": Kind(DIT_OPTIONS, lambda o, rngs: DiT(rngs=rngs, **_arguments(o, DIT_OPTIONS)), _check_dit),
+}
 
 
 def _check_common(options: dict[str, Any]) -> None:
-    shape = options["shape"]
-    if not isinstance(shape, tuple) or len(shape) != 4 or any(not isinstance(n, int) or n < 1 for n in shape):
+    shape, classes = options["shape"], options["num_classes"]
+    if not (
+        isinstance(shape, tuple) and len(shape) == 4 and all(isinstance(n, int) and n > 0 for n in shape)
+    ):
         raise ValueError(f"shape is (frames, height, width, channels), got {shape!r}")
-    if not isinstance(options["num_classes"], int) or options["num_classes"] < 0:
-        raise ValueError(f"num_classes is 0 or the number of classes, got {options['num_classes']!r}")
-    if not 0 <= options["dropout"] < 1:
-        raise ValueError(f"dropout is in [0, 1), got {options['dropout']!r}")
+    if not isinstance(classes, int) or classes < 0:
+        raise ValueError(f"num_classes is the number of classes or 0 for none, got {classes!r}")
     if options["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', got {options['dtype']!r}")
 
 
-def _require(config: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in config:
-            near = get_close_matches(name, config, n=1)
-            raise KeyError(f"a model config needs the key {name!r}" + (f"; did you mean it by {near[0]!r}?" if near else ""))
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """An option is of its default's type; counts are at least 1, and dropout is in [0, 1)."""
+    kind = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+        raise ValueError(f"{name} is of the type of its default, {default!r}, got {value!r}")
+    counts = value if isinstance(value, tuple) else (value,)
+    if isinstance(default, int | tuple) and not isinstance(default, bool):
+        if not all(type(count) is int and count > 0 for count in counts):
+            raise ValueError(f"{name} is made of whole numbers from 1 up, got {value!r}")
+    if name == "dropout" and not 0 <= value < 1:
+        raise ValueError(f"dropout is in [0, 1), got {value!r}")
+    if name == "rope_base" and not value > 1:
+        raise ValueError(f"rope_base is above 1, got {value!r}")
 
 
-def _hint(name: Any, known: Any) -> str:
+def _hint(name: Any, known: Iterable[str]) -> str:
     return f"; did you mean {get_close_matches(str(name), list(known), n=1, cutoff=0.0)[0]!r}?"
 
 

@@ -21,9 +21,11 @@ class ModelDef(NamedTuple):
     """A network as functions, and what a stage must know about it.
 
     `init(key) -> params`: a nested dict of float32 arrays, with string keys and nothing else in it.
-    `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x and the prediction are [b, f, h, w, c]
-    float32; logsnr is [], [b|1], [b|1, f] (trailing ones allowed), any value up to both infinities; cond is a dict
-    with some of `cond_keys`, or None. `key` is the dropout key, needed when training with dropout.
+    `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x is [b, f, h, w, c] and so is the
+    prediction, in float32; logsnr is [], [b|1] or [b|1, f] (trailing ones allowed), of any value up to both
+    infinities; cond is a dict with some of `cond_keys`, or None; a label left out means "no class" (as does the
+    index `num_classes`). `key` is the dropout key, needed when training with dropout.
+    `jvp`: whether this network can be differentiated forward (`jax.jvp`); its attention decides.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -47,8 +49,8 @@ def define(
 ) -> ModelDef:
     """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
 
-    `key` is None unless dropout is to be applied. The module's structure is fixed here, once; its weights are never
-    part of it.
+    `key` is None unless dropout is to be applied. The module's structure is fixed here, once; its weights are
+    never part of it.
     """
     cond_keys = ("label",) if num_classes else ()
     graph, blank = nnx.eval_shape(lambda: nnx.split(construct(nnx.Rngs(params=jax.random.key(0)))))
@@ -87,15 +89,18 @@ def frame_level(logsnr: Float[Array, "..."], batch: int, frames: int) -> Float[A
     if level.ndim == 0:
         return jnp.broadcast_to(level, (1, frames))
     if level.shape[0] not in (1, batch):
+        hint = "; levels per frame are [1, f] or [b, f]" if level.shape == (frames,) else ""
         raise ValueError(
             f"a level starts with the batch axis: its leading length must be 1 or the batch's {batch}, "
-            f"got shape {level.shape}" + (" (levels per frame are [1, f] or [b, f])" if level.shape[0] == frames else "")
+            f"got shape {level.shape}{hint}"
         )
     if level.ndim > 1 and level.shape[1] not in (1, frames):
-        raise ValueError(f"a level per frame must have 1 or {frames} frames on axis 1, got shape {level.shape}")
+        raise ValueError(
+            f"a level's axis 1 must have length 1 or the clip's {frames} frames, got {level.shape}"
+        )
     if any(length != 1 for length in level.shape[2:]) or level.ndim > 5:
-        raise ValueError(f"this network takes one level per frame, [b|1, f], got a level of shape {level.shape}")
-    return jnp.broadcast_to(level.reshape(*level.shape[:2], *(1,) * (2 - level.ndim)), (level.shape[0], frames))
+        raise ValueError(f"this network takes one level per frame, [b|1, f], got shape {level.shape}")
+    return jnp.broadcast_to(level.reshape(level.shape[0], -1), (level.shape[0], frames))
 
 
 def _check_clip(x: Array, shape: tuple[int, int, int, int]) -> None:
@@ -111,26 +116,27 @@ def _checked_cond(cond: Mapping[str, Any] | None, keys: tuple[str, ...], batch: 
     if cond.get("label") is not None:
         label = jnp.asarray(cond["label"])
         if label.shape not in ((batch,), (1,)) or not jnp.issubdtype(label.dtype, jnp.integer):
-            raise ValueError(f"cond['label'] must be integers of shape [{batch}], got {label.dtype}{label.shape}")
+            raise ValueError(f"cond['label'] is integers [{batch}], got {label.dtype} of shape {label.shape}")
         cond["label"] = label
     return {name: value for name, value in cond.items() if value is not None}
 
 
 def _check_params(params: Params, expected: dict[str, Any]) -> None:
-    """Structure and shapes, so that weights of another model are refused by name; costs nothing once traced."""
+    """Refuses weights of another model by name; shapes only, so that it costs nothing once traced."""
     given = _flat(params)
-    for path in given.keys() ^ expected.keys():
-        if path in given:
-            near = get_close_matches(path, expected.keys() - given.keys(), n=1, cutoff=0.0)
-            raise KeyError(f"params have {path!r}, which this model has not" + (f"; nearest: {near[0]!r}" if near else ""))
-        raise KeyError(f"params lack {path!r}, which this model needs")
+    missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if unknown:
+        near = get_close_matches(unknown[0], missing or expected, n=1, cutoff=0.0)[0]
+        raise KeyError(f"params have {unknown[0]!r}, which this model has not; nearest is {near!r}")
+    if missing:
+        raise KeyError(f"params lack {missing[0]!r} ({len(missing)} missing of {len(expected)})")
     for path, leaf in expected.items():
         if jnp.shape(given[path]) != leaf.shape:
             raise ValueError(f"parameter {path!r} must have shape {leaf.shape}, got {jnp.shape(given[path])}")
 
 
 def _named(tree: Any) -> Any:
-    """String keys throughout (a list's positions become '0', '1', ...): what checkpoints and safetensors can hold."""
+    """String keys throughout (a list's positions become '0', '1', ...): what a checkpoint can hold."""
     return {str(name): _named(leaf) for name, leaf in tree.items()} if isinstance(tree, Mapping) else tree
 
 

@@ -1,7 +1,7 @@
 """The few layers that both networks are made of.
 
-Parameters are float32; a layer computes in the dtype of what it is given, except for norms and the level embedding,
-which are always computed in float32.
+Parameters are float32; a layer computes in the dtype of what it is given, except for norms and the level
+embedding, which are always computed in float32.
 """
 
 import jax
@@ -14,7 +14,7 @@ LOGSNR_LIMIT = 20.0
 
 
 class Linear(nnx.Module):
-    """A dense layer; `scale` is the gain of a fan-in normal initialisation, 0 for a layer that starts at zero."""
+    """A dense layer; `scale` is the gain of its fan-in normal initialisation, 0 for one that starts at zero."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, scale: float = 1.0):
         self.weight = nnx.Param(fan_in_normal(rngs.params(), (inputs, outputs), scale))
@@ -25,7 +25,7 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A 2-D convolution over the frames of a clip, zero-padded; channels last, which is XLA's fast path on CPU."""
+    """A zero-padded 2-D convolution of every frame of a clip; channels last, XLA's fast path on CPU."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3, scale: float = 1.0):
         self.weight = nnx.Param(fan_in_normal(rngs.params(), (size, size, inputs, outputs), scale))
@@ -35,7 +35,11 @@ class Conv(nnx.Module):
         # Frames join the batch: a 3-D convolution with a 1 x 3 x 3 kernel is six times slower on CPU.
         frames = x.reshape(-1, *x.shape[2:])
         out = jax.lax.conv_general_dilated(
-            frames, self.weight[...].astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            frames,
+            self.weight[...].astype(x.dtype),
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return (out + self.bias[...].astype(x.dtype)).reshape(*x.shape[:2], *out.shape[1:])
 
@@ -56,7 +60,7 @@ class Embedding(nnx.Module):
     def __init__(self, num_classes: int, width: int, rngs: nnx.Rngs):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (num_classes + 1, width), jnp.float32))
 
-    def __call__(self, label: Int[Array, "b"]) -> Float[Array, "b d"]:
+    def __call__(self, label: Int[Array, " b"]) -> Float[Array, "b d"]:
         # A label that is out of range is a bug in the data; NaN makes it visible, clamping would hide it.
         return self.table[...].at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
@@ -65,15 +69,15 @@ class Embedding(nnx.Module):
 
 
 class LevelEmbedding(nnx.Module):
-    """Embeds a log-SNR per frame: clipped to +-20 (so that infinite levels are legal), sinusoids, a two-layer MLP.
+    """Embeds a log-SNR per frame: clipped to +-20 (so infinite levels are legal), sinusoids, a two-layer MLP.
 
     Always float32: in bfloat16 neighbouring levels would be the same level.
     """
 
     def __init__(self, width: int, rngs: nnx.Rngs, features: int = 32):
-        # From a wave that is monotone over the whole range to one of period 3: fine enough to tell levels apart,
-        # and smooth enough for objectives that differentiate by the level.
-        self.frequencies = tuple(float(w) for w in np.geomspace(np.pi / (4 * LOGSNR_LIMIT), 2.0, features // 2))
+        # From a wave that is monotone over the whole range to one of period 3: fine enough to tell levels
+        # apart, and smooth enough for objectives that differentiate by the level.
+        self.frequencies = tuple(np.geomspace(np.pi / (4 * LOGSNR_LIMIT), 2.0, features // 2).tolist())
         self.hidden = Linear(2 * len(self.frequencies), width, rngs)
         self.out = Linear(width, width, rngs)
 
@@ -97,7 +101,9 @@ def rms_normalise(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Arra
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
-def modulate(x: Float[Array, "..."], scale: Float[Array, "..."], shift: Float[Array, "..."]) -> Float[Array, "..."]:
+def modulate(
+    x: Float[Array, "..."], scale: Float[Array, "..."], shift: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """x (1 + scale) + shift in x's dtype."""
     return x * (1 + scale).astype(x.dtype) + shift.astype(x.dtype)
 

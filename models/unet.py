@@ -1,8 +1,8 @@
-"""A factorised video U-Net: 2-D convolutions in space, three-tap mixing in time, joint attention at the lowest level.
+"""A factorised video U-Net: 2-D convolutions, three-tap mixing in time, joint attention at the lowest level.
 
-After the 3-D U-Net of Ho et al. 2022 (Video Diffusion Models, section 3), with the temporal attention of the upper
-levels replaced by a temporal convolution of three taps (Tran et al. 2018, R(2+1)D, section 3.5), written as a matrix
-product over a frame and its two neighbours.
+After the 3-D U-Net of Ho et al. 2022 (Video Diffusion Models, section 3), with the temporal attention of the
+upper levels replaced by a temporal convolution of three taps (Tran et al. 2018, R(2+1)D, section 3.5), written as
+a matrix product over a frame and its two neighbours.
 """
 
 import jax
@@ -69,7 +69,7 @@ class JointAttention(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Levels of `widths` channels, each half as large as the one above, with `blocks[i]` blocks on either side.
+    """Levels of `widths` channels, each half as large as the one above, and `blocks[i]` blocks on either side.
 
     The prediction is zero at initialisation. Frames are not counted anywhere: a clip may be of any length.
     """
@@ -111,7 +111,9 @@ class UNet(nnx.Module):
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
         factor = self.patch * 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(f"this U-Net takes frames whose sides are multiples of {factor}, got {x.shape[2:4]}")
+            raise ValueError(
+                f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}"
+            )
         embedding = self.level(level)
         if self.label is not None:
             label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
@@ -140,7 +142,7 @@ class UNet(nnx.Module):
 
 
 def space_to_depth(x: Clip, size: int) -> Clip:
-    """[b, f, h, w, c] -> [b, f, h/size, w/size, size² c]; a space-to-depth and a dense layer are a strided convolution."""
+    """[b, f, h, w, c] -> [b, f, h/size, w/size, size² c]; with a dense layer after it, a strided convolution."""
     if size == 1:
         return x
     b, f, h, w, c = x.shape

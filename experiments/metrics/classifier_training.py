@@ -1,6 +1,5 @@
 """Training of the metric classifier as a `Method`, and its use afterwards as a function of frames."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,10 +11,8 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 from distill import regression
 from distill.inputs import clean
 from distill.method import Method, exponential_moving_average
+from experiments.metrics.suite import Classify
 from models.classifier import ClassifierDef
-
-Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""frames [n, h, w, c], uint8 or floats in [-1, 1] -> (logits [n, k], features [n, d])"""
 
 _BINOMIAL = (0.25, 0.5, 0.25)
 
@@ -65,6 +62,7 @@ def method(
     optimiser: optax.GradientTransformation,
     frames_per_clip: int = 2,
     ema: float = 0.999,
+    smoothing: float = 0.1,
     gain: float = Augmentation().gain,
     blur: float = Augmentation().blur,
     noise: float = Augmentation().noise,
@@ -73,12 +71,17 @@ def method(
 
     A batch is dict(video [b, f, h, w, c], label [b]); a step sees b * frames_per_clip frames. gain, blur and
     noise: see `Augmentation`. Metrics: loss (nats), accuracy (on the augmented frames), grad_norm.
+
+    smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, sec. 7). The network
+    is to measure, not to win: without it features grow for as long as it trains, and every blot is a certain
+    digit.
     """
     amount = Augmentation(gain, blur, noise)
 
     def loss(params: PyTree, frames: Array, labels: Array) -> tuple[Array, Array]:
         logits, _ = classifier.apply(params, frames)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean(), logits
 
     def train(
         state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: PRNGKeyArray, hyper: PyTree

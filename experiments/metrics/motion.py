@@ -16,6 +16,8 @@ from scipy import ndimage
 TRACKED = 0.05
 # An object is lit above this and has at least this share of the frame's light.
 LIT, SHARE = 0.1, 0.15
+# A frame with less light than one white pixel shows nothing.
+SEEN = 1.0
 # Below this many pixels per frame a step has no direction, and a clip no speed to be uneven.
 STILL = 0.1
 
@@ -42,12 +44,12 @@ def mass(light: Float[np.ndarray, "n f h w"]) -> Float[np.ndarray, "n f"]:
 
 
 def mass_variation(mass: Float[np.ndarray, "n f"]) -> Float[np.ndarray, " n"]:
-    """Standard deviation of the mass over the frames / its mean. Real: below .01 (rounding to bytes)."""
+    """Standard deviation of the mass over the frames / its mean. Real: below .001 (rounding to bytes)."""
     return mass.std(1) / np.maximum(mass.mean(1), 1e-3)
 
 
 def mass_drift(mass: Float[np.ndarray, "n f"]) -> Float[np.ndarray, " n"]:
-    """|last frame's mass - first's| / their mean. Real: below .01."""
+    """|last frame's mass - first's| / their mean. Real: below .001."""
     return 2 * np.abs(mass[:, -1] - mass[:, 0]) / np.maximum(mass[:, -1] + mass[:, 0], 1e-3)
 
 
@@ -74,13 +76,13 @@ def speed(track: Track) -> Float[np.ndarray, " n"]:
 
 
 def speed_variation(track: Track) -> Float[np.ndarray, " n"]:
-    """Standard deviation of the step length / its mean (at least STILL). Real: about .2, from the bounces."""
+    """Standard deviation of the step length / its mean (at least STILL). Real: about .14, from the bounces."""
     steps = _steps(track)
     return steps.std(1) / np.maximum(steps.mean(1), STILL)
 
 
 def acceleration(track: Track) -> Float[np.ndarray, " n"]:
-    """Median over frames and axes of |second difference|, pixels per frame². Real: 0 but for many bounces."""
+    """Median over frames and axes of |second difference|, pixels per frame². Real: below .03."""
     return np.median(np.abs(np.diff(track, 2, axis=1)), axis=(1, 2))
 
 
@@ -172,9 +174,9 @@ def law_residual(fit: Bounce) -> Float[np.ndarray, " n"]:
     return np.sqrt((fit.residual**2).sum(1))
 
 
-def law_kept(fit: Bounce, tolerance: float = 0.25) -> Bool[np.ndarray, " n"]:
-    """Whether the clip follows an elastic bounce to a quarter of a pixel. Real: always."""
-    return law_residual(fit) <= tolerance
+def law_kept(fit: Bounce, mass: Float[np.ndarray, "n f"], tolerance: float = 0.25) -> Bool[np.ndarray, " n"]:
+    """Whether something is seen in all frames, and follows an elastic bounce to `tolerance` pixels. Real: always."""
+    return (law_residual(fit) <= tolerance) & (mass >= SEEN).all(1)
 
 
 def _steps(track: Track) -> Float[np.ndarray, "n f-1"]:

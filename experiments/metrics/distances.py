@@ -1,0 +1,100 @@
+"""Distances between sets of clips, as functions of weights over the clips.
+
+A statistic of a set takes `weights` [k, n], k weightings of the n clips that each sum to one, and returns [k]
+values: the equal weighting gives the statistic itself, resampling counts / n its bootstrap.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Weights = Float[np.ndarray, "k n"]
+Values = Float[np.ndarray, " k"]
+
+
+def equal_weights(n: int) -> Float[np.ndarray, "1 n"]:
+    """The weighting that gives the plain statistic."""
+    return np.full((1, n), 1 / n)
+
+
+def resampled(n: int, count: int, seed: int) -> Weights:
+    """`count` bootstrap weightings: how often each of n clips is drawn, with replacement, in n draws, over
+    n."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=count) / n
+
+
+def frechet(
+    features: Float[np.ndarray, "n p d"], reference: Float[np.ndarray, "m p d"], weights: Weights
+) -> Values:
+    """Squared Fréchet distance of Gaussians fitted to two sets of feature vectors, p of them for each clip.
+
+    |m1 - m2|² + tr(S1 + S2 - 2 (R S1 R)^½) with R = S2^½ (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
+    The symmetric form under the root has an eigendecomposition with eigenvalues >= 0 whatever the rank,
+    where the square root of S1 S2 may come out complex.
+
+    Covariances are the unbiased ones, and still the estimate lies above the truth, by a term of order d / n:
+    only figures of one n, set beside the real-against-real distance of the same n, can be compared.
+    """
+    features, reference = features.astype(np.float64), reference.astype(np.float64)
+    mean, covariance = _moments(reference, equal_weights(len(reference))[0])
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    distances = []
+    for weight in weights:
+        own_mean, own = _moments(features, weight)
+        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ own @ root), 0)).sum()
+        distances.append(((own_mean - mean) ** 2).sum() + np.trace(own) + np.trace(covariance) - 2 * overlap)
+    return np.maximum(np.array(distances), 0.0)
+
+
+def clip_features(features: Float[np.ndarray, "n f d"]) -> Float[np.ndarray, "n 1 2d"]:
+    """A clip in frame features: their mean over the frames, and the mean |difference| of neighbouring frames.
+
+    The second half makes time count: a shuffled, frozen or flickering clip has the mean of a real one.
+    """
+    moving = (
+        np.abs(np.diff(features, axis=1)).mean(1) if features.shape[1] > 1 else np.zeros_like(features[:, 0])
+    )
+    return np.concatenate([features.mean(1), moving], -1)[:, None]
+
+
+def mean_pairwise_distance(points: Float[np.ndarray, "n d"], weights: Weights) -> Values:
+    """Mean Euclidean distance of two different clips' points; a clip drawn twice is no pair with itself."""
+    squares = (points.astype(np.float64) ** 2).sum(1)
+    products = points.astype(np.float64) @ points.T.astype(np.float64)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0))
+    np.fill_diagonal(distances, 0)
+    return np.einsum("ki,ij,kj->k", weights, distances, weights, optimize=True) / _pairs(weights)
+
+
+def class_entropy(classes: Int[np.ndarray, " n"], num_classes: int, weights: Weights) -> Values:
+    """Entropy of the class histogram / log(number of classes): 1 where all classes are equally frequent."""
+    shares = weights @ np.eye(num_classes)[classes]
+    return -(shares * np.log(np.maximum(shares, 1e-12))).sum(1) / np.log(num_classes)
+
+
+def wasserstein(
+    values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " m"], weights: Weights
+) -> Values:
+    """1-Wasserstein distance of two distributions on the line: the area between their distribution
+    functions."""
+    points = np.concatenate([values, reference])
+    order = np.argsort(points, kind="stable")
+    signed = np.concatenate([weights, np.full((len(weights), len(reference)), -1 / len(reference))], 1)
+    gap = np.cumsum(signed[:, order], 1)[:, :-1]
+    return np.abs(gap) @ np.diff(points[order])
+
+
+def _moments(
+    points: Float[np.ndarray, "n p d"], weight: Float[np.ndarray, " n"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased covariance of all points; a clip's points share its weight."""
+    n, p, d = points.shape
+    flat, each = points.reshape(n * p, d), np.repeat(weight / p, p)
+    mean = each @ flat
+    centred = flat - mean
+    return mean, (centred * each[:, None]).T @ centred / _pairs(each)
+
+
+def _pairs(weights: Float[np.ndarray, "... n"]) -> np.ndarray:
+    """1 - sum of squares: the weight of pairs of different points, (n - 1) / n for equal weights."""
+    return np.maximum(1 - (weights**2).sum(-1), 1e-12)

@@ -1,0 +1,142 @@
+"""A video diffusion transformer: joint attention over space and time, conditioned per frame.
+
+After Peebles & Xie 2023 (DiT, section 3.2: adaLN-Zero) with the modulation of all blocks made by one layer and
+a learned table per block (Chen et al. 2023, PixArt-alpha, section 2.3: adaLN-single), 3-D rotary positions, and
+queries and keys normalised by their rms (as in Dehghani et al. 2023, ViT-22B, section 2, with layer norm).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.attention import Attention
+from models.layers import (
+    Embedding,
+    LevelEmbedding,
+    Linear,
+    dropout,
+    fan_in_normal,
+    modulate,
+    rms_normalise,
+)
+from models.rope import grid_angles, rotate
+from models.unet import depth_to_space, space_to_depth
+
+Clip = Float[Array, "b f h w c"]
+Tokens = Float[Array, "b n d"]
+
+
+class Layers(nnx.Module):
+    """The weights of all blocks, stacked on axis 0: what `jax.lax.scan` reads one layer of at a time."""
+
+    def __init__(self, depth: int, width: int, head_dim: int, ratio: int, rngs: nnx.Rngs):
+        def weight(*shape: int) -> nnx.Param:
+            keys = jax.random.split(rngs.params(), depth)
+            return nnx.Param(jax.vmap(lambda key: fan_in_normal(key, shape))(keys))
+
+        def constant(value: float, *shape: int) -> nnx.Param:
+            return nnx.Param(jnp.full((depth, *shape), value, jnp.float32))
+
+        self.qkv, self.qkv_bias = weight(width, 3 * width), constant(0, 3 * width)
+        self.query_gain, self.key_gain = constant(1, head_dim), constant(1, head_dim)
+        self.out, self.out_bias = weight(width, width), constant(0, width)
+        self.expand, self.expand_bias = weight(width, ratio * width), constant(0, ratio * width)
+        self.contract, self.contract_bias = weight(ratio * width, width), constant(0, width)
+        # Zero gates make every block the identity at the start.
+        self.table = constant(0, 6, width)
+
+    def arrays(self) -> dict[str, Array]:
+        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+
+
+class DiT(nnx.Module):
+    """Patches of 1 x `patch` x `patch`, `depth` blocks of `width` channels; predicts zero at initialisation.
+
+    `scan` runs the blocks as one scanned block, which keeps compile time and code size flat in depth; the
+    parameters are the same either way.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        patch: int,
+        width: int,
+        depth: int,
+        head_dim: int,
+        mlp_ratio: int,
+        dropout: float,
+        attend: Attention,
+        rope_base: float,
+        scan: bool,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
+        self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
+        self.level = LevelEmbedding(width, rngs)
+        self.label = Embedding(num_classes, width, rngs) if num_classes else None
+        self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
+        self.embed = Linear(channels * patch**2, width, rngs)
+        self.layers = Layers(depth, width, head_dim, mlp_ratio, rngs)
+        self.final_table = nnx.Param(jnp.zeros((2, width), jnp.float32))
+        self.head = Linear(width, channels * patch**2, rngs, scale=0.0)
+
+    def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise ValueError(
+                f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}"
+            )
+        embedding = self.level(level)
+        if self.label is not None:
+            label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
+            embedding = embedding + label[:, None]
+        # float32, [b|1, f, 6, d]; each block adds its own table, which costs nothing per frame.
+        modulation = self.modulation(jax.nn.silu(embedding))
+        modulation = modulation.reshape(*modulation.shape[:2], 6, -1)
+
+        h = self.embed(space_to_depth(x.astype(self.dtype), self.patch))
+        angles = grid_angles(*h.shape[1:4], self.head_dim, self.rope_base)
+        keys = None if key is None else jax.random.split(key, self.depth)
+
+        def block(h: Clip, layer: tuple) -> tuple[Clip, None]:
+            weights, key = layer
+            return self.block(weights, h, modulation + weights["table"], angles, key), None
+
+        layers = (self.layers.arrays(), keys)
+        if self.scan:
+            h, _ = jax.lax.scan(block, h, layers)
+        else:
+            for i in range(self.depth):
+                h, _ = block(h, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+
+        shift, scale = jnp.moveaxis(embedding[:, :, None] + self.final_table[...], 2, 0)[:, :, :, None, None]
+        h = self.head(modulate(rms_normalise(h), scale, shift))
+        return depth_to_space(h, self.patch).astype(jnp.float32)
+
+    def block(
+        self,
+        weights: dict[str, Array],
+        h: Clip,
+        modulation: Float[Array, "b f 6 d"],
+        angles: Float[Array, "n half"],
+        key: PRNGKeyArray | None,
+    ) -> Clip:
+        """One block: h + gate attention(norm), then h + gate mlp(norm), modulated per frame."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
+        weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
+        first, second = (None, None) if key is None else jax.random.split(key)
+
+        tokens = modulate(rms_normalise(h), scale1, shift1)
+        qkv = tokens.reshape(h.shape[0], -1, h.shape[-1]) @ weights["qkv"] + weights["qkv_bias"]
+        q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, -1, self.head_dim), 2, 0)
+        q = rotate(rms_normalise(q) * weights["query_gain"], angles)
+        k = rotate(rms_normalise(k) * weights["key_gain"], angles)
+        out = self.attend(q, k, v).reshape(h.shape) @ weights["out"] + weights["out_bias"]
+        h = h + dropout(out, self.rate, first) * gate1.astype(h.dtype)
+
+        tokens = modulate(rms_normalise(h), scale2, shift2)
+        hidden = jax.nn.gelu(tokens @ weights["expand"] + weights["expand_bias"])
+        out = hidden @ weights["contract"] + weights["contract_bias"]
+        return h + dropout(out, self.rate, second) * gate2.astype(h.dtype)
