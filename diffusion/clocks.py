@@ -7,13 +7,14 @@ inverse.
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-Levels = Float[ArrayLike, "..."]
+Levels = Float[ArrayLike, "..."] | int
+"""A log-SNR or a time: a number or an array of any shape, NumPy or JAX."""
 
 
 def namespace(x: Any) -> Any:
@@ -23,8 +24,9 @@ def namespace(x: Any) -> Any:
 
 
 def elementwise(function):
-    """Turn a method f(self, xp, x), x floating, into f(self, x) in the namespace of x, as this module's head
-    says.
+    """Turn a method f(self, xp, x) of a floating x into f(self, x) in the namespace of x.
+
+    NumPy and numbers: computed in float64, ValueError for NaN. JAX: in the dtype of x, but at least float32.
     """
 
     @functools.wraps(function)
@@ -34,13 +36,15 @@ def elementwise(function):
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 result = function(self, np, np.asarray(x, np.float64))
             if np.isnan(result).any():
-                raise ValueError(f"{function.__name__} of {self} is not defined at every value of {x!r}")
+                kind = type(self).__name__
+                raise ValueError(f"{kind}.{function.__name__} has no value somewhere in {x!r}")
             return result
         dtype = x.dtype if xp.isdtype(x.dtype, "real floating") else xp.zeros(()).dtype
         # Half precision has too few bits for a level: 8 bits of log-SNR near 10 are steps of 6 per cent.
         wide = x.astype(xp.float32 if dtype.itemsize < 4 else dtype)
         return function(self, xp, wide).astype(dtype)
 
+    del wrapped.__wrapped__  # its signature would show xp
     return wrapped
 
 
@@ -49,16 +53,19 @@ def _log_expm1(xp, x):
     return x + xp.log(-xp.expm1(-x))
 
 
+@runtime_checkable
 class Clock(Protocol):
     """A strictly falling log-SNR over time and its inverse."""
 
-    def logsnr(self, t: Levels) -> Float[Array, "..."]: ...
+    def logsnr(self, t: Levels) -> Levels: ...
 
-    def time(self, logsnr: Levels) -> Float[Array, "..."]: ...
+    def time(self, logsnr: Levels) -> Levels: ...
 
 
-def _integrated_beta(clock, t):
-    return t * (clock.beta_min + t * (clock.beta_max - clock.beta_min) / 2)
+def _integrated_beta(clock, xp, t):
+    integral = t * (clock.beta_min + t * (clock.beta_max - clock.beta_min) / 2)
+    # The parabola rises again on its other side.
+    return xp.where(t < 0, xp.full_like(t, xp.nan), integral)
 
 
 def _time_of_integral(clock, xp, integral):
@@ -72,7 +79,7 @@ def _time_of_integral(clock, xp, integral):
 @dataclasses.dataclass(frozen=True)
 class LinearBeta:
     """VP with beta(t) = beta_min + t (beta_max - beta_min), B its integral: logsnr = -log(e^B - 1) (Song et
-    al. 2021, eq. 32-33). Levels noisier than t = 1 have times above 1, so grids may start a little beyond.
+    al. 2021, appendix C). Levels noisier than t = 1 have times above 1, so grids may start a little beyond.
     """
 
     beta_min: float
@@ -83,7 +90,7 @@ class LinearBeta:
 
     @elementwise
     def logsnr(self, xp, t):
-        return -_log_expm1(xp, _integrated_beta(self, t))
+        return -_log_expm1(xp, _integrated_beta(self, xp, t))
 
     @elementwise
     def time(self, xp, logsnr):
@@ -102,7 +109,7 @@ class SubVPLinearBeta:
 
     @elementwise
     def logsnr(self, xp, t):
-        integral = _integrated_beta(self, t)
+        integral = _integrated_beta(self, xp, t)
         return -integral - 2 * xp.log(-xp.expm1(-integral))
 
     @elementwise
@@ -116,7 +123,7 @@ class Cosine:
 
     With infinite limits alpha = cos(pi t / 2) (Nichol & Dhariwal 2021 without their offset); with finite ones
     the clipped schedule of Salimans & Ho 2022, arXiv 2202.00512, and Hoogeboom et al. 2023, arXiv 2301.11093,
-    eq. 5.
+    section 3.
     """
 
     logsnr_min: float
@@ -147,7 +154,7 @@ class Cosine:
 @dataclasses.dataclass(frozen=True)
 class InterpolatedCosine:
     """Cosine plus an offset that goes linearly in t from offset_data (t = 0) to offset_noise (t = 1)
-    (Hoogeboom et al. 2023, section 3.2). offset_noise <= offset_data keeps it falling. The inverse is a
+    (Hoogeboom et al. 2023, section 3). offset_noise <= offset_data keeps it falling. The inverse is a
     bracketed Newton solve, to rounding error in float64.
     """
 
@@ -191,7 +198,7 @@ class Discrete:
     beta), at t = (i + 1) / T; t = 0 is clean data.
 
     Between them -log abar is linear in t, i.e. beta(t) is constant on each interval (as in Lu et al. 2022,
-    arXiv 2206.00927, appendix D.4). If the last beta is 1 (zero terminal SNR), abar itself is linear on the
+    arXiv 2206.00927). If the last beta is 1 (zero terminal SNR), abar itself is linear on the
     last interval.
     """
 
@@ -246,7 +253,7 @@ class Discrete:
 @dataclasses.dataclass(frozen=True)
 class Straight:
     """A straight line from logsnr_max at t = 0 to logsnr_min at t = 1: the geometric sigma(t) of NCSN++ (Song
-    et al. 2021, eq. 30), and the learned schedule of Kingma et al. 2021 up to its ends.
+    et al. 2021, appendix C), and the learned schedule of Kingma et al. 2021 up to its ends.
     """
 
     logsnr_min: float
@@ -307,9 +314,9 @@ class Rectified:
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
-    """VP with abar a sigmoid falling from exactly 1 to exactly 0 (Jabri et al. 2022, arXiv 2212.11972,
-    algorithm 1): abar = (S(end) - S(u)) / (S(end) - S(start)), u = start + t (end - start), all over tau, S
-    the logistic function.
+    """VP with abar a sigmoid falling from exactly 1 to exactly 0 (Jabri et al. 2022, arXiv 2212.11972): abar
+    = (S(end) - S(u)) / (S(end) - S(start)), u = start + t (end - start), all over tau, S the logistic
+    function.
 
     With k = (end - start) / 2 tau it is logsnr = log sinh((1-t)k) - log sinh(tk) + log cosh(start/2tau)
     - log cosh(end/2tau): the terms in u cancel, and the inverse is closed.
@@ -376,7 +383,7 @@ class Laplace:
 class Shifted:
     """Another clock plus one constant on its log-SNR."""
 
-    clock: Any
+    clock: Clock
     offset: float
 
     @elementwise

@@ -22,19 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from diffusion import clocks
-from diffusion.clocks import namespace
-from diffusion.schedules import Schedule
+from diffusion.clocks import Levels, namespace
+from diffusion.schedules import Data, Schedule
 
 Draw = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
 Law = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
 Weight = Callable[[Any], Any]
 
 
-def expand(level: Float[ArrayLike, "..."], like: Float[ArrayLike, "b ..."]) -> Float[Array, "..."]:
+def expand(level: Levels, like: Data) -> Data:
     """`level` with ones on the right up to the rank of `like`.
 
     A level is [] or starts with the batch axis, of length 1 or b; every further axis is 1 or that of `like`.
@@ -46,15 +45,13 @@ def expand(level: Float[ArrayLike, "..."], like: Float[ArrayLike, "b ..."]) -> F
         per_frame = len(target) > 1 and shape == target[1:2]
         hint = f"; a level per frame is [1, {shape[0]}] or [{target[0]}, {shape[0]}]" if per_frame else ""
         raise ValueError(
-            f"a level of shape {list(shape)} does not fit data of shape {list(target)}: expected [], or the batch"
-            f" axis (1 or {target[0] if target else 1}) followed by axes that are 1 or the data's{hint}"
+            f"a level of shape {list(shape)} does not fit data of shape {list(target)}: expected [], or the"
+            f" batch axis (1 or {target[0] if target else 1}) followed by axes that are 1 or the data's{hint}"
         )
     return level.reshape(shape + (1,) * (len(target) - len(shape)))
 
 
-def forward(
-    x0: Float[Array, "b ..."], eps: Float[Array, "b ..."], logsnr: Float[ArrayLike, "..."], schedule: Schedule
-) -> Float[Array, "b ..."]:
+def forward(x0: Data, eps: Data, logsnr: Levels, schedule: Schedule) -> Data:
     """x = alpha x0 + sigma eps at a level of any shape that `expand` takes, in at least float32."""
     xp = namespace(x0)
     level = expand(logsnr, x0)
@@ -125,7 +122,7 @@ def _law(quantile, draw) -> Law:
 def uniform_time(
     schedule: Schedule, start: float | None = None, end: float | None = None, draw: str | Draw = "independent"
 ) -> Law:
-    """t uniform between the times of `start` and `end` (log-SNR; the schedule's ends unless told otherwise)."""
+    """t uniform between the times of `start` and `end`, log-SNR; the schedule's ends by default."""
     start, end = _ends(schedule, start, end)
     first, last = float(schedule.time(end)), float(schedule.time(start))
     return _law(lambda u: schedule.logsnr(first + u * (last - first)), draw)
@@ -156,9 +153,9 @@ def edm_lognormal(mean: float = -1.2, std: float = 1.2, draw: str | Draw = "inde
 
 def cosine(
     logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 1.0, draw: str | Draw = "independent"
-):
+) -> Law:
     """The law of a uniform time on the cosine schedule, whatever schedule is trained: a hyperbolic secant
-    with density sech(l/2) / 2 pi before clipping (Kingma & Gao 2023, arXiv 2303.00848, table 1).
+    with density sech(l/2) / 2 pi before clipping (Kingma & Gao 2023, arXiv 2303.00848).
     """
     _positive("cosine", shift=shift)
     clock = clocks.Cosine(float(logsnr_min), float(logsnr_max))
@@ -171,7 +168,7 @@ def laplace(mean: float = 0.0, scale: float = 0.5, draw: str | Draw = "independe
 
 
 def ict_pairs(
-    num_levels: int | Float[ArrayLike, ""],
+    num_levels: int | Shaped[Array | np.ndarray, ""],
     mean: float = -1.1,
     std: float = 2.0,
     sigma_min: float = 0.002,
@@ -181,7 +178,7 @@ def ict_pairs(
 ) -> Callable[[PRNGKeyArray, tuple[int, ...]], tuple[Float[Array, "..."], Float[Array, "..."]]]:
     """(key, shape) -> log-SNR of s_{i+1} and of s_i, neighbours among `num_levels` levels s_0 < s_1 < .. of
     the Karras grid of sigma/alpha, i with probability proportional to Phi((log s_{i+1} - mean) / std) -
-    Phi((log s_i - mean) / std) (Song & Dhariwal 2023, arXiv 2310.14189, section 3.5).
+    Phi((log s_i - mean) / std) (Song & Dhariwal 2023, arXiv 2310.14189, section 3).
 
     That discrete law telescopes: it is the interval into which a log-normal falls that is cut off at both
     ends of the grid. So nothing is tabulated and num_levels may be traced (it grows in training). It must be
@@ -204,7 +201,7 @@ def ict_pairs(
     return pair
 
 
-def ict_discretised(num_levels: int | Float[ArrayLike, ""], **options: Any) -> Law:
+def ict_discretised(num_levels: int | Shaped[Array | np.ndarray, ""], **options: Any) -> Law:
     """The noisier level s_{i+1} of `ict_pairs`, which takes the same options: where the student is called."""
     pair = ict_pairs(num_levels, **options)
     return lambda key, shape: pair(key, shape)[0]
@@ -213,7 +210,7 @@ def ict_discretised(num_levels: int | Float[ArrayLike, ""], **options: Any) -> L
 def time_density(
     schedule: Schedule, start: float | None = None, end: float | None = None
 ) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
-    """The density over log-SNR of `uniform_time` with the same arguments, |dt/dlogsnr| over the range of t."""
+    """The density over log-SNR of `uniform_time` with these arguments: |dt/dlogsnr| over the range of t."""
     start, end = _ends(schedule, start, end)
     width = float(schedule.time(start)) - float(schedule.time(end))
 
@@ -283,8 +280,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
 def sigmoid(bias: float = 2.0) -> Weight:
     """sigmoid(bias - logsnr) on the error of eps, that is 1 / (1/SNR + exp(-bias)) on x0 (Kingma & Gao 2023,
-    section 5, where 2 was best at 64 pixels; Hoogeboom et al. 2024, arXiv 2410.19324). exp(bias) at logsnr =
-    +inf.
+    arXiv 2303.00848, with bias 2; Hoogeboom et al. 2024, arXiv 2410.19324). exp(bias) at logsnr = +inf.
     """
 
     def weight(logsnr):
@@ -297,7 +293,7 @@ def sigmoid(bias: float = 2.0) -> Weight:
 def vlb(density: Callable[[Any], Any]) -> Weight:
     """SNR / (2 density): with levels drawn from that density over log-SNR, the mean weighted error is the
     integral of |error of eps|^2 / 2 over the log-SNR, the continuous-time variational bound (Kingma et al.
-    2021, eq. 17). It then depends on the ends of the law only, not on its shape. `time_density` is the
+    2021, section 5). It then depends on the ends of the law only, not on its shape. `time_density` is the
     density of `uniform_time`.
     """
     return lambda logsnr: namespace(logsnr).exp(logsnr) / (2 * density(logsnr))

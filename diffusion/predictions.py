@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
+from diffusion.clocks import Levels
 from diffusion.levels import expand
-from diffusion.schedules import Schedule
+from diffusion.schedules import Data, Schedule
 
 Coefficients = Callable[[Any, Any], tuple[Any, Any, Any]]
 """(alpha, sigma) -> (a, b, c) of c p = a x0 + b eps."""
@@ -124,13 +124,13 @@ def _solved(source, target, alpha, sigma, xp):
 
 
 def convert(
-    value: Float[ArrayLike, "b ..."],
-    x: Float[ArrayLike, "b ..."],
-    logsnr: Float[ArrayLike, "..."],
+    value: Data,
+    x: Data,
+    logsnr: Levels,
     schedule: Schedule,
     source: str | Coefficients,
     target: str | Coefficients,
-) -> Float[Array, "b ..."]:
+) -> Data:
     """The prediction `value` of kind `source` at noisy `x`, as kind `target`. logsnr is a level, expanded to
     x.
 
@@ -148,18 +148,18 @@ def convert(
 
 def denoised(
     prediction: str | Coefficients,
-    value: Float[ArrayLike, "b ..."],
-    x: Float[ArrayLike, "b ..."],
-    logsnr: Float[ArrayLike, "..."],
+    value: Data,
+    x: Data,
+    logsnr: Levels,
     schedule: Schedule,
-) -> Float[Array, "b ..."]:
+) -> Data:
     """The estimate of x0 that a network's output `value` means: `convert` to "x0"."""
     return convert(value, x, logsnr, schedule, prediction, "x0")
 
 
 def check_levels(
     prediction: str | Coefficients,
-    logsnr: Float[ArrayLike, "..."],
+    logsnr: Levels,
     schedule: Schedule,
     target: str | Coefficients = "x0",
 ) -> None:
@@ -261,8 +261,8 @@ def flow_map(
     logsnr_to.
 
     The network finds the level to jump to in cond["logsnr_to"]. Its prediction is read at (x, logsnr) as a
-    denoiser's is: with x0 this is g of consistency trajectory models (Kim et al. 2023, arXiv 2310.02279, eq.
-    9), with velocity in the flow scaling the average velocity of MeanFlow (Geng et al. 2025, arXiv
+    denoiser's is: with x0 this is g of consistency trajectory models (Kim et al. 2023, arXiv 2310.02279),
+    with velocity in the flow scaling the average velocity of MeanFlow (Geng et al. 2025, arXiv
     2505.13447), as a DDIM step with x0 = x - t u moves x by -(t - r) u.
     """
     return Partial(_static(apply, schedule, prediction, train, True), params, cond, key)
@@ -277,8 +277,8 @@ def _static(apply, schedule, prediction, train, jumps):
 
 
 def preconditioning(
-    logsnr: Float[ArrayLike, "..."], schedule: Schedule, sigma_data: float = 0.5
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    logsnr: Levels, schedule: Schedule, sigma_data: float = 0.5
+) -> tuple[Levels, Levels, Levels]:
     """(c_skip, c_out, c_in) with x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1), in any
     scaling.
 
@@ -291,11 +291,11 @@ def preconditioning(
 
 
 def boundary_coefficients(
-    logsnr: Float[ArrayLike, "..."],
-    logsnr_boundary: Float[ArrayLike, "..."],
+    logsnr: Levels,
+    logsnr_boundary: Levels,
     schedule: Schedule,
     sigma_data: float = 0.5,
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+) -> tuple[Levels, Levels, Levels]:
     """(c_skip, c_out, c_in) of a consistency function f(x) = c_skip x + c_out F(c_in x) that is x at the
     boundary level.
 

@@ -23,10 +23,10 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from diffusion.clocks import (
@@ -44,7 +44,10 @@ from diffusion.clocks import (
     Straight,
     SubVPLinearBeta,
     elementwise,
+    namespace,
 )
+
+Data = Float[Array | np.ndarray, "..."]
 
 # Scalings ---------------------------------------------------------------------------------------------------
 
@@ -81,7 +84,7 @@ class VE:
 
 @dataclasses.dataclass(frozen=True)
 class SubVP:
-    """sigma = 1 - alpha^2 (Song et al. 2021, section 3.4 and eq. 29), made for likelihoods.
+    """sigma = 1 - alpha^2 (Song et al. 2021, section 3.4), made for likelihoods.
 
     alpha^2 + sigma^2 is below 1 and dips to .75, where alpha^2 = 1/2. From 1/alpha - alpha = exp(-logsnr /
     2), alpha = exp(-asinh(exp(-logsnr / 2) / 2)); below in a form that holds at both infinite ends.
@@ -118,7 +121,9 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A scaling, a clock and two finite ends. `repr` and `record` both rebuild it; equality is by value."""
+    """A scaling, a clock and two finite ends. Equality is by value; `repr`, evaluated with this module's
+    names, and `record` both rebuild it.
+    """
 
     scaling: Any
     clock: Clock
@@ -127,7 +132,7 @@ class Schedule:
 
     def __post_init__(self):
         start, end = float(self.logsnr_start), float(self.logsnr_end)
-        if not -math.inf < start < end < math.inf:
+        if not -inf < start < end < inf:
             raise ValueError(
                 "schedule: expected finite ends with logsnr_start (noise) below logsnr_end (data), got"
                 f" {start} and {end}; infinite ends are asked for in the grid"
@@ -135,19 +140,19 @@ class Schedule:
         object.__setattr__(self, "logsnr_start", start)
         object.__setattr__(self, "logsnr_end", end)
 
-    def alpha(self, logsnr: Levels) -> Float[Array, "..."]:
+    def alpha(self, logsnr: Levels) -> Levels:
         """The coefficient of x0 in x."""
         return self.scaling.alpha(logsnr)
 
-    def sigma(self, logsnr: Levels) -> Float[Array, "..."]:
+    def sigma(self, logsnr: Levels) -> Levels:
         """The coefficient of eps in x."""
         return self.scaling.sigma(logsnr)
 
-    def logsnr(self, t: Levels) -> Float[Array, "..."]:
+    def logsnr(self, t: Levels) -> Levels:
         """log(alpha^2 / sigma^2) at time t in [0, 1]; t = 0 is clean."""
         return self.clock.logsnr(t)
 
-    def time(self, logsnr: Levels) -> Float[Array, "..."]:
+    def time(self, logsnr: Levels) -> Levels:
         """The inverse of `logsnr`."""
         return self.clock.time(logsnr)
 
@@ -159,7 +164,7 @@ class Schedule:
         diffusion factor = resolution / base, CogVideoX abar' = abar / (c + (1 - c) abar) factor = sqrt(c).
         The ends move along.
         """
-        if not (math.isfinite(offset) and 0 < factor < math.inf):
+        if not (math.isfinite(offset) and 0 < factor < inf):
             raise ValueError(
                 f"shift: expected a finite offset and a factor above 0, got {offset} and {factor}"
             )
@@ -173,20 +178,15 @@ class Schedule:
         return Schedule(self.scaling, clock, self.logsnr_start + total, self.logsnr_end + total)
 
 
-def rescale(
-    x: Float[ArrayLike, "b ..."], logsnr: Levels, source: Schedule, target: Schedule
-) -> Float[Array, "b ..."]:
+def rescale(x: Data, logsnr: Levels, source: Schedule, target: Schedule) -> Data:
     """The same noisy data in another scaling: x times alpha_target / alpha_source. `logsnr` broadcasts to x.
 
-    Where alpha is 0 in both (pure noise) sigma takes its place.
+    Below logsnr = 0 it is sigma_target / sigma_source, the same number, which holds at alpha = 0 too.
     """
-    noisy = logsnr < 0
-    by_sigma, by_alpha = (
-        (target.sigma(logsnr), source.sigma(logsnr)),
-        (target.alpha(logsnr), source.alpha(logsnr)),
-    )
-    xp = by_sigma[0].__array_namespace__()
-    return x * xp.where(noisy, by_sigma[0], by_alpha[0]) / xp.where(noisy, by_sigma[1], by_alpha[1])
+    xp = namespace(x)
+    noisy = xp.asarray(logsnr) < 0
+    top = xp.where(noisy, target.sigma(logsnr), target.alpha(logsnr))
+    return x * top / xp.where(noisy, source.sigma(logsnr), source.alpha(logsnr))
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
@@ -212,7 +212,7 @@ def vp_cosine_interpolated(
 
     "Interpolated from 32 to the full resolution d" is shift_noise = d / 32, shift_data = 1.
     """
-    if not (0 < shift_noise < math.inf and 0 < shift_data < math.inf):
+    if not (0 < shift_noise < inf and 0 < shift_data < inf):
         raise ValueError(f"interpolated cosine: expected shifts above 0, got {shift_noise} and {shift_data}")
     base = Cosine(float(logsnr_min), float(logsnr_max))
     clock = InterpolatedCosine(base, -2 * math.log(shift_noise), -2 * math.log(shift_data))
@@ -230,14 +230,14 @@ def vp_discrete(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Schedule:
     clock = Discrete(tuple(np.asarray(betas, np.float64).ravel().tolist()))
     steps = len(clock.betas)
     start = float(clock.logsnr(1.0))
-    if start == -math.inf:
+    if start == -inf:
         start = min(-20.0, float(clock.logsnr((steps - 1) / steps)))
     return Schedule(VP(), clock, start, float(clock.logsnr(1 / steps)))
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
-    """VE, sigma geometric in t (Song et al. 2021, eq. 30; the defaults are NCSN++'s on CIFAR-10)."""
-    if not 0 < sigma_min < sigma_max < math.inf:
+    """VE, sigma geometric in t (Song et al. 2021, appendix C; the defaults are NCSN++'s on CIFAR-10)."""
+    if not 0 < sigma_min < sigma_max < inf:
         raise ValueError(f"ve: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     clock = Straight(-2 * math.log(sigma_max), -2 * math.log(sigma_min))
     return Schedule(VE(), clock, clock.logsnr_min, clock.logsnr_max)
@@ -252,7 +252,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """Sub-VP, beta linear in t (Song et al. 2021, eq. 35). Ends: t = 1 and t = 1e-3."""
+    """Sub-VP, beta linear in t (Song et al. 2021, appendix C). Ends: t = 1 and t = 1e-3."""
     return _between(SubVP(), SubVPLinearBeta(float(beta_min), float(beta_max)), 1.0, 1e-3)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from diffusion import grids, levels, predictions, schedules, solvers
 from distill import METHODS, Network
 from distill import optimiser as make_optimiser
+from experiments import data
 from models import ModelDef
 from models import build as build_model
 
@@ -110,6 +111,14 @@ def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     choose(config["prediction"], predictions.PREDICTIONS, "config.prediction")
     definition = model(config)
     return definition, Network(definition.apply, schedule(config), config["prediction"], definition.num_classes)
+
+
+def source(config: Mapping[str, Any], split: str) -> data.Source:
+    """The data of a config, with its mistakes as one line each."""
+    try:
+        return data.build(config["data"], split)
+    except (ValueError, KeyError, TypeError, ImportError, OSError) as error:
+        raise ConfigError(f"config.data: {_text(error)}") from error
 
 
 def optimiser(block: Mapping[str, Any], steps: int, where: str):

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion import grids, guidance, predictions, sampling, schedules, solvers
+from diffusion import guidance, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, figures, metrics, weights
+from experiments import data, figures, metrics, weights, writers
 from experiments.config import ConfigError
 from experiments.metrics import classifier_training
 from models import build as build_model
 from models.classifier import build_classifier
 
 CLASSIFIER = "pretrained:moving_digits/classifier"
-KEYS = {"samplers", "num_clips", "batch_size", "classifier", "bootstrap", "seed_offset", "shown"}
+KEYS = {"samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "seed_offset", "shown"}
 SAMPLER_KEYS = {"weights", "steps", "solver", "grid", "guidance"}
 QUALITY = "frechet_clip"
 
@@ -34,6 +34,12 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     """Names and keys of every sampler, before any work."""
     if not block["samplers"]:
         raise ConfigError(f"{where}.samplers is empty")
+    digits = config["data"]
+    if digits["kind"] != "moving_digits" or digits.get("digits", 1) != 1 or digits.get("frames", 8) < 3:
+        raise ConfigError(f"{where}: these metrics know one moving digit over at least 3 frames; config.data is {digits}")
+    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+    if num % batch:  # all batches of one size: one compiled program, and seconds that mean something
+        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
     for name, sampler in block["samplers"].items():
         here = f"{where}.samplers.{name}"
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
@@ -81,11 +87,12 @@ def draw(
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
     """(clips in [-1, 1], seconds per clip). All batches have one size; the first runs twice, so that compiling isn't timed."""
     level = np.asarray(table.logsnr)[0]
-    start = np.asarray(network.schedule.alpha(level) * 0 + np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)))
+    # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
+    scale_of_start = np.hypot(network.schedule.alpha(level), network.schedule.sigma(level))
     clips, seconds = [], 0.0
     for index in range(0, len(noise), batch_size):
         rows = slice(index, index + batch_size)
-        x = jnp.asarray(noise[rows] * start, jnp.float32)
+        x = jnp.asarray(noise[rows] * scale_of_start, jnp.float32)
         label = jnp.asarray(labels[rows]) if network.num_classes else None
         step_key = jax.random.fold_in(key, index)
         run = lambda: sampling.sample(denoiser(network, params, label, scale), table, x, step_key)  # noqa: B023, E731
@@ -101,17 +108,19 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     """Samples, measures, draws and reports. Leaves report.json, report.md and figures in the stage's folder."""
     config, folder = context.config, context.workdir / name
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
-    if num % batch:
-        raise ConfigError(f"config.stages.{name}: num_clips {num} is not a multiple of batch_size {batch}")
-    source = data.build(config["data"], "test")
-    real = data.Batches(source, num, seed=config["seed"], process_index=0, process_count=1)
-    reference, other = real.batch_at(0), real.batch_at(1)
+    source = configs.source(config, "test")
+    # Held-out clips: `num` of them play the sampler that makes no mistake (the floor), the others judge.
+    held_out = data.Batches(source, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
+    other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
     classifier_path = weights.find(block.get("classifier", CLASSIFIER), context.workdir)
     classifier_params, classifier_record = weights.load(classifier_path)
     classify = classifier_training.classify_fn(build_classifier(classifier_record["model"]), classifier_params)
     key = context.key(name)
     noise = np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32)
-    labels = reference["label"]
+    labels = other["label"]
+    # Described once: every sampler is judged against the same clips.
+    real_sample = metrics.describe(reference["video"], classify)
+    floor_sample = metrics.describe(other["video"], classify, other["label"])
     rows, clips, seconds, networks = {}, {}, {}, {}
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
@@ -124,19 +133,19 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
             batch_size=batch, scale=sampler.get("guidance", 1.0),
         )  # fmt: skip
         rows[row] = metrics.evaluate(
-            clips[row], reference["video"], labels=labels, classify=classify, floor_reference=other["video"],
-            bootstrap=block.get("bootstrap", 100), seed=config["seed"],
+            clips[row], real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
+            floor_labels=other["label"], bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
-    report(context, name, block, rows, clips, seconds, reference["video"], str(classifier_path))
+    report(context, name, block, rows, clips, seconds, other["video"], classifier_path.name)
 
 
-def report(context, name, block, rows, clips, seconds, reference, classifier: str) -> None:
+def report(context, name, block, rows, clips, seconds, real, classifier: str) -> None:
     """Writes what was measured, as JSON, Markdown and pictures."""
     folder = context.workdir / name
     calls = {row: s["steps"] * (2 if s.get("guidance", 1.0) != 1.0 else 1) for row, s in block["samplers"].items()}
     table = metrics.table(rows, extra={"evaluations": calls, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}})
-    shown = min(block.get("shown", 8), len(reference))
-    pictures = {"real": reference[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
+    shown = min(block.get("shown", 8), len(real))
+    pictures = {"real": real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
     figures.comparison(folder / "comparison.png", pictures)
     figures.animate(folder / "comparison.webp", pictures)
     figures.slices(folder / "slices.png", pictures)
@@ -150,8 +159,11 @@ def report(context, name, block, rows, clips, seconds, reference, classifier: st
     figures.quality_against_seconds(
         folder / "quality.png", points, quality=f"{QUALITY} (lower is better)", floor=next(iter(rows.values()))[QUALITY].floor
     )
+    rows_logged = writers.read_rows(context.workdir / "metrics.jsonl") if (context.workdir / "metrics.jsonl").exists() else []
+    if any("loss" in row for row in rows_logged):
+        figures.loss_curves(folder / "loss.png", rows_logged)
     result = {
-        "clips": len(reference) if not clips else len(next(iter(clips.values()))),
+        "clips": len(next(iter(clips.values()))),
         "classifier": classifier,
         "device": jax.devices()[0].device_kind,
         "samplers": {

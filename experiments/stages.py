@@ -58,6 +58,8 @@ def check(context: Context) -> None:
     config = context.config
     needed = {"seed", "data", "stages"}
     configs.check_keys(config, {"model", "schedule", "prediction", *needed}, needed, "config")
+    if "model" in config:
+        check_shapes(configs.source(config, "train"), config)
     earlier: dict[str, Any] = {}
     for name, block in config["stages"].items():
         where = f"config.stages.{name}"
@@ -110,8 +112,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
 def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     """Trains a denoiser or a student and leaves its EMA weights with their record."""
     definition, network, method, rounds = plan(context, name, block)
-    source = data.build(context.config["data"], "train")
-    check_shapes(source, context.config)
+    source = configs.source(context.config, "train")
     record = {
         "format": 1,
         "kind": "denoiser",
@@ -141,7 +142,7 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
 def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> None:
     """Trains the frame classifier whose features the metrics use."""
     where = f"config.stages.{name}"
-    source = data.build(context.config["data"], "train")
+    source = configs.source(context.config, "train")
     model = dict(block.get("model", {}))
     classifier = configs.call(build_classifier, {}, where, config=model)
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")

@@ -73,7 +73,10 @@ def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
         return path
     if reference.endswith(".safetensors"):
         return pathlib.Path(reference)
-    return result_path(workdir, *reference.split("@", 1))
+    path = result_path(workdir, *reference.split("@", 1))
+    if not path.is_file():
+        raise ConfigError(f"{reference!r} is missing or unfinished: there is no {path}; run that stage first")
+    return path
 
 
 def result_path(workdir: pathlib.Path, stage: str, steps: str | int | None = None) -> pathlib.Path:

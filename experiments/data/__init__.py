@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from experiments.data.pipeline import Batches
 from experiments.data.source import Source, check_split, from_config, nearest
 
@@ -17,7 +19,7 @@ KINDS = {
 }
 
 
-def build(config: Mapping[str, Any], split: str = "train") -> Source:
+def build(config: ConfigDict | Mapping[str, Any], split: str = "train") -> Source:
     """The source that `config` (an `ml_collections.ConfigDict`, or a dict) describes.
 
     `config.kind` is a key of KINDS; the other keys are the fields of that kind's dataclass. Raises KeyError,
@@ -29,5 +31,5 @@ def build(config: Mapping[str, Any], split: str = "train") -> Source:
     if config["kind"] not in KINDS:
         raise KeyError(f"unknown config.data.kind {config['kind']!r}; {nearest(config['kind'], KINDS)}")
     check_split(split)
-    module, name = KINDS[config["kind"]]
+    module, name = KINDS[str(config["kind"])]
     return from_config(getattr(importlib.import_module(module), name), config, split)

@@ -1,10 +1,10 @@
 """Cutting a clip out of a longer, larger video: which frames, which box, which size."""
 
-import difflib
-
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from experiments.data.source import nearest
 
 CROPS = ("centre", "random")
 
@@ -12,8 +12,7 @@ CROPS = ("centre", "random")
 def check_crop(crop: str) -> None:
     """Raises ValueError for a crop other than centre and random."""
     if crop not in CROPS:
-        close = difflib.get_close_matches(str(crop), CROPS, n=1) or CROPS
-        raise ValueError(f"unknown crop {crop!r}; did you mean {close[0]!r}? valid: {', '.join(CROPS)}")
+        raise ValueError(f"unknown crop {crop!r}; {nearest(crop, CROPS)}")
 
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -56,11 +55,9 @@ def crop_and_resize(
     box_height, box_width = size[0] * scale, size[1] * scale
     top, left = (height - box_height) * where[0], (width - box_width) * where[1]
     box = (left, top, min(left + box_width, width), min(top + box_height, height))
-    planes = [
-        [
-            np.asarray(Image.fromarray(frame[..., c]).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
-            for c in range(video.shape[-1])
-        ]
-        for frame in video
-    ]
-    return np.moveaxis(np.asarray(planes), 1, -1)
+    resized = np.empty((len(video), *size, video.shape[-1]), np.uint8)
+    for frame, channel in np.ndindex(len(video), video.shape[-1]):
+        plane = Image.fromarray(video[frame, :, :, channel])
+        plane = plane.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+        resized[frame, :, :, channel] = np.asarray(plane)
+    return resized

@@ -11,7 +11,7 @@ frame of `size`, it moves in [0, size - n], and its walls are these two ends.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -64,7 +64,7 @@ def handwriting(size: int) -> Handwriting:
     if size == 16:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         return _frozen(digits.images / 16.0, digits.target)
     if size == 64:
         try:
@@ -195,7 +195,8 @@ class MovingDigits:
         identities = self._identities[(uniform[:, 0] * len(self._identities)).astype(np.int64)]
         written = handwriting(self.size)
         room = float(self.size - written.images.shape[-1])
-        speed = self.speed[0] + (self.speed[1] - self.speed[0]) * uniform[:, 3]
+        least, most = self.speed or SPEEDS[self.size]
+        speed = least + (most - least) * uniform[:, 3]
         angle = 2.0 * np.pi * uniform[:, 4]
         velocity = speed[:, None] * np.stack([np.sin(angle), np.cos(angle)], axis=-1)
         motion = bounce(room * uniform[:, 1:3], velocity, self.frames, room)
@@ -207,7 +208,7 @@ class MovingDigits:
         images = handwriting(self.size).images[truth.identities]
         return Clip(render(truth.positions, images, self.size)[..., None], truth)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> source_lib.Example:
         clip = self.clip(index)
         return dict(video=to_bytes(clip.video), label=clip.truth.labels[0])
 

@@ -71,7 +71,8 @@ class Batches:
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """This process's part of global batch `step`; the position stays where it is."""
         check_whole("step", step, 0)
-        return self._dataset[int(step)]
+        batch: Any = self._dataset[int(step)]
+        return batch
 
     def __iter__(self) -> "Batches":
         return self

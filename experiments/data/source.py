@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from ml_collections import ConfigDict
 
 SPLITS = ("train", "test")
+Example = dict[str, np.ndarray | np.generic]
 
 
 @runtime_checkable
@@ -23,7 +25,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+    def __getitem__(self, index: int) -> Example: ...
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
@@ -33,7 +35,7 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {', '.join(valid)}"
 
 
-def from_config(kind: type, config: Mapping[str, Any], split: str) -> Any:
+def from_config(kind: type, config: ConfigDict | Mapping[str, Any], split: str) -> Any:
     """Makes the dataclass `kind` from a config whose keys are its fields (all but `split`, which is given).
 
     Raises KeyError for a key that is not a field and for a field without default that the config lacks.
@@ -79,18 +81,23 @@ def check_example(example: Mapping[str, Any], source: Source) -> Mapping[str, An
     Raises ValueError naming the source, what was expected and what came: the keys, the frame count, the
     shape, the dtype or the label.
     """
-    shape, origin = tuple(source.shape), repr(source)
+    wrong = _mismatch(example, tuple(source.shape), max(source.num_classes, 1))
+    if wrong:
+        raise ValueError(f"{source!r}: {wrong}")
+    return example
+
+
+def _mismatch(example: Mapping[str, Any], shape: tuple[int, ...], labels: int) -> str:
+    """What was expected and what came, or '' if the example is as it should be."""
     if set(example) != {"video", "label"}:
-        raise ValueError(f"{origin}: expected the keys video and label, got {', '.join(sorted(example))}")
+        return f"expected the keys video and label, got {', '.join(sorted(example))}"
     video, label = np.asarray(example["video"]), np.asarray(example["label"])
     if video.ndim == 4 and video.shape[0] != shape[0]:
-        raise ValueError(f"{origin}: expected clips of {shape[0]} frames, got one of {video.shape[0]} frames")
+        return f"expected clips of {shape[0]} frames, got one of {video.shape[0]} frames"
     if video.shape != shape:
-        raise ValueError(f"{origin}: expected a video of shape {shape}, got {video.shape}")
+        return f"expected a video of shape {shape}, got {video.shape}"
     if video.dtype != np.uint8:
-        raise ValueError(f"{origin}: expected a uint8 video, got {video.dtype}")
+        return f"expected a uint8 video, got {video.dtype}"
     if label.shape != () or label.dtype != np.int32:
-        raise ValueError(f"{origin}: expected a scalar int32 label, got {label.dtype} of shape {label.shape}")
-    if not 0 <= label < max(source.num_classes, 1):
-        raise ValueError(f"{origin}: expected a label below {max(source.num_classes, 1)}, got {label}")
-    return example
+        return f"expected a scalar int32 label, got {label.dtype} of shape {label.shape}"
+    return "" if 0 <= label < labels else f"expected a label below {labels}, got {label}"

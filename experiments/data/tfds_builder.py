@@ -5,12 +5,12 @@
 
 import argparse
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from experiments.data.moving_digits import NUM_CLASSES, SPEEDS, MovingDigits
 
@@ -26,7 +26,7 @@ class MovingDigitsConfig(tfds.core.BuilderConfig):
 
 def _named(source: MovingDigits, train_clips: int = 60_000, test_clips: int = 10_000) -> MovingDigitsConfig:
     """A config whose name tells every choice, so that two different data sets never share a folder."""
-    slow, fast = source.speed
+    slow, fast = source.speed or SPEEDS[source.size]
     name = (
         f"{source.digits}x{source.size}px_{source.frames}f_speed_{slow!r}_{fast!r}_seed_{source.seed}"
         f"_clips_{train_clips}_{test_clips}"
@@ -41,7 +41,8 @@ class MovingDigitsTfds(tfds.core.GeneratorBasedBuilder):
 
     name = "moving_digits"
     # TFDS finds this out through importlib_resources, which it does not install for today's Pythons.
-    code_path = pathlib.Path(__file__)
+    code_path = epath.Path(__file__)
+    builder_config: MovingDigitsConfig
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [_named(MovingDigits(size=size, digits=digits)) for size in SPEEDS for digits in (1, 2)]
 

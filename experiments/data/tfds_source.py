@@ -6,12 +6,15 @@ The dataset must have been prepared with `file_format='array_record'`, TFDS's ra
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.data import framing
 from experiments.data import source as source_lib
+
+# TFDS's decorators hide its signatures from type checkers: builders and features are Any here.
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -53,13 +56,13 @@ class TFDSVideos:
             source_lib.check_whole("frames", self.frames, 1)
         if self.size is not None:
             object.__setattr__(self, "size", framing.check_size(self.size))
-        self._keys, self._examples  # noqa: B018 - a missing folder, split or key shows here and now
+        _ = self._keys, self._examples  # a missing folder, split or key shows here and now
 
     @functools.cached_property
-    def _builder(self) -> tfds.core.DatasetBuilder:
+    def _builder(self) -> Any:
         folder = find_dataset(self.data_dir, self.name)
         try:
-            builder = tfds.builder_from_directory(folder)
+            builder: Any = tfds.builder_from_directory(folder)
         except ImportError as error:
             raise ValueError(
                 f"{folder} has features that TFDS decodes with TensorFlow only ({error}): "
@@ -73,7 +76,7 @@ class TFDSVideos:
         return builder
 
     @functools.cached_property
-    def _examples(self):
+    def _examples(self) -> Any:
         wanted = self.train_split if self.split == "train" else self.test_split
         have = self._builder.info.splits
         if wanted.split("[")[0].split("+")[0] not in have:
@@ -111,14 +114,15 @@ class TFDSVideos:
         if None in full:  # sizes that vary, or are not recorded: the first clip tells
             full = self._read(0)[0].shape
         frames = full[0] if self.frames is None else self.frames
-        return frames, *(full[1:3] if self.size is None else self.size), full[3]
+        height, width = full[1:3] if self.size is None else framing.check_size(self.size)
+        return frames, height, width, full[3]
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __repr__(self) -> str:
         # Without the folder, so that a data set may be moved between two runs.
-        chosen = dict(split=self._split_name, keys=self._keys, shape=self.shape)
+        chosen: dict[str, Any] = dict(split=self._split_name, keys=self._keys, shape=self.shape)
         chosen.update(crop=self.crop, seed=self.seed)
         options = ", ".join(f"{key}={value!r}" for key, value in chosen.items())
         return f"TFDSVideos({self._builder.info.full_name!r}, {options}, clips={len(self)})"
@@ -139,7 +143,7 @@ class TFDSVideos:
             video = video[..., None] if feature.shape[-1] not in (1, 3) else video[None]
         return video, np.int32(0 if label_key is None else example[label_key])
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> source_lib.Example:
         index = source_lib.check_index(index, len(self))
         video, label = self._read(index)
         frames, height, width, _ = self.shape
@@ -153,14 +157,15 @@ class TFDSVideos:
         return dict(video=video, label=label)
 
 
-def _is_video(feature: tfds.features.FeatureConnector) -> bool:
+def _is_video(feature: Any) -> bool:
+    shape: Any = feature.shape
     if isinstance(feature, tfds.features.Image):
         return True
-    pixels = isinstance(feature, tfds.features.Tensor | tfds.features.Video) and feature.np_dtype == np.uint8
-    return pixels and len(feature.shape) in (3, 4)
+    holds_pixels = isinstance(feature, tfds.features.Tensor | tfds.features.Video)
+    return holds_pixels and feature.np_dtype == np.uint8 and len(shape) in (3, 4)
 
 
-def _as_clip_shape(feature: tfds.features.FeatureConnector) -> tuple[int | None, ...]:
+def _as_clip_shape(feature: Any) -> tuple[Any, ...]:
     """The feature's shape as [f, h, w, c]; three axes: an image if the last is 1 or 3, else grey."""
     shape = tuple(feature.shape)
     if len(shape) == 4:

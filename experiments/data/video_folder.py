@@ -9,6 +9,7 @@ import pathlib
 from typing import NamedTuple
 
 import av
+import av.error
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
@@ -20,7 +21,7 @@ SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".
 LABELS = ("none", "folder")
 ON_ERROR = ("raise", "skip")
 # What reading a file can raise: PyAV's errors (damaged data), the system's, and our own remarks.
-_UNREADABLE = (av.FFmpegError, OSError, ValueError)
+_UNREADABLE = (av.error.FFmpegError, OSError, ValueError)
 
 
 class VideoFile(NamedTuple):
@@ -70,7 +71,7 @@ class VideoFolder:
     path: str
     frames: int
     size: int | tuple[int, int]
-    fps: float | None = None
+    fps: float | int | None = None
     stride: int | None = None
     crop: str = "centre"
     crops: int = 1
@@ -98,7 +99,7 @@ class VideoFolder:
         for name, value, valid in (("labels", self.labels, LABELS), ("on_error", self.on_error, ON_ERROR)):
             if value not in valid:
                 raise ValueError(f"unknown {name} {value!r}; {source_lib.nearest(value, valid)}")
-        self._index  # noqa: B018 - built here and now, so that every problem shows before training starts
+        _ = self._index  # built here and now, so that every problem shows before training starts
 
     @functools.cached_property
     def _index(self) -> Index:
@@ -154,7 +155,7 @@ class VideoFolder:
             stream = _video_stream(container)
             packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
             stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
-            if not stamps or None in stamps:
+            if not stamps or None in stamps or stream.time_base is None:
                 raise ValueError("it has no time stamps" if stamps else "it has no frames")
             step = None if self.fps is None else float(1 / (self.fps * stream.time_base))
         with av.open(path) as container:
@@ -174,7 +175,8 @@ class VideoFolder:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return self.frames, *self.size, self.channels
+        height, width = framing.check_size(self.size)
+        return self.frames, height, width, self.channels
 
     @property
     def num_classes(self) -> int:
@@ -193,7 +195,7 @@ class VideoFolder:
         ]
         return f"VideoFolder({', '.join(options)}, clips={len(self)}, content={digest!r})"
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> source_lib.Example:
         index = source_lib.check_index(index, len(self))
         file_index, first = self._index.clips[index % len(self._index.clips)]
         file = self._index.files[file_index]
@@ -202,7 +204,9 @@ class VideoFolder:
         except _UNREADABLE as error:
             raise ValueError(f"unreadable clip {index}, {file.name} from frame {first}: {error}") from error
         where = framing.placement(self.crop, self.seed, index)
-        return dict(video=framing.crop_and_resize(video, self.size, where[1:]), label=np.int32(file.label))
+        return dict(
+            video=framing.crop_and_resize(video, self.shape[1:3], where[1:]), label=np.int32(file.label)
+        )
 
 
 def list_videos(root: pathlib.Path) -> tuple[list[str], list[str]]:
@@ -249,9 +253,9 @@ def decode(path: str, ticks: np.ndarray, channels: int) -> UInt8[np.ndarray, "f 
         if found is None:  # the key frame that the seek found comes too late
             container.seek(0, stream=stream, backward=True)
             found = _collect(container, stream, ticks, channels)
-    have = len(found or ())
-    if have < len(ticks):
-        raise ValueError(f"expected {len(ticks)} frames, {have} could be decoded")
+    found = found or []
+    if len(found) < len(ticks):
+        raise ValueError(f"expected {len(ticks)} frames, {len(found)} could be decoded")
     return np.stack(found)
 
 
