@@ -96,8 +96,8 @@ def run(context: stages.Context, only: str | None = None) -> None:
             continue
         begun = time.monotonic()
         configs.write_json(folder / "config.json", stage_config(context.config, name))
-        stages.KINDS[block["kind"]](context, name, block)
-        configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1)})
+        figures = stages.KINDS[block["kind"]](context, name, block) or {}
+        configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1), **figures})
         print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
 
 

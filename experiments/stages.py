@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
@@ -22,6 +23,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
+from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,9 @@ class Context:
         digest = int.from_bytes(hashlib.sha256(stage.encode()).digest()[:4], "big")
         return jax.random.fold_in(jax.random.key(self.config["seed"]), digest)
 
+
+HELD_OUT = 512
+"""Clips on which a classifier is judged after training."""
 
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
@@ -139,11 +144,11 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     finish_training(context, name, block, run, source, key, record)
 
 
-def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> None:
-    """Trains the frame classifier whose features the metrics use."""
+def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains the frame classifier whose features the metrics use; returns its accuracy on held-out frames."""
     where = f"config.stages.{name}"
     source = configs.source(context.config, "train")
-    model = dict(block.get("model", {}))
+    model = {**CLASSIFIER_DEFAULTS, **block.get("model", {})}  # spelt out: weights outlive a change of defaults
     classifier = configs.call(build_classifier, {}, where, config=model)
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
     method = configs.call(
@@ -154,6 +159,11 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> Non
     record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
     run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
     finish_training(context, name, block, run, source, key, record)
+    held_out = data.Batches(configs.source(context.config, "test"), HELD_OUT, seed=context.config["seed"]).batch_at(0)
+    classify = classifier_training.classify_fn(classifier, run.state.ema)
+    logits, _ = classify(held_out["video"].reshape(-1, *source.shape[1:]))
+    right = logits.argmax(-1) == np.repeat(held_out["label"], source.shape[0])
+    return {"held_out_accuracy": float(right.mean()), "held_out_frames": len(right)}
 
 
 def finish_training(context, name, block, run: loop.Run, source, key, record) -> None:
@@ -234,7 +244,7 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], None]] = {
+KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | None]] = {
     "train": run_train,
     "classifier": run_classifier,
     "evaluate": evaluation.run,

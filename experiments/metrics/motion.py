@@ -76,13 +76,13 @@ def speed(track: Track) -> Float[np.ndarray, " n"]:
 
 
 def speed_variation(track: Track) -> Float[np.ndarray, " n"]:
-    """Standard deviation of the step length / its mean (at least STILL). Real: about .14, from the bounces."""
+    """Standard deviation of the step length / its mean (at least STILL). Real: .14, by the bounces."""
     steps = _steps(track)
     return steps.std(1) / np.maximum(steps.mean(1), STILL)
 
 
 def acceleration(track: Track) -> Float[np.ndarray, " n"]:
-    """Median over frames and axes of |second difference|, pixels per frame². Real: below .03."""
+    """Median over frames and axes of |second difference|, in pixels per frame². Real: below .03."""
     return np.median(np.abs(np.diff(track, 2, axis=1)), axis=(1, 2))
 
 
@@ -175,7 +175,7 @@ def law_residual(fit: Bounce) -> Float[np.ndarray, " n"]:
 
 
 def law_kept(fit: Bounce, mass: Float[np.ndarray, "n f"], tolerance: float = 0.25) -> Bool[np.ndarray, " n"]:
-    """Whether something is seen in all frames, and follows an elastic bounce to `tolerance` pixels. Real: always."""
+    """Whether all frames show something that follows a bounce to `tolerance` pixels. Real: always."""
     return (law_residual(fit) <= tolerance) & (mass >= SEEN).all(1)
 
 

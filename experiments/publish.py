@@ -1,0 +1,58 @@
+"""`python -m experiments.publish --workdir=DIR --stage=NAME --name=moving_digits/teacher`: weights to start from.
+
+Copies a finished stage's weights into pretrained/ and writes their provenance beside them as JSON: config, seed, commit,
+steps, data, and the metrics that the run measured. `--sampler` names the row of the run's report that belongs to them.
+"""
+
+import argparse
+import pathlib
+import shutil
+import sys
+
+from experiments import config as configs
+from experiments import weights
+from experiments.config import ConfigError
+from experiments.run import DONE, fail
+
+LIMIT = 8 * 2**20
+"""Bytes that all of pretrained/ may take: it travels with every clone."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--stage", required=True, help="STAGE or STAGE@STEPS")
+    parser.add_argument("--name", required=True, help="under pretrained/, for instance moving_digits/teacher")
+    parser.add_argument("--report", type=pathlib.Path, help="report.json of the run that measured these weights")
+    parser.add_argument("--sampler", help="the report's row")
+    given = parser.parse_args(argv)
+    try:
+        run(given)
+    except ConfigError as error:
+        return fail(str(error), 2)
+    return 0
+
+
+def run(given: argparse.Namespace) -> None:
+    source = weights.find(given.stage, given.workdir)
+    _, record = weights.load(source)
+    target = (weights.PRETRAINED / f"{given.name}.safetensors").resolve()
+    if not target.is_relative_to(weights.PRETRAINED):
+        raise ConfigError(f"--name {given.name!r} leads out of {weights.PRETRAINED}")
+    others = sum(p.stat().st_size for p in weights.PRETRAINED.rglob("*.safetensors") if p != target)
+    if others + source.stat().st_size > LIMIT:
+        raise ConfigError(f"{source} has {source.stat().st_size} bytes; pretrained/ may hold {LIMIT} in all and has {others}")
+    metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / DONE)
+    if given.report is not None:
+        rows = configs.read_json(given.report)["samplers"]
+        row = configs.choose(given.sampler or "", rows, "--sampler")
+        metrics |= {"sampler": {k: v for k, v in row.items() if k not in ("metrics", "weights", "seconds_per_clip")}}
+        metrics |= {k: m["value"] for k, m in row["metrics"].items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    configs.write_json(target.with_suffix(".json"), {**record, "metrics": metrics})
+    print(f"{target.relative_to(weights.PRETRAINED.parent)}: {source.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
