@@ -1,0 +1,253 @@
+"""The program end to end: stages, resume bit for bit after SIGKILL and SIGTERM, and one clear line for every mistake."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import run as program
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = str(ROOT / "tests/configs/tiny.py")
+
+
+# Every process compiles the same few programs: the cache keeps this file's many starts short.
+CACHE = tempfile.mkdtemp()
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": CACHE,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remove_cache():
+    yield
+    shutil.rmtree(CACHE)
+
+
+def start(workdir, *arguments, config=TINY):
+    command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=400)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """One whole run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = finish(start(workdir))
+    assert code == 0, output
+    return workdir, output
+
+
+def same_weights(one, other):
+    one, other = load_file(one), load_file(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+WEIGHTS = ["teacher/weights.safetensors", *(f"student/weights@{n}.safetensors" for n in (4, 2, 1))]
+
+
+def test_a_run_leaves_all_it_promises(undisturbed):
+    workdir, output = undisturbed
+    for name in (*WEIGHTS, "config.json", "metrics.jsonl", "report.json", "evaluate/report.md"):
+        assert (workdir / name).is_file(), name
+    for name in ("comparison.png", "comparison.webp", "slices.png", "quality.png", "samples_student_1.png", "loss.png"):
+        assert (workdir / "evaluate" / name).stat().st_size > 200, name
+    report = json.loads((workdir / "report.json").read_text())
+    assert list(report["samplers"]) == ["teacher_4", "student_2", "student_1"]
+    assert report["samplers"]["teacher_4"]["evaluations"] == 8  # 4 calls, guided: two evaluations each
+    assert report["samplers"]["student_1"]["evaluations"] == 1
+    for sampler in report["samplers"].values():
+        assert sampler["seconds_per_clip"] > 0
+        assert np.isfinite(sampler["metrics"]["frechet_clip"]["value"])
+        assert sampler["metrics"]["frechet_clip"]["floor"] is not None
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"teacher", "student", "classifier"}
+    assert [row["step"] for row in rows if row["stage"] == "teacher"] == [2, 4, 6]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert "student_2" in output and "left" in output
+
+
+def test_a_finished_run_is_skipped(undisturbed):
+    workdir, _ = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*.safetensors")}
+    code, output = finish(start(workdir))
+    assert code == 0 and output.count("already done") == 4
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_any_moment_a_run_ends_bit_for_bit_the_same(undisturbed, tmp_path, kind):
+    """Two kills at random moments of the training stages; then to the end."""
+    workdir = tmp_path / "run"
+    chance = random.Random(int(kind))
+    for _ in range(2):
+        process = start(workdir)
+        # From before the first step to well into the rounds.
+        time.sleep(chance.uniform(4, 18))
+        process.send_signal(kind)
+        code, output = finish(process)
+        assert code in ((-signal.SIGKILL,) if kind == signal.SIGKILL else (0, -signal.SIGTERM)) or "done" in output
+    code, output = finish(start(workdir))
+    assert code == 0, output
+    for name in WEIGHTS:
+        same_weights(undisturbed[0] / name, workdir / name)
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"teacher"' in line]
+    assert steps == sorted(set(steps)), "metrics of lost steps must be cut back"
+
+
+def test_resume_in_the_middle_of_a_round(undisturbed, tmp_path):
+    """The state that a kill leaves, made by hand: the run as it stood after the teacher and 8 of 9 student steps."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    for path in ((workdir / "student").glob("weights*")):
+        path.unlink()
+    (workdir / "student/done.json").unlink()
+    steps = sorted(int(p.name) for p in (workdir / "student/checkpoints").iterdir() if p.name.isdigit())
+    shutil.rmtree(workdir / "student/checkpoints" / str(steps[-1]))
+    code, output = finish(start(workdir))
+    assert code == 0 and f"resumed at step {steps[-2]} of 9" in output, output
+    same_weights(undisturbed[0] / "student/weights.safetensors", workdir / "student/weights.safetensors")
+
+
+def test_a_damaged_checkpoint_is_named_and_kept_aside(undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    for path in [*(workdir / "student").glob("weights*"), workdir / "student/done.json"]:
+        path.unlink()
+    folder = workdir / "student/checkpoints"
+    newest = max((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for path in newest.rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    code, output = finish(start(workdir, "--stage=student"))
+    assert code == 0, output
+    assert f"{newest.name}.damaged" in output and (folder / f"{newest.name}.damaged").is_dir()
+    same_weights(undisturbed[0] / "student/weights.safetensors", workdir / "student/weights.safetensors")
+
+
+def test_damaged_weights_are_named(undisturbed, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    (workdir / "student/done.json").unlink()
+    path = workdir / "teacher/weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert program.main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def override(**keys):
+    return [f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.stages.teacher.stpes=3"], ["stpes", "steps"]),
+        (override(schedule__kind="vp_cosin"), ["vp_cosin", "vp_cosine"]),
+        (override(prediction="w"), ["prediction", "'w'"]),
+        (override(stages__teacher__method="denoise"), ["denoise", "denoising"]),
+        (override(stages__student__teacher="teachr"), ["teachr", "teacher"]),
+        (override(stages__student__teacher="pretrained:nothing"), ["no pretrained weights 'nothing'"]),
+        (override(data__frames=4), ["(4, 16, 16, 1)", "(3, 16, 16, 1)"]),
+        (override(data__kind="moving_digit"), ["moving_digit", "moving_digits"]),
+        (override(stages__evaluate__num_clips=10), ["num_clips 10", "batch_size 8"]),
+        (["--stage=studnt"], ["studnt", "student"]),
+        (["--workdr=x"], ["workdr"]),
+        (["extra"], ["extra"]),
+    ],
+)
+def test_a_mistake_is_one_clear_line_before_any_work(arguments, expected, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    code = program.main(["run", f"--config={TINY}", f"--workdir={workdir}", *arguments])
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    for word in expected:
+        assert word in error
+    assert not list(workdir.glob("*/checkpoints")), "nothing may have begun"
+
+
+def test_a_missing_config_and_a_missing_workdir(tmp_path, capsys):
+    assert program.main(["run", "--config=nowhere.py", f"--workdir={tmp_path}"]) == 2
+    assert "nowhere.py" in capsys.readouterr().err
+    assert program.main(["run", f"--config={TINY}"]) == 2
+    assert "--workdir" in capsys.readouterr().err
+
+
+def test_a_misspelt_key_in_the_config_file(tmp_path, capsys):
+    path = tmp_path / "wrong.py"
+    path.write_text(pathlib.Path(TINY).read_text().replace('optimiser=dict(learning_rate', 'optimizer=dict(learning_rate'))
+    assert program.main(["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "'optimizer'; did you mean 'optimiser'" in capsys.readouterr().err
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(undisturbed, capsys):
+    workdir, _ = undisturbed
+    before = sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*.json"))
+    assert program.main(["run", f"--config={TINY}", f"--workdir={workdir}", "--config.seed=4"]) == 2
+    error = capsys.readouterr().err
+    assert "another config" in error and "config.seed: 3 -> 4" in error
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*.json"))
+
+
+def test_a_second_run_in_the_same_workdir(tmp_path, capsys):
+    with program.exclusively(tmp_path):
+        assert program.main(["run", f"--config={TINY}", f"--workdir={tmp_path}"]) == 2
+    assert "another run is working" in capsys.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert program.main(["run", f"--config={TINY}", f"--workdir={tmp_path / 'file' / 'run'}"]) == 2
+    assert "can't write to workdir" in capsys.readouterr().err
+
+
+def test_a_missing_data_folder_and_an_unreadable_clip(tmp_path, capsys):
+    path = tmp_path / "folder.py"
+    text = pathlib.Path(TINY).read_text()
+    line = next(line for line in text.splitlines() if "config.data =" in line)
+    path.write_text(text.replace(line, f"    config.data = ConfigDict(dict(kind='video_folder', path='{tmp_path}/clips', frames=3, size=16))"))
+    arguments = ["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+    assert program.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "clips" in error and error.count("\n") == 1
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/broken.mp4").write_bytes(b"not a video")
+    assert program.main(arguments) == 2
+    assert "broken.mp4" in capsys.readouterr().err
+
+
+def test_a_non_finite_loss_stops_the_stage_and_names_the_step(tmp_path, capsys):
+    arguments = ["run", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--stage=teacher"]
+    assert program.main([*arguments, "--config.stages.teacher.optimiser.learning_rate=1e30"]) == 3
+    error = capsys.readouterr().err
+    assert "not finite at step" in error and "last good checkpoint" in error
+    assert not (tmp_path / "run/teacher/weights.safetensors").exists()
+
+
+def test_the_environment_has_no_say(undisturbed, tmp_path):
+    """Another working directory, other environment variables: the same weights."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
+    command = [sys.executable, "-m", "experiments.run", f"--config={TINY}", "--workdir=run", "--stage=teacher"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same_weights(undisturbed[0] / WEIGHTS[0], tmp_path / "run" / WEIGHTS[0])
