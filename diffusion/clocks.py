@@ -1,5 +1,4 @@
-"""Clocks: the log-SNR as a strictly falling function of time, t = 0 clean and t = 1 noise, with its exact
-inverse.
+"""Clocks: the log-SNR as a falling function of time, t = 0 clean and t = 1 noise, with its exact inverse.
 
 `schedules` puts them together with scalings and ends, and says what they have in common.
 """
@@ -78,8 +77,10 @@ def _time_of_integral(clock, xp, integral):
 
 @dataclasses.dataclass(frozen=True)
 class LinearBeta:
-    """VP with beta(t) = beta_min + t (beta_max - beta_min), B its integral: logsnr = -log(e^B - 1) (Song et
-    al. 2021, appendix C). Levels noisier than t = 1 have times above 1, so grids may start a little beyond.
+    """VP with beta(t) = beta_min + t (beta_max - beta_min), B its integral: logsnr = -log(e^B - 1).
+
+    Song et al. 2021, arXiv 2011.13456, appendix C. Levels noisier than t = 1 have times above 1, so grids may
+    start a little beyond.
     """
 
     beta_min: float
@@ -153,9 +154,10 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class InterpolatedCosine:
-    """Cosine plus an offset that goes linearly in t from offset_data (t = 0) to offset_noise (t = 1)
-    (Hoogeboom et al. 2023, section 3). offset_noise <= offset_data keeps it falling. The inverse is a
-    bracketed Newton solve, to rounding error in float64.
+    """Cosine plus an offset that goes linearly in t from offset_data (t = 0) to offset_noise (t = 1).
+
+    Hoogeboom et al. 2023, arXiv 2301.11093, section 3. offset_noise <= offset_data keeps it falling. The
+    inverse is a bracketed Newton solve, to rounding error in float64.
     """
 
     base: Cosine
@@ -194,12 +196,12 @@ class InterpolatedCosine:
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """Exact at the levels of a discrete VP chain with the given betas: level i = 0 .. T-1, abar_i = prod (1 -
-    beta), at t = (i + 1) / T; t = 0 is clean data.
+    """A discrete VP chain, exact at its levels: i = 0 .. T-1 with abar_i = prod (1 - beta) at t = (i + 1) /
+    T.
 
-    Between them -log abar is linear in t, i.e. beta(t) is constant on each interval (as in Lu et al. 2022,
-    arXiv 2206.00927). If the last beta is 1 (zero terminal SNR), abar itself is linear on the
-    last interval.
+    t = 0 is clean data. Between levels -log abar is linear in t, i.e. beta(t) is constant on each interval
+    (as in Lu et al. 2022, arXiv 2206.00927). If the last beta is 1 (zero terminal SNR), abar itself is linear
+    on the last interval.
     """
 
     betas: tuple[float, ...]
@@ -207,12 +209,7 @@ class Discrete:
     def __post_init__(self):
         betas = np.asarray(self.betas, np.float64)
         inner = betas[:-1]
-        if (
-            betas.ndim != 1
-            or betas.size < 2
-            or not ((inner > 0) & (inner < 1)).all()
-            or not 0 < betas[-1] <= 1
-        ):
+        if betas.ndim != 1 or betas.size < 2 or not ((inner > 0) & (inner < 1)).all() or not 0 < betas[-1] <= 1:
             raise ValueError(
                 "discrete schedule: expected at least two betas in (0, 1) (the last may be 1), got"
                 f" {betas.size} with range [{betas.min(initial=np.inf)}, {betas.max(initial=-np.inf)}]"
@@ -252,8 +249,9 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Straight:
-    """A straight line from logsnr_max at t = 0 to logsnr_min at t = 1: the geometric sigma(t) of NCSN++ (Song
-    et al. 2021, appendix C), and the learned schedule of Kingma et al. 2021 up to its ends.
+    """A straight line from logsnr_max at t = 0 to logsnr_min at t = 1.
+
+    The geometric sigma(t) of NCSN++ (Song et al. 2021, appendix C).
     """
 
     logsnr_min: float
@@ -314,11 +312,11 @@ class Rectified:
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
-    """VP with abar a sigmoid falling from exactly 1 to exactly 0 (Jabri et al. 2022, arXiv 2212.11972): abar
-    = (S(end) - S(u)) / (S(end) - S(start)), u = start + t (end - start), all over tau, S the logistic
-    function.
+    """VP with abar a sigmoid that falls from exactly 1 to exactly 0 (Jabri et al. 2022, arXiv 2212.11972).
 
-    With k = (end - start) / 2 tau it is logsnr = log sinh((1-t)k) - log sinh(tk) + log cosh(start/2tau)
+    abar = (S(end) - S(u)) / (S(end) - S(start)), u = start + t (end - start), all over tau, S the logistic
+    function. With k = (end - start) / 2 tau it is logsnr = log sinh((1-t)k) - log sinh(tk) + log
+    cosh(start/2tau)
     - log cosh(end/2tau): the terms in u cancel, and the inverse is closed.
     """
 
@@ -354,9 +352,7 @@ class Sigmoid:
 
 @dataclasses.dataclass(frozen=True)
 class Laplace:
-    """Uniform t gives a Laplace-distributed log-SNR of the given mean and scale (Hang et al. 2024, arXiv
-    2407.03297).
-    """
+    """Uniform t gives a Laplace-distributed log-SNR (Hang et al. 2024, arXiv 2407.03297)."""
 
     mean: float
     scale: float
@@ -369,9 +365,7 @@ class Laplace:
     def logsnr(self, xp, t):
         half = xp.zeros_like(t) + 0.5
         # On the clean half (t < 1/2) the second term is 0, on the noisy half the first.
-        return self.mean + self.scale * (
-            xp.log(2 * xp.minimum(1 - t, half)) - xp.log(2 * xp.minimum(t, half))
-        )
+        return self.mean + self.scale * (xp.log(2 * xp.minimum(1 - t, half)) - xp.log(2 * xp.minimum(t, half)))
 
     @elementwise
     def time(self, xp, logsnr):
@@ -396,7 +390,5 @@ class Shifted:
 
 
 def _check_betas(clock):
-    if not (
-        0 <= clock.beta_min < math.inf and 0 < clock.beta_max < math.inf and clock.beta_min <= clock.beta_max
-    ):
+    if not (0 <= clock.beta_min < math.inf and 0 < clock.beta_max < math.inf and clock.beta_min <= clock.beta_max):
         raise ValueError(f"linear beta: expected 0 <= beta_min <= beta_max and beta_max > 0, got {clock}")

@@ -15,7 +15,7 @@ Raises ValueError for num_steps below 1, ends that do not rise or are not number
 import difflib
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -24,11 +24,11 @@ from jaxtyping import Float
 from diffusion import clocks
 from diffusion.schedules import Schedule
 
-Grid = Float[np.ndarray, " N+1"]
+Grid = Float[np.ndarray, " levels"]
 Coordinate = Callable[[np.ndarray], np.ndarray]
 
 
-def validate(grid: Float[ArrayLike, "N+1 ..."]) -> Float[np.ndarray, "N+1 ..."]:
+def validate(grid: Float[ArrayLike, "..."] | Sequence) -> Float[np.ndarray, "levels ..."]:
     """The grid as float64, or a ValueError: at least two rows, no NaN, rising.
 
     A grid [N+1] must rise strictly, so infinity can stand only at its ends. In a grid [N+1, *level] single
@@ -58,19 +58,13 @@ def validate(grid: Float[ArrayLike, "N+1 ..."]) -> Float[np.ndarray, "N+1 ..."]:
 # Uniform in a coordinate ------------------------------------------------------------------------------------
 
 
-def uniform_time(
-    schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None
-) -> Grid:
+def uniform_time(schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None) -> Grid:
     """Uniform in the schedule's time."""
     return _in_time(schedule, num_steps, start, end, schedule.clock, lambda p: p)
 
 
-def quadratic_time(
-    schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None
-) -> Grid:
-    """Uniform in the square root of time: more steps near the data (Song et al. 2020, arXiv 2010.02502,
-    section D.2).
-    """
+def quadratic_time(schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None) -> Grid:
+    """Uniform in the square root of time (Song et al. 2020, arXiv 2010.02502, appendix D.2)."""
     steps, start, end = _checked(schedule, num_steps, start, end)
     return _uniform_in(
         lambda l: np.sqrt(np.maximum(schedule.time(l), 0)),
@@ -83,9 +77,7 @@ def quadratic_time(
     )
 
 
-def uniform_logsnr(
-    schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None
-) -> Grid:
+def uniform_logsnr(schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None) -> Grid:
     """Uniform in log-SNR (Lu et al. 2022, arXiv 2206.00927)."""
     return exponential(schedule, num_steps, start, end)
 
@@ -93,9 +85,7 @@ def uniform_logsnr(
 def exponential(
     schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None, rho: float = 1.0
 ) -> Grid:
-    """log s falls by the rho-th power of a ramp: uniform in log s for rho = 1, which is `uniform_logsnr`;
-    k-diffusion's polyexponential otherwise.
-    """
+    """log s by the rho-th power of a ramp: `uniform_logsnr` for rho = 1, else k-diffusion's polyexponential."""
     _positive("exponential", rho=rho)
     steps, start, end = _checked(schedule, num_steps, start, end)
     return _spread(lambda p, a, b: b + (1 - p) ** rho * (a - b), schedule, steps, start, end)
@@ -104,14 +94,13 @@ def exponential(
 def karras(
     schedule: Schedule, num_steps: int, start: float | None = None, end: float | None = None, rho: float = 7.0
 ) -> Grid:
-    """Uniform in s^(1/rho) (Karras et al. 2022, arXiv 2206.00364, eq. 5). rho = 1 is uniform in s, rho to
-    infinity is uniform in log-SNR.
+    """Uniform in s^(1/rho) (Karras et al. 2022, arXiv 2206.00364, eq. 5).
+
+    rho = 1 is uniform in s, rho to infinity is uniform in log-SNR.
     """
     _positive("karras", rho=rho)
     steps, start, end = _checked(schedule, num_steps, start, end)
-    return _uniform_in(
-        lambda l: np.exp(-l / (2 * rho)), lambda q: -2 * rho * np.log(q), schedule, steps, start, end
-    )
+    return _uniform_in(lambda l: np.exp(-l / (2 * rho)), lambda q: -2 * rho * np.log(q), schedule, steps, start, end)
 
 
 def flow_shift(
@@ -121,8 +110,9 @@ def flow_shift(
     end: float | None = None,
     shift: float = 1.0,
 ) -> Grid:
-    """Uniform in flow time before it is shifted by t' = a t / (1 + (a - 1) t): in s / (s + a) (Esser et al.
-    2024, arXiv 2403.03206, eq. 23). Both infinite ends are on it.
+    """Uniform in flow time before it is shifted by t' = a t / (1 + (a - 1) t), that is in s / (s + a).
+
+    Esser et al. 2024, arXiv 2403.03206, eq. 23. Both infinite ends are on it.
     """
     _positive("flow_shift", shift=shift)
     clock = clocks.Shifted(clocks.Rectified(), -2 * math.log(shift))
@@ -137,8 +127,10 @@ def two_parameter(
     c: float = 1.0,
     rho: float = 2.0,
 ) -> Grid:
-    """Uniform in q = r / (1 + r), r = (s / c)^(1/rho): like `karras` where s is well below c, and mirrored
-    above. rho = 1 is `flow_shift`, rho to infinity is uniform in log-SNR. Both infinite ends are on it.
+    """Uniform in q = r / (1 + r), r = (s / c)^(1/rho).
+
+    Like `karras` where s is well below c, and mirrored above. rho = 1 is `flow_shift`, rho to infinity is
+    uniform in log-SNR. Both infinite ends are on it.
     """
     _positive("two_parameter", c=c, rho=rho)
     steps, start, end = _checked(schedule, num_steps, start, end)
@@ -166,8 +158,10 @@ def beta_quantiles(
     a: float = 0.6,
     b: float = 0.6,
 ) -> Grid:
-    """Times at uniform quantiles of a Beta(a, b) law: dense at both ends for a, b < 1 (Lee et al. 2024, arXiv
-    2407.12173). The law is placed on time, not on sigma."""
+    """Times at uniform quantiles of a Beta(a, b) law: dense at both ends for a, b < 1.
+
+    Lee et al. 2024, arXiv 2407.12173. The law is placed on time, not on sigma.
+    """
     from scipy.special import betaincinv
 
     _positive("beta_quantiles", a=a, b=b)
@@ -181,8 +175,10 @@ def linear_quadratic(
     end: float | None = None,
     threshold: float = 0.025,
 ) -> Grid:
-    """The first half of the steps linear in time over its first `threshold`, the rest quadratic with the same
-    slope where they meet (Mochi 1's sampling times, Genmo 2024). Made for flow time: give it a flow schedule.
+    """Half of the steps linear in time over its first `threshold`, the rest quadratic with the same slope
+    there.
+
+    Mochi 1's sampling times (Genmo 2024). Made for flow time: give it a flow schedule.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"linear_quadratic: expected a threshold in (0, 1), got {threshold}")
@@ -216,8 +212,8 @@ def align_your_steps(
     end: float | None = None,
     model: str = "svd",
 ) -> Grid:
-    """A published ten-step list, log s interpolated linearly to other N (the paper's own rule) and stretched
-    to the ends.
+    """A published ten-step list, log s interpolated linearly to other N (the paper's rule), stretched to the
+    ends.
 
     The lists were optimised for one model each; with other ends only their shape is kept. At N = 10 and the
     list's own ends it is the list.
@@ -225,9 +221,7 @@ def align_your_steps(
     if model not in ALIGN_YOUR_STEPS:
         near = difflib.get_close_matches(str(model), ALIGN_YOUR_STEPS, 1, 0)[0]
         names = ", ".join(ALIGN_YOUR_STEPS)
-        raise KeyError(
-            f"align_your_steps: unknown model {model!r}, expected one of {names}; nearest: {near!r}"
-        )
+        raise KeyError(f"align_your_steps: unknown model {model!r}, expected one of {names}; nearest: {near!r}")
     steps, start, end = _checked(schedule, num_steps, start, end)
     log_s = np.log(ALIGN_YOUR_STEPS[model])
     share = (log_s[0] - log_s) / (log_s[0] - log_s[-1])
@@ -242,19 +236,19 @@ def align_your_steps(
 
 
 def leading(schedule: Schedule, num_steps: int, end: float = math.inf, offset: int = 0) -> Grid:
-    """Every (T // N)-th level of a discrete chain from level `offset` up, then `end`, clean by default (Ho et
-    al.; Stable Diffusion has offset 1). It starts well below pure noise: at level T - T/N.
+    """Every (T // N)-th level of a discrete chain from level `offset` up, then `end`, clean by default.
+
+    DDIM's and Stable Diffusion's (offset 1) spacing. It starts below pure noise, at level T - T/N.
     """
     steps, length = _chain(schedule, num_steps)
     if not 0 <= offset <= length - 1 - (length // steps) * (steps - 1):
-        raise ValueError(
-            f"leading: no level {offset} + {(length // steps) * (steps - 1)} in a chain of {length}"
-        )
+        raise ValueError(f"leading: no level {offset} + {(length // steps) * (steps - 1)} in a chain of {length}")
     return _levels(schedule, (length // steps) * np.arange(steps)[::-1] + offset, length, end)
 
 
 def linspace(schedule: Schedule, num_steps: int, end: float = math.inf) -> Grid:
     """N levels of a discrete chain from the last, T-1, to the first, rounded, then `end`, clean by default.
+
     One step starts at the last level.
     """
     steps, length = _chain(schedule, num_steps)
@@ -262,18 +256,17 @@ def linspace(schedule: Schedule, num_steps: int, end: float = math.inf) -> Grid:
 
 
 def trailing(schedule: Schedule, num_steps: int, end: float = math.inf) -> Grid:
-    """Levels round(T - k T/N) - 1 of a discrete chain, then `end`, clean by default: starts at the last level
-    for every N (Lin et al. 2024, arXiv 2305.08891, table 2). -inf comes first where the chain has zero
-    terminal SNR.
+    """Levels round(T - k T/N) - 1 of a discrete chain, then `end`, clean by default.
+
+    It starts at the last level for every N (Lin et al. 2024, arXiv 2305.08891, table 2): at -inf where the
+    chain has zero terminal SNR.
     """
     steps, length = _chain(schedule, num_steps)
     return _levels(schedule, np.round(length - np.arange(steps) * length / steps) - 1, length, end)
 
 
 def _chain(schedule, num_steps):
-    """The chain's length: that of its betas, 1000 for any other clock, whose level i is at t = (i + 1) /
-    1000.
-    """
+    """The number of steps, and of levels: the chain's own, 1000 for a clock without betas."""
     clock = schedule.clock.clock if isinstance(schedule.clock, clocks.Shifted) else schedule.clock
     length = len(clock.betas) if isinstance(clock, clocks.Discrete) else 1000
     steps = _count(num_steps)
@@ -324,8 +317,9 @@ def _positive(what, **values):
 
 
 def _spread(formula, schedule, steps, start, end, reaches=(False, False)):
-    """The grid of formula(progress [n+1] from 0 to 1, start, end), with infinite ends that it does not reach
-    put on as intervals of their own.
+    """The grid of formula(progress [n+1] from 0 to 1, start, end).
+
+    Infinite ends that the formula does not reach are put on as intervals of their own.
     """
     before, after = (math.isinf(e) and not r for e, r in zip((start, end), reaches, strict=True))
     low = schedule.logsnr_start if before else start

@@ -77,8 +77,9 @@ def antithetic(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]
 
 
 def stratified(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """One draw in each of b equal parts: (u + i) / b with one shared u (Kingma et al. 2021, arXiv 2107.00630,
-    I.1).
+    """One draw in each of b equal parts: (u + i) / b with one shared u.
+
+    The low-discrepancy sampler of Kingma et al. 2021, arXiv 2107.00630, appendix I.
 
     With a level per frame every frame has its own u and its own random order over the batch, so that the
     frames of a clip stay independent.
@@ -136,11 +137,10 @@ def uniform_logsnr(
     return _law(lambda u: start + u * (end - start), draw)
 
 
-def logit_normal(
-    mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draw: str | Draw = "independent"
-) -> Law:
-    """Flow time t = sigmoid(n), n ~ N(mean, std^2), then sigma/alpha = t / (1 - t) times `shift` (Esser et
-    al. 2024, arXiv 2403.03206, section 3.1): logsnr = -2 n - 2 log shift.
+def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draw: str | Draw = "independent") -> Law:
+    """Flow time t = sigmoid(n), n ~ N(mean, std^2), then sigma/alpha = t / (1 - t) times `shift`.
+
+    That is logsnr = -2 n - 2 log shift (Esser et al. 2024, arXiv 2403.03206, section 3.1).
     """
     _positive("logit_normal", std=std, shift=shift)
     return _law(lambda u: -2 * (mean + std * ndtri(u)) - 2 * math.log(shift), draw)
@@ -154,8 +154,9 @@ def edm_lognormal(mean: float = -1.2, std: float = 1.2, draw: str | Draw = "inde
 def cosine(
     logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 1.0, draw: str | Draw = "independent"
 ) -> Law:
-    """The law of a uniform time on the cosine schedule, whatever schedule is trained: a hyperbolic secant
-    with density sech(l/2) / 2 pi before clipping (Kingma & Gao 2023, arXiv 2303.00848).
+    """The law of a uniform time on the cosine schedule, whatever schedule is trained.
+
+    A hyperbolic secant, of density sech(l/2) / 2 pi before clipping (Kingma & Gao 2023, arXiv 2303.00848).
     """
     _positive("cosine", shift=shift)
     clock = clocks.Cosine(float(logsnr_min), float(logsnr_max))
@@ -176,13 +177,13 @@ def ict_pairs(
     rho: float = 7.0,
     draw: str | Draw = "independent",
 ) -> Callable[[PRNGKeyArray, tuple[int, ...]], tuple[Float[Array, "..."], Float[Array, "..."]]]:
-    """(key, shape) -> log-SNR of s_{i+1} and of s_i, neighbours among `num_levels` levels s_0 < s_1 < .. of
-    the Karras grid of sigma/alpha, i with probability proportional to Phi((log s_{i+1} - mean) / std) -
-    Phi((log s_i - mean) / std) (Song & Dhariwal 2023, arXiv 2310.14189, section 3).
+    """(key, shape) -> log-SNR of s_{i+1} and of s_i, neighbours on a Karras grid of `num_levels` levels.
 
-    That discrete law telescopes: it is the interval into which a log-normal falls that is cut off at both
-    ends of the grid. So nothing is tabulated and num_levels may be traced (it grows in training). It must be
-    at least 2.
+    sigma/alpha rises from s_0 = sigma_min to sigma_max, and i has a probability proportional to
+    Phi((log s_{i+1} - mean) / std) - Phi((log s_i - mean) / std) (Song & Dhariwal 2023, arXiv 2310.14189,
+    section 3). That discrete law telescopes: i is the interval into which a log-normal falls that is cut off
+    at both ends of the grid. So nothing is tabulated, and num_levels, at least 2, may be traced (it grows in
+    training).
     """
     _positive("ict_pairs", std=std, rho=rho)
     clock = clocks.Karras(float(sigma_min), float(sigma_max), float(rho))
@@ -225,9 +226,7 @@ def _ends(schedule, start, end):
     start = schedule.logsnr_start if start is None else float(start)
     end = schedule.logsnr_end if end is None else float(end)
     if not -math.inf < start < end < math.inf:
-        raise ValueError(
-            f"a law of log-SNR needs finite ends, start (noise) below end (data); got {start} and {end}"
-        )
+        raise ValueError(f"a law of log-SNR needs finite ends, start (noise) below end (data); got {start} and {end}")
     return start, end
 
 
@@ -279,8 +278,10 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
 
 def sigmoid(bias: float = 2.0) -> Weight:
-    """sigmoid(bias - logsnr) on the error of eps, that is 1 / (1/SNR + exp(-bias)) on x0 (Kingma & Gao 2023,
-    arXiv 2303.00848, with bias 2; Hoogeboom et al. 2024, arXiv 2410.19324). exp(bias) at logsnr = +inf.
+    """sigmoid(bias - logsnr) on the error of eps: 1 / (1/SNR + exp(-bias)) on that of x0.
+
+    Kingma & Gao 2023, arXiv 2303.00848, with bias 2; Hoogeboom et al. 2024, arXiv 2410.19324. exp(bias) at
+    +inf.
     """
 
     def weight(logsnr):
@@ -291,9 +292,10 @@ def sigmoid(bias: float = 2.0) -> Weight:
 
 
 def vlb(density: Callable[[Any], Any]) -> Weight:
-    """SNR / (2 density): with levels drawn from that density over log-SNR, the mean weighted error is the
-    integral of |error of eps|^2 / 2 over the log-SNR, the continuous-time variational bound (Kingma et al.
-    2021, section 5). It then depends on the ends of the law only, not on its shape. `time_density` is the
-    density of `uniform_time`.
+    """SNR / (2 density): the continuous-time variational bound (Kingma et al. 2021, section 5).
+
+    With levels drawn from that density over log-SNR, the mean weighted error is the integral of
+    |error of eps|^2 / 2 over the log-SNR. It then depends on the ends of the law only, not on its shape.
+    `time_density` is the density of `uniform_time`.
     """
     return lambda logsnr: namespace(logsnr).exp(logsnr) / (2 * density(logsnr))

@@ -51,9 +51,7 @@ def v(alpha, sigma):
 
 
 def velocity(alpha, sigma):
-    """eps - x0, the velocity of rectified flow towards noise (Liu et al. 2022, arXiv 2209.03003), in any
-    scaling.
-    """
+    """eps - x0, the velocity of rectified flow (Liu et al. 2022, arXiv 2209.03003), in any scaling."""
     one = alpha * 0 + 1
     return -one, one, one
 
@@ -65,11 +63,10 @@ def score(alpha, sigma):
 
 @dataclasses.dataclass(frozen=True)
 class F:
-    """The raw network of Karras et al. 2022, arXiv 2206.00364, eq. 7: x0 = c_skip x + c_out F, in any
-    scaling.
+    """The raw network of EDM, x0 = c_skip x + c_out F (Karras et al. 2022, arXiv 2206.00364, eq. 7).
 
-    F = (sigma x0 - alpha sd^2 eps) / (sd sqrt(alpha^2 sd^2 + sigma^2)), sd the standard deviation of the
-    data. In the VP scaling with sd = 1 it is -v.
+    In any scaling F = (sigma x0 - alpha sd^2 eps) / (sd sqrt(alpha^2 sd^2 + sigma^2)), sd the standard
+    deviation of the data. In the VP scaling with sd = 1 it is -v.
     """
 
     sigma_data: float = 0.5
@@ -131,8 +128,7 @@ def convert(
     source: str | Coefficients,
     target: str | Coefficients,
 ) -> Data:
-    """The prediction `value` of kind `source` at noisy `x`, as kind `target`. logsnr is a level, expanded to
-    x.
+    """The prediction `value` of kind `source` at noisy `x`, as kind `target`; logsnr is a level of x.
 
     Returns at least float32. Raises KeyError for an unknown kind, and ValueError for a level, known on the
     host, at which the source does not determine the target.
@@ -208,9 +204,7 @@ def _wide(value, x):
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """The static part of a denoiser. Equal parts make equal tree structures, so other weights do not
-    recompile.
-    """
+    """The static part of a denoiser. Equal parts have equal tree structures: other weights compile nothing."""
 
     apply: Callable[..., Array]
     schedule: Schedule
@@ -237,12 +231,11 @@ def denoiser(
     key: PRNGKeyArray | None = None,
     train: bool = False,
 ) -> Partial:
-    """denoise(x, logsnr) -> the estimate of x0, from apply(params, x, logsnr, cond, key=, train=) ->
-    prediction.
+    """denoise(x, logsnr) -> the estimate of x0, from apply(params, x, logsnr, cond, key=, train=).
 
     A `jax.tree_util.Partial`: params, cond and the dropout key are arguments of whatever program it enters;
     apply, schedule, prediction and train are static and compared by value. The network gets the level as it
-    comes.
+    comes, and key and train only if they are given.
     """
     return Partial(_static(apply, schedule, prediction, train, False), params, cond, key)
 
@@ -257,8 +250,7 @@ def flow_map(
     key: PRNGKeyArray | None = None,
     train: bool = False,
 ) -> Partial:
-    """jump(x, logsnr, logsnr_to) -> the x0 with which one DDIM step from x lands on the network's point at
-    logsnr_to.
+    """jump(x, logsnr, logsnr_to) -> the x0 with which one DDIM step from x lands where the network says.
 
     The network finds the level to jump to in cond["logsnr_to"]. Its prediction is read at (x, logsnr) as a
     denoiser's is: with x0 this is g of consistency trajectory models (Kim et al. 2023, arXiv 2310.02279),
@@ -276,14 +268,11 @@ def _static(apply, schedule, prediction, train, jumps):
 # Preconditioning --------------------------------------------------------------------------------------------
 
 
-def preconditioning(
-    logsnr: Levels, schedule: Schedule, sigma_data: float = 0.5
-) -> tuple[Levels, Levels, Levels]:
-    """(c_skip, c_out, c_in) with x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1), in any
-    scaling.
+def preconditioning(logsnr: Levels, schedule: Schedule, sigma_data: float = 0.5) -> tuple[Levels, Levels, Levels]:
+    """(c_skip, c_out, c_in) with x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1).
 
-    With v = alpha^2 sd^2 + sigma^2, the variance of x: c_skip = alpha sd^2 / v, c_out = sigma sd / sqrt(v),
-    c_in = 1 / sqrt(v).
+    In any scaling, with v = alpha^2 sd^2 + sigma^2 the variance of x: c_skip = alpha sd^2 / v,
+    c_out = sigma sd / sqrt(v), c_in = 1 / sqrt(v).
     """
     alpha, sigma = schedule.alpha(logsnr), schedule.sigma(logsnr)
     variance = alpha**2 * sigma_data**2 + sigma**2
@@ -296,17 +285,18 @@ def boundary_coefficients(
     schedule: Schedule,
     sigma_data: float = 0.5,
 ) -> tuple[Levels, Levels, Levels]:
-    """(c_skip, c_out, c_in) of a consistency function f(x) = c_skip x + c_out F(c_in x) that is x at the
-    boundary level.
+    """(c_skip, c_out, c_in) of f(x) = c_skip x + c_out F(c_in x), which is x itself at the boundary level.
 
     f estimates the point at the boundary on the same trajectory, in the schedule's scale. With (alpha',
-    sigma') there and v = alpha^2 sd^2 + sigma^2: c_skip = (alpha alpha' sd^2 + sigma sigma') / v, the
-    regression of the boundary's noisy data on x; c_out = sd (sigma alpha' - alpha sigma') / sqrt(v), whose
-    square is the variance left; so F has unit variance for any boundary. In EDM's scaling c_skip = (sd^2 + e
-    t) / (sd^2 + t^2), c_out = (t - e) sd / sqrt(sd^2 + t^2); Song et al. 2023, arXiv 2303.01469, appendix C,
-    has the same c_out and a c_skip = sd^2 / ((t - e)^2 + sd^2) that is off in scale when the boundary e is
-    large. VP with sd = 1 gives cos and sin of the angle between the levels (TrigFlow); a boundary at logsnr =
-    inf gives `preconditioning`, times alpha' = 1.
+    sigma') there and v = alpha^2 sd^2 + sigma^2:
+
+        c_skip = (alpha alpha' sd^2 + sigma sigma') / v,   c_out = sd (sigma alpha' - alpha sigma') / sqrt(v).
+
+    c_skip is the regression of the boundary's noisy data on x and c_out^2 the variance left, so F has unit
+    variance for any boundary. In EDM's scaling c_skip = (sd^2 + e t) / (sd^2 + t^2) and
+    c_out = (t - e) sd / sqrt(sd^2 + t^2); Song et al. 2023, arXiv 2303.01469, appendix C, has the same c_out
+    and c_skip = sd^2 / ((t - e)^2 + sd^2), which is off in scale when the boundary e is large. VP with sd = 1
+    gives cos and sin of the angle between the levels (TrigFlow); a boundary at +inf gives `preconditioning`.
     """
     alpha, sigma = schedule.alpha(logsnr), schedule.sigma(logsnr)
     to_alpha, to_sigma = schedule.alpha(logsnr_boundary), schedule.sigma(logsnr_boundary)

@@ -67,10 +67,10 @@ class VP:
 
 @dataclasses.dataclass(frozen=True)
 class VE:
-    """Variance exploding, alpha = 1 (Song et al. 2021, section 3.4): the frame y = x / alpha of any other
-    scaling.
+    """Variance exploding, alpha = 1 (Song et al. 2021, section 3.4).
 
-    alpha = 0 does not exist here: at logsnr = -inf sigma is infinite.
+    It is the frame y = x / alpha of any other scaling. alpha = 0 does not exist here: at logsnr = -inf sigma
+    is infinite.
     """
 
     @elementwise
@@ -103,9 +103,7 @@ class SubVP:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """alpha + sigma = 1, straight lines from noise to data (Liu et al. 2022, arXiv 2209.03003; Lipman et al.
-    2022).
-    """
+    """alpha + sigma = 1: straight lines from noise to data (Liu et al. 2022, arXiv 2209.03003)."""
 
     @elementwise
     def alpha(self, xp, logsnr):
@@ -121,8 +119,9 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A scaling, a clock and two finite ends. Equality is by value; `repr`, evaluated with this module's
-    names, and `record` both rebuild it.
+    """A scaling, a clock and two finite ends.
+
+    Equality is by value; `repr`, evaluated with this module's names, and `record` both rebuild it.
     """
 
     scaling: Any
@@ -157,23 +156,18 @@ class Schedule:
         return self.clock.time(logsnr)
 
     def shifted(self, offset: float = 0.0, *, factor: float = 1.0) -> "Schedule":
-        """The schedule with `offset` added to its log-SNR, or sigma/alpha multiplied by `factor` (offset -2
-        log factor).
+        """The schedule with `offset` added to its log-SNR, or sigma/alpha multiplied by `factor`.
 
-        Every published shift is this one: SD3, Wan and Flux t' = a t / (1 + (a - 1) t) has factor a, simple
-        diffusion factor = resolution / base, CogVideoX abar' = abar / (c + (1 - c) abar) factor = sqrt(c).
-        The ends move along.
+        A factor is the offset -2 log factor, and every published shift is one of these: SD3, Wan and Flux
+        t' = a t / (1 + (a - 1) t) has factor a, simple diffusion factor = resolution / base, CogVideoX
+        abar' = abar / (c + (1 - c) abar) factor = sqrt(c). The ends move along.
         """
         if not (math.isfinite(offset) and 0 < factor < inf):
-            raise ValueError(
-                f"shift: expected a finite offset and a factor above 0, got {offset} and {factor}"
-            )
+            raise ValueError(f"shift: expected a finite offset and a factor above 0, got {offset} and {factor}")
         total = offset - 2 * math.log(factor)
         if total == 0:
             return self
-        inner, before = (
-            (self.clock.clock, self.clock.offset) if isinstance(self.clock, Shifted) else (self.clock, 0.0)
-        )
+        inner, before = (self.clock.clock, self.clock.offset) if isinstance(self.clock, Shifted) else (self.clock, 0.0)
         clock = Shifted(inner, before + total) if before + total else inner
         return Schedule(self.scaling, clock, self.logsnr_start + total, self.logsnr_end + total)
 
@@ -207,10 +201,10 @@ def vp_cosine(shift: float = 1.0, logsnr_min: float = -20.0, logsnr_max: float =
 def vp_cosine_interpolated(
     shift_noise: float, shift_data: float = 1.0, logsnr_min: float = -20.0, logsnr_max: float = 20.0
 ) -> Schedule:
-    """VP cosine whose shift goes from `shift_noise` at t = 1 to `shift_data` at t = 0 (Hoogeboom et al. 2023,
-    sec. 3.2).
+    """VP cosine whose shift goes from `shift_noise` at t = 1 to `shift_data` at t = 0.
 
-    "Interpolated from 32 to the full resolution d" is shift_noise = d / 32, shift_data = 1.
+    Hoogeboom et al. 2023, arXiv 2301.11093, section 3: "interpolated from 32 to the full resolution d" is
+    shift_noise = d / 32, shift_data = 1.
     """
     if not (0 < shift_noise < inf and 0 < shift_data < inf):
         raise ValueError(f"interpolated cosine: expected shifts above 0, got {shift_noise} and {shift_data}")
@@ -221,11 +215,10 @@ def vp_cosine_interpolated(
 
 
 def vp_discrete(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Schedule:
-    """VP, exact at the levels of a discrete chain, t = (i + 1) / T (see `Discrete`). Ends: last and first
-    level.
+    """VP, exact at the levels of a discrete chain, t = (i + 1) / T (see `Discrete`).
 
-    With zero terminal SNR the default start is -20, or the level before the last if that is lower; ask the
-    grid for start = -inf to begin at pure noise.
+    Ends: the last and the first level. With zero terminal SNR the default start is -20, or the level before
+    the last if that is lower; ask the grid for start = -inf to begin at pure noise.
     """
     clock = Discrete(tuple(np.asarray(betas, np.float64).ravel().tolist()))
     steps = len(clock.betas)
@@ -244,8 +237,9 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-    """VE with Karras et al.'s sampling grid as its clock. EDM's own noise schedule is sigma = t; see
-    `Karras`.
+    """VE with Karras et al.'s sampling grid as its clock. EDM's own noise schedule is sigma = t.
+
+    See `Karras`. Ends: sigma_max and sigma_min.
     """
     clock = Karras(float(sigma_min), float(sigma_max), float(rho))
     return Schedule(VE(), clock, -2 * math.log(sigma_max), -2 * math.log(sigma_min))
@@ -257,8 +251,9 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
 
 def flow(shift: float = 1.0) -> Schedule:
-    """Rectified flow, x = (1 - t) x0 + t eps, with sigma/alpha multiplied by `shift`. Ends: t = .999 and .001
-    unshifted, so s = sigma/alpha from 999 shift to .001001 shift.
+    """Rectified flow, x = (1 - t) x0 + t eps, with sigma/alpha multiplied by `shift`.
+
+    Ends: t = .999 and .001 before the shift, so sigma/alpha from 999 shift to .001001 shift.
     """
     return _between(Flow(), Rectified(), 0.999, 1e-3).shifted(factor=shift)
 
@@ -269,8 +264,9 @@ def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule
 
 
 def laplace(mean: float = 0.0, scale: float = 0.5) -> Schedule:
-    """VP, uniform time being Laplace in log-SNR (Hang et al. 2024). Ends: mean -10 and +10, as its times are
-    too close to 0 and 1 there to name a level.
+    """VP, uniform time being Laplace in log-SNR (Hang et al. 2024, arXiv 2407.03297).
+
+    Ends: mean -10 and +10; the times of those levels are too close to 0 and 1 to be given instead.
     """
     return Schedule(VP(), Laplace(float(mean), float(scale)), mean - 10.0, mean + 10.0)
 
@@ -327,8 +323,7 @@ def restore(saved: dict[str, Any]) -> Schedule:
             if kind not in PARTS:
                 near = difflib.get_close_matches(str(kind), PARTS, 1, 0)
                 raise KeyError(
-                    f"schedule record: unknown kind {kind!r}, expected one of {sorted(PARTS)};"
-                    f" nearest: {near[0]!r}"
+                    f"schedule record: unknown kind {kind!r}, expected one of {sorted(PARTS)}; nearest: {near[0]!r}"
                 )
             try:
                 return PARTS[kind](**fields)
@@ -348,9 +343,7 @@ def restore(saved: dict[str, Any]) -> Schedule:
 # Betas of discrete chains -----------------------------------------------------------------------------------
 
 
-def ddpm_betas(
-    beta_start: float = 1e-4, beta_end: float = 0.02, num: int = 1000
-) -> Float[np.ndarray, " num"]:
+def ddpm_betas(beta_start: float = 1e-4, beta_end: float = 0.02, num: int = 1000) -> Float[np.ndarray, " num"]:
     """Linear betas (Ho et al. 2020, arXiv 2006.11239, section 4)."""
     return np.linspace(beta_start, beta_end, num, dtype=np.float64)
 
@@ -358,17 +351,14 @@ def ddpm_betas(
 def scaled_linear_betas(
     beta_start: float = 0.00085, beta_end: float = 0.012, num: int = 1000
 ) -> Float[np.ndarray, " num"]:
-    """Betas whose square roots are linear: latent diffusion (Rombach et al. 2022), with Stable Diffusion's
-    ends.
-    """
+    """Betas whose square roots are linear (Rombach et al. 2022); the defaults are Stable Diffusion's."""
     return np.linspace(beta_start**0.5, beta_end**0.5, num, dtype=np.float64) ** 2
 
 
-def cosine_betas(
-    num: int = 1000, offset: float = 0.008, beta_max: float = 0.999
-) -> Float[np.ndarray, " num"]:
-    """abar(t) proportional to cos^2((t + offset) / (1 + offset) pi/2), betas clipped (Nichol & Dhariwal 2021,
-    eq. 17).
+def cosine_betas(num: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Float[np.ndarray, " num"]:
+    """abar(t) proportional to cos^2((t + offset) / (1 + offset) pi/2), betas clipped.
+
+    Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17.
     """
     t = np.arange(num + 1) / num
     abar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
@@ -376,9 +366,10 @@ def cosine_betas(
 
 
 def rescale_zero_terminal_snr(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """Betas with sqrt(abar) moved and stretched to end at exactly 0 and keep its first value (Lin et al.
-    2024, arXiv 2305.08891, algorithm 1). The last beta becomes 1; predict v, x0 or velocity, never eps, at
-    that level.
+    """Betas with sqrt(abar) moved and stretched to end at exactly 0 and keep its first value.
+
+    Lin et al. 2024, arXiv 2305.08891, algorithm 1. The last beta becomes 1; predict v, x0 or velocity, never
+    eps, at that level.
     """
     root = np.exp(0.5 * np.cumsum(np.log1p(-np.asarray(betas, np.float64))))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
