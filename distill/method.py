@@ -14,7 +14,8 @@ import optax
 from jaxtyping import Array, PyTree
 
 State = Any
-Metrics = dict[str, Array]
+Metrics = dict[str, Array | tuple[Array, Array]]
+"""name -> a number, or a pair (sum, count) where a mean over a step's own count would be wrong."""
 
 
 class Method(NamedTuple):

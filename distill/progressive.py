@@ -1,5 +1,6 @@
 """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): one step of the student matches two of the teacher."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from diffusion import levels, predictions
+from diffusion import guidance, levels, predictions
 from diffusion.levels import expand
 from distill import regression
 from distill.inputs import Network, clean, condition
@@ -30,7 +31,8 @@ def inverse_ddim(schedule, x: Array, x_to: Array, logsnr: Array, logsnr_to: Arra
 
 
 def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0) -> Callable[..., regression.Problem]:
-    """Algorithm 2. hyper["steps"] is the student's number of steps N, [], a traced number; frozen["teacher"] its teacher.
+    """Algorithm 2. hyper["steps"] is the student's number of steps N and hyper["guidance"] the teacher's scale g, traced
+    numbers []; frozen["teacher"] holds the teacher's weights.
 
     i ~ U{0..N-1}, t = (i+1)/N; the teacher makes DDIM steps t -> t - 1/(2N) -> t - 1/N, and the target is the x0 that
     takes the student there in one.
@@ -49,9 +51,7 @@ def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0)
         eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, here, schedule)
         cond = condition(network, batch, key_label, label_dropout)
-        teacher = predictions.denoiser(
-            network.apply, frozen["teacher"], cond, schedule=schedule, prediction=network.prediction
-        )
+        teacher = guided_teacher(network, frozen["teacher"], cond, hyper["guidance"])
         x_middle = ddim_step(schedule, x, teacher(x, here), here, middle)
         x_there = ddim_step(schedule, x_middle, teacher(x_middle, middle), middle, there)
         target = inverse_ddim(schedule, x, x_there, here, there)
@@ -62,6 +62,23 @@ def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0)
         return regression.Problem(x, here, cond, output, lambda *_: target, weight(here))
 
     return construct
+
+
+def guided_teacher(
+    network: Network, params, cond: dict[str, Array], scale: float | Array
+) -> Callable[[Array, Array], Array]:
+    """The teacher's denoiser with classifier-free guidance u + g (c - u); at g = 1 the call for u is not made.
+
+    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all).
+    """
+    make = functools.partial(
+        predictions.denoiser, network.apply, params, schedule=network.schedule, prediction=network.prediction
+    )
+    if not network.num_classes:
+        return make(cond)
+    unconditional = make({**cond, "label": jnp.full_like(cond["label"], network.num_classes)})
+    guided = guidance.classifier_free(make(cond), unconditional, scale)
+    return lambda x, logsnr: jax.lax.cond(scale == 1.0, make(cond), guided, x, logsnr)
 
 
 def time_to_level(schedule, time: Array) -> Array:
@@ -81,6 +98,8 @@ def method(
 ) -> Method:
     """Progressive distillation as a `Method`: `next` makes the student the teacher and halves the steps.
 
+    Guidance acts in the first round only: from then on the teacher is a student that has it built in.
+
     Teacher, N and the learning-rate scale are arguments of the compiled phase, so all halvings share one program. The
     optimiser starts afresh in each round, as in the paper.
     """
@@ -92,6 +111,6 @@ def method(
         student = state.ema
         state = initial(jax.random.key(0), student)
         teacher = jax.tree.map(jnp.copy, student)  # the state is donated: the teacher must not share its buffers
-        return state, {**frozen, "teacher": teacher}, {**hyper, "steps": hyper["steps"] / 2}
+        return state, {**frozen, "teacher": teacher}, {**hyper, "steps": hyper["steps"] / 2, "guidance": 1.0}
 
     return Method(initial, {"train": train}, lambda step: ("train",), following)

@@ -106,7 +106,7 @@ def draw(
 
 def run(context, name: str, block: Mapping[str, Any]) -> None:
     """Samples, measures, draws and reports. Leaves report.json, report.md and figures in the stage's folder."""
-    config, folder = context.config, context.workdir / name
+    config = context.config
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
     source = configs.source(config, "test")
     # Held-out clips: `num` of them play the sampler that makes no mistake (the floor), the others judge.

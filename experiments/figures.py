@@ -54,12 +54,12 @@ def tile(videos: Videos, columns: int | None = None, gap: int = 1) -> UInt8[np.n
     """N clips as one clip: a grid filled row by row, white gaps, all clips at the same frame."""
     videos = _checked(videos)
     n, f, h, w, c = videos.shape
-    columns = min(n, columns or math.ceil(math.sqrt(n)))
-    rows = math.ceil(n / columns)
-    padded = np.full((rows * columns, f, h + gap, w + gap, c), 255, np.uint8)
+    across = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / across)
+    padded = np.full((rows * across, f, h + gap, w + gap, c), 255, np.uint8)
     padded[:n, :, :h, :w] = videos
-    grid = padded.reshape(rows, columns, f, h + gap, w + gap, c).transpose(2, 0, 3, 1, 4, 5)
-    grid = grid.reshape(f, rows * (h + gap), columns * (w + gap), c)
+    grid = padded.reshape(rows, across, f, h + gap, w + gap, c).transpose(2, 0, 3, 1, 4, 5)
+    grid = grid.reshape(f, rows * (h + gap), across * (w + gap), c)
     return grid[:, : grid.shape[1] - gap, : grid.shape[2] - gap] if gap else grid
 
 

@@ -52,7 +52,7 @@ TRAINING = {
     "log_every", "checkpoint_every", "tensorboard",
 }  # fmt: skip
 KEYS = {
-    "train": (TRAINING | {"method", "teacher", "student_steps"}, {"method", "steps", "batch_size"}),
+    "train": (TRAINING | {"method", "teacher", "student_steps", "guidance"}, {"method", "steps", "batch_size"}),
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
 }
@@ -109,6 +109,8 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             raise ConfigError(f"{where}.student_steps must halve from round to round, as [8, 4, 2, 1], got {rounds}")
         if not block.get("teacher"):
             raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
+        if block.get("guidance", 1.0) != 1.0 and not network.num_classes:
+            raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     elif rounds:
         raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
     return definition, network, method, rounds
@@ -130,6 +132,8 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
         "law": block.get("options", {}).get("law", "uniform_time") if block["method"] == "denoising" else None,
         "weights": "ema",
         "method": block["method"],
+        "teacher": block.get("teacher"),
+        "guidance": block.get("guidance", 1.0) if block.get("teacher") else None,
     }
     key = context.key(name)
     frozen = {}
@@ -138,7 +142,9 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     if block.get("teacher"):
         frozen["teacher"] = load_fitting(context, block["teacher"], record)
     # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
-    hyper = {"learning_rate_scale": 1.0} | ({"steps": float(rounds[0])} if rounds else {})
+    hyper = {"learning_rate_scale": 1.0}
+    if rounds:
+        hyper |= {"steps": float(rounds[0]), "guidance": float(block.get("guidance", 1.0))}
     state = method.init(key, jax.tree.map(jnp.asarray, params))
     run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
     finish_training(context, name, block, run, source, key, record)

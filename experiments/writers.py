@@ -136,7 +136,8 @@ class TensorBoardWriter:
             raise ModuleNotFoundError(
                 f"the TensorBoard writer needs tensorboardX ({error}): pip install tensorboardX"
             ) from error
-        self._summary = summary_pb2.Summary
+        messages: Any = summary_pb2  # its classes are made when it is imported
+        self._summary = messages.Summary
         purge = None if resume_step is None else resume_step + 1
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=purge)
 
@@ -179,7 +180,8 @@ class TensorBoardWriter:
             )
             for i, video in enumerate(np.asarray(videos))
         ]
-        self._writer.file_writer.add_summary(self._summary(value=values), step)
+        events: Any = self._writer.file_writer
+        events.add_summary(self._summary(value=values), step)
 
 
 class MultiWriter:

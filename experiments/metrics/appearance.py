@@ -10,9 +10,7 @@ from jaxtyping import Complex, Float
 OFFSETS = 16
 
 
-def flicker(
-    light: Float[np.ndarray, "n f h w"], track: Float[np.ndarray, "n f 2"]
-) -> Float[np.ndarray, " n"]:
+def flicker(light: Float[np.ndarray, "n f h w"], track: Float[np.ndarray, "n f 2"]) -> Float[np.ndarray, " n"]:
     """Change between neighbouring frames that motion does not explain, relative to the frames. Real: about
     .01.
 
@@ -80,7 +78,7 @@ def _aligned(
     columns_a, columns_b = (_placement(at[..., 1], w) for at in (at_b, at_a))
 
     def form(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return (rows @ values @ columns.swapaxes(-1, -2)).real / (h * w)
+        return np.real(rows @ values @ columns.swapaxes(-1, -2)) / (h * w)
 
     return (
         form(np.abs(spectrum_a) ** 2, np.abs(rows_a) ** 2, np.abs(columns_a) ** 2),

@@ -14,8 +14,6 @@ from distill.method import Method, exponential_moving_average
 from experiments.metrics.suite import Classify
 from models.classifier import ClassifierDef
 
-_BINOMIAL = (0.25, 0.5, 0.25)
-
 
 class Augmentation(NamedTuple):
     """The largest amounts of what is done to a frame; each frame draws its own, uniformly from none to these.
@@ -32,9 +30,7 @@ class Augmentation(NamedTuple):
     noise: float = 0.1
 
 
-def augment(
-    key: PRNGKeyArray, frames: Float[Array, "n h w c"], amount: Augmentation
-) -> Float[Array, "n h w c"]:
+def augment(key: PRNGKeyArray, frames: Float[Array, "n h w c"], amount: Augmentation) -> Float[Array, "n h w c"]:
     """Frames in [-1, 1] with random gain, blur and noise; not clipped."""
     key_gain, key_blur, key_level, key_noise = jax.random.split(key, 4)
     each = (len(frames), 1, 1, 1)
@@ -52,8 +48,8 @@ def _smooth(frames: Float[Array, "n h w c"], axis: int) -> Float[Array, "n h w c
     pad[axis] = (1, 1)
     padded = jnp.pad(frames, pad, mode="edge")
     size = frames.shape[axis]
-    parts = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)]
-    return sum(weight * part for weight, part in zip(_BINOMIAL, parts, strict=True))
+    before, here, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+    return (before + 2 * here + after) / 4
 
 
 def method(
@@ -83,9 +79,7 @@ def method(
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), logits
 
-    def train(
-        state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: PRNGKeyArray, hyper: PyTree
-    ):
+    def train(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: PRNGKeyArray, hyper: PyTree):
         del frozen
         key_frame, key_augment = jax.random.split(key)
         clips = clean(batch)

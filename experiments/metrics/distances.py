@@ -16,15 +16,21 @@ def equal_weights(n: int) -> Float[np.ndarray, "1 n"]:
     return np.full((1, n), 1 / n)
 
 
-def resampled(n: int, count: int, seed: int) -> Weights:
-    """`count` bootstrap weightings: how often each of n clips is drawn, with replacement, in n draws, over
-    n."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=count) / n
+def resampled(n: int, count: int, seed: int, strata: Int[np.ndarray, " n"] | None = None) -> Weights:
+    """`count` bootstrap weightings: how often each of n clips comes up in n draws with replacement, over n.
+
+    strata: a group for every clip, whose size is by design: then each group is resampled within itself.
+    """
+    rng = np.random.default_rng(seed)
+    groups = np.zeros(n, int) if strata is None else strata
+    weights = np.zeros((count, n))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=count)
+    return weights / n
 
 
-def frechet(
-    features: Float[np.ndarray, "n p d"], reference: Float[np.ndarray, "m p d"], weights: Weights
-) -> Values:
+def frechet(features: Float[np.ndarray, "n p d"], reference: Float[np.ndarray, "m p d"], weights: Weights) -> Values:
     """Squared Fréchet distance of Gaussians fitted to two sets of feature vectors, p of them for each clip.
 
     |m1 - m2|² + tr(S1 + S2 - 2 (R S1 R)^½) with R = S2^½ (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
@@ -51,9 +57,7 @@ def clip_features(features: Float[np.ndarray, "n f d"]) -> Float[np.ndarray, "n 
 
     The second half makes time count: a shuffled, frozen or flickering clip has the mean of a real one.
     """
-    moving = (
-        np.abs(np.diff(features, axis=1)).mean(1) if features.shape[1] > 1 else np.zeros_like(features[:, 0])
-    )
+    moving = np.abs(np.diff(features, axis=1)).mean(1) if features.shape[1] > 1 else np.zeros_like(features[:, 0])
     return np.concatenate([features.mean(1), moving], -1)[:, None]
 
 
@@ -72,9 +76,7 @@ def class_entropy(classes: Int[np.ndarray, " n"], num_classes: int, weights: Wei
     return -(shares * np.log(np.maximum(shares, 1e-12))).sum(1) / np.log(num_classes)
 
 
-def wasserstein(
-    values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " m"], weights: Weights
-) -> Values:
+def wasserstein(values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " m"], weights: Weights) -> Values:
     """1-Wasserstein distance of two distributions on the line: the area between their distribution
     functions."""
     points = np.concatenate([values, reference])
@@ -84,9 +86,7 @@ def wasserstein(
     return np.abs(gap) @ np.diff(points[order])
 
 
-def _moments(
-    points: Float[np.ndarray, "n p d"], weight: Float[np.ndarray, " n"]
-) -> tuple[np.ndarray, np.ndarray]:
+def _moments(points: Float[np.ndarray, "n p d"], weight: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and unbiased covariance of all points; a clip's points share its weight."""
     n, p, d = points.shape
     flat, each = points.reshape(n * p, d), np.repeat(weight / p, p)

@@ -102,7 +102,8 @@ def objects(light: Float[np.ndarray, "n f h w"]) -> Float[np.ndarray, " n"]:
     frames = light.reshape(n * f, h, w)
     flat = np.zeros((3, 3, 3), int)
     flat[1] = 1  # neighbours within a frame, diagonals too; none across frames
-    pieces, count = ndimage.label(frames > LIT, flat)
+    pieces = np.zeros(frames.shape, np.int32)
+    count = int(ndimage.label(frames > LIT, flat, output=pieces))
     weight = np.bincount(pieces.ravel(), frames.ravel(), count + 1)
     frame_of = np.zeros(count + 1, int)
     frame_of[pieces] = np.arange(n * f)[:, None, None]
@@ -142,9 +143,7 @@ def fit_bounce(track: Track, room: float, box: int, starts: int = 12) -> Bounce:
     damping = np.full(cost.shape, 1e-2)
     for _ in range(30):
         slope = np.where((start[..., None] + velocity[..., None] * time) % (2 * room) < room, 1.0, -1.0)
-        free = (
-            np.abs(offset - middle) < slack
-        )  # then the offset follows, and the slopes count from their mean
+        free = np.abs(offset - middle) < slack  # then the offset follows, and the slopes count from their mean
         by_start, by_velocity = (s - np.where(free, s.mean(-1), 0)[..., None] for s in (slope, slope * time))
         aa, bb = (by_start**2).sum(-1) + damping, (by_velocity**2).sum(-1) + damping
         ab = (by_start * by_velocity).sum(-1)

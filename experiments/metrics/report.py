@@ -4,7 +4,8 @@ The protocol, fixed so that figures stay comparable:
 
 - Clips are judged as the bytes that a viewer gets: floats are clipped to [-1, 1] and rounded to 256 levels.
 - The value is that of all n clips. The interval is the central 95 % of the bootstrap over the clips, moved by
-  the bias that resampling has (for a Fréchet distance it has one); the reference stays as it is.
+  the bias that resampling has (for a Fréchet distance it has one); the reference stays as it is. Clips with
+  labels are resampled class by class: how many of each class were asked for is no chance.
 - The floor is the same statistic of n other real clips against the same reference: what a perfect generator
   gets. A value better than its floor is luck or a leak.
 - Distances depend on n and on the reference's size: compare figures of equal sizes only.
@@ -66,7 +67,7 @@ def evaluate(
         floor_real = real
         if len(floor.light) != n:
             raise ValueError(f"the floor of {n} clips needs {n} other real clips, got {len(floor.light)}")
-    weights = np.concatenate([distances.equal_weights(n), distances.resampled(n, bootstrap, seed)])
+    weights = np.concatenate([distances.equal_weights(n), distances.resampled(n, bootstrap, seed, sample.labels)])
     measures = {}
     for name, metric in METRICS.items():
         if metric.needs_labels and sample.labels is None:
@@ -87,9 +88,7 @@ def take(sample: Sample, rows: slice) -> Sample:
     )
 
 
-def table(
-    rows: Mapping[str, Mapping[str, Measure]], extra: Mapping[str, Mapping[str, float]] | None = None
-) -> str:
+def table(rows: Mapping[str, Mapping[str, Measure]], extra: Mapping[str, Mapping[str, float]] | None = None) -> str:
     """Markdown: a line per metric, a column per sampler, the floor in the last column.
 
     An arrow says which way is better; the brackets hold the interval. extra: further lines, name -> sampler
@@ -106,9 +105,7 @@ def table(
         known = next(measure for measure in measures if measure is not None)
         unit = METRICS[name].unit if name in METRICS else ""
         title = name + (f" [{unit}]" if unit else "") + ARROWS[known.better]
-        cells = [
-            "" if m is None else f"{_digits(m.value)} [{_digits(m.low)}, {_digits(m.high)}]" for m in measures
-        ]
+        cells = ["" if m is None else f"{_digits(m.value)} [{_digits(m.low)}, {_digits(m.high)}]" for m in measures]
         lines.append([title, *cells, "" if known.floor is None else _digits(known.floor)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -126,7 +123,5 @@ def _digits(number: float) -> str:
     if number == int(number) and abs(number) < 1e6:
         return str(int(number))
     return (
-        f"{number:.3g}"
-        if 1e-4 <= abs(number) < 1000
-        else (f"{number:.0f}" if abs(number) >= 1000 else f"{number:.1e}")
+        f"{number:.3g}" if 1e-4 <= abs(number) < 1000 else (f"{number:.0f}" if abs(number) >= 1000 else f"{number:.1e}")
     )

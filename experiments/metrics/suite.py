@@ -45,7 +45,7 @@ class Metric(NamedTuple):
 
 
 def confidence(sample: Sample) -> Float[np.ndarray, " n"]:
-    """Probability of the most probable class, mean over frames. Real: about .99."""
+    """Probability of the most probable class, mean over frames. Real: about .9."""
     return sample.probabilities.max(-1).mean(1)
 
 
@@ -56,7 +56,7 @@ def identity_kept(sample: Sample) -> Float[np.ndarray, " n"]:
 
 def label_accuracy(sample: Sample) -> Float[np.ndarray, " n"]:
     """Share of frames that show the class that was asked for. Real: about .99."""
-    return (sample.probabilities.argmax(-1) == sample.labels[:, None]).mean(1)
+    return (sample.probabilities.argmax(-1) == np.asarray(sample.labels)[:, None]).mean(1)
 
 
 def _mean(per_clip: Callable[[Sample], np.ndarray]) -> Statistic:
@@ -94,9 +94,7 @@ METRICS: dict[str, Metric] = {
     "confidence": Metric(_mean(confidence), "higher"),
     "label_accuracy": Metric(_mean(label_accuracy), "higher", needs_labels=True),
     "identity_kept": Metric(_mean(identity_kept), "higher"),
-    "identity_correlation": Metric(
-        _mean(lambda s: appearance.identity_correlation(s.light, s.track)), "higher"
-    ),
+    "identity_correlation": Metric(_mean(lambda s: appearance.identity_correlation(s.light, s.track)), "higher"),
     "objects": Metric(_mean(lambda s: motion.objects(s.light)), None),
     "mass": Metric(_ratio(lambda s: s.mass.mean(1)), None),
     "mass_variation": Metric(_mean(lambda s: motion.mass_variation(s.mass)), "lower"),
