@@ -7,8 +7,16 @@ from setuptools import find_packages, setup
 EXTRAS = {
     # What the tests and the linters need.
     "test": [
-        "pytest>=8", "hypothesis>=6.100", "scipy>=1.11", "mlxtend>=0.23", "scikit-video>=1.1.11", "beartype>=0.18",
-        "ruff>=0.6", "pyright>=1.1.380", "pre-commit>=3", "tensorboardX>=2.6",
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "scipy>=1.11",
+        "mlxtend>=0.23",
+        "scikit-video>=1.1.11",
+        "beartype>=0.18",
+        "ruff>=0.6",
+        "pyright>=1.1.380",
+        "pre-commit>=3",
+        "tensorboardX>=2.6",
     ],  # fmt: skip
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
@@ -35,10 +43,25 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["configs*", "diffusion*", "distill*", "experiments*", "models*"]),
     install_requires=[
-        "jax>=0.10.2", "flax>=0.12.8", "optax>=0.2.8", "orbax-checkpoint>=0.12.8", "ml_collections>=1.1.0",
-        "tensorflow-datasets>=4.9.10", "clu>=0.0.12", "grain>=0.2.18", "array_record>=0.8.6", "absl-py>=2.1",
-        "jaxtyping>=0.3.5", "numpy>=2.0", "scikit-learn>=1.5", "safetensors>=0.4.5", "av>=14", "pillow>=10",
-        "matplotlib>=3.9", "scipy>=1.11", "etils[epath]>=1.9",
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "ml_collections>=1.1.0",
+        "tensorflow-datasets>=4.9.10",
+        "clu>=0.0.12",
+        "grain>=0.2.18",
+        "array_record>=0.8.6",
+        "absl-py>=2.1",
+        "jaxtyping>=0.3.5",
+        "numpy>=2.0",
+        "scikit-learn>=1.5",
+        "safetensors>=0.4.5",
+        "av>=14",
+        "pillow>=10",
+        "matplotlib>=3.9",
+        "scipy>=1.11",
+        "etils[epath]>=1.9",
     ],  # fmt: skip
     extras_require=EXTRAS,
     classifiers=[

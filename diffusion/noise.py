@@ -10,7 +10,7 @@ it is sampled with.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
+@dataclass_transform(frozen_default=True)
 def source(data: tuple[str, ...] = (), static: tuple[str, ...] = ()):
     """Class decorator: a frozen dataclass that is a pytree with these leaves and static fields."""
 
@@ -103,9 +104,7 @@ class BlockCorrelated:
         b, f, h, w, c = shape
         n = self.block
         if h % n or w % n:
-            raise ValueError(
-                f"block-correlated noise: height and width must be multiples of {n}, got {h} x {w}"
-            )
+            raise ValueError(f"block-correlated noise: height and width must be multiples of {n}, got {h} x {w}")
         white = jax.random.normal(key, (b, f, h // n, n, w // n, n, c), dtype)
         # The symmetric root of (1 - r) I + r J: the block mean has variance factor 1 + (n^2 - 1) r, the rest
         # 1 - r.
@@ -163,9 +162,7 @@ class Offset:
         _check(shape, 3)
         white_key, constant_key = jax.random.split(key)
         frames = shape[1] if self.per_frame else 1
-        constant = jax.random.normal(
-            constant_key, (shape[0], frames, *(1,) * (len(shape) - 3), shape[-1]), dtype
-        )
+        constant = jax.random.normal(constant_key, (shape[0], frames, *(1,) * (len(shape) - 3), shape[-1]), dtype)
         return (jax.random.normal(white_key, shape, dtype) + self.strength * constant).astype(dtype)
 
     def covariance(self, frames: int) -> Float[np.ndarray, "f f"]:
@@ -182,9 +179,7 @@ class Warped:
     def __call__(self, key, shape, dtype=jnp.float32):
         _check(shape, 5)
         if tuple(shape[1:4]) != self.origin.shape:
-            raise ValueError(
-                f"warped noise: the flow is for [f, h, w] = {self.origin.shape}, got shape {tuple(shape)}"
-            )
+            raise ValueError(f"warped noise: the flow is for [f, h, w] = {self.origin.shape}, got shape {tuple(shape)}")
         fresh = jax.random.normal(key, (shape[0], math.prod(shape[1:4]), shape[4]), dtype)
         return fresh[:, jnp.asarray(self.origin)]
 
@@ -265,9 +260,7 @@ def warped(flow: ArrayLike) -> Warped:
     if flow.ndim != 4 or flow.shape[-1] != 2:
         raise ValueError(f"warped noise: expected a flow of shape [frames - 1, h, w, 2], got {flow.shape}")
     if not np.issubdtype(flow.dtype, np.integer):
-        raise ValueError(
-            f"warped noise: expected integer flow (whole pixels), got {flow.dtype}; round it first"
-        )
+        raise ValueError(f"warped noise: expected integer flow (whole pixels), got {flow.dtype}; round it first")
     steps, h, w, _ = flow.shape
     rows, columns = np.mgrid[:h, :w]
     origin = np.arange((steps + 1) * h * w).reshape(steps + 1, h, w)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from diffusion.levels import expand
@@ -37,7 +38,9 @@ def predict(weights: Predict, carry: Carry, noise: Array | None) -> Array:
     return point if noise is None else point + expand(weights.noise, anchor) * noise
 
 
-def step(denoise: Callable[..., Array], carry: Carry, row: Any, noise: Array | None) -> tuple[Carry, tuple[Array, Array]]:
+def step(
+    denoise: Callable[..., Array], carry: Carry, row: Any, noise: Array | None
+) -> tuple[Carry, tuple[Array, Array]]:
     """One row: predict, evaluate, remember, correct. Returns the new state and (point, denoised).
 
     `row` is a `Table` without its leading axis. The same function runs in the scan of `sample` and in the unrolled
@@ -58,7 +61,9 @@ def step(denoise: Callable[..., Array], carry: Carry, row: Any, noise: Array | N
 
 def rows(table: Table) -> Any:
     """The part of a table that has a leading axis `rows`: what the scan runs over."""
-    return table.__class__(table.logsnr, table.predict, table.remember, table.correct, None, table.target, table.stochastic)
+    return table.__class__(
+        table.logsnr, table.predict, table.remember, table.correct, None, table.target, table.stochastic
+    )
 
 
 def _sample(denoise, table, x, key, noise, *, collect, progress):
@@ -88,7 +93,7 @@ _sample_donated = jax.jit(_sample, static_argnames=_STATIC, donate_argnames=("x"
 def sample(
     denoise: Callable[..., Array],
     table: Table,
-    x: Shaped[Array, "b ..."],
+    x: Shaped[ArrayLike, "b ..."],
     key: Array | None = None,
     *,
     noise: Callable[..., Array] | None = None,
@@ -130,10 +135,12 @@ def _is_tree(noise) -> bool:
     return noise is not None and not jax.tree_util.all_leaves([noise])
 
 
-def check(table: Table, x: Any, key: Array | None) -> Float[Array, "b ..."]:
+def check(table: Any, x: Any, key: Array | None) -> Float[Array, "b ..."]:
     """x as float32 or float64, after the checks of `sample`."""
     if not isinstance(table, Table):
-        raise ValueError(f"sample needs a solvers.Table (for instance solvers.ddim(schedule, grid)), got {type(table).__name__}")
+        raise ValueError(
+            f"sample needs a solvers.Table (for instance solvers.ddim(schedule, grid)), got {type(table).__name__}"
+        )
     if np.ndim(x) < 1:
         raise ValueError("x needs a leading batch axis; got a scalar")
     shape = np.shape(x)
@@ -143,10 +150,11 @@ def check(table: Table, x: Any, key: Array | None) -> Float[Array, "b ..."]:
     for axis, size in enumerate(level):
         if size not in (1, shape[axis]):
             what = "batch" if axis == 0 else f"axis {axis}"
-            raise ValueError(f"the table's level shape {level} does not fit x of shape {shape}: {what} must be 1 or {shape[axis]}")
+            raise ValueError(
+                f"the table's level shape {level} does not fit x of shape {shape}: {what} must be 1 or {shape[axis]}"
+            )
     if table.stochastic and key is None:
         raise ValueError("this table draws noise (table.stochastic): sample needs key=jax.random.key(...)")
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         raise ValueError(f"x must be floating-point noise, got {jnp.result_type(x)}")
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-

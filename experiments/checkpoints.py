@@ -27,9 +27,7 @@ class Checkpoints:
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        return ocp.CheckpointManager(
-            self.folder, options=options, item_names=("state", "data", "record")
-        )
+        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "data", "record"))
 
     def save(self, step: int, state: PyTree, data: dict[str, Any], record: dict[str, Any]) -> None:
         if step in self.manager.all_steps():
@@ -55,20 +53,29 @@ class Checkpoints:
                 found = self.manager.restore(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), record=ocp.args.JsonRestore()
+                        state=ocp.args.StandardRestore(abstract),
+                        data=ocp.args.JsonRestore(),
+                        record=ocp.args.JsonRestore(),
                     ),
                 )
                 return step, found["state"], found["data"], found["record"]
             # Orbax raises whatever its storage layer met: a damaged file shows up as ValueError, KeyError, OSError, ...
             except Exception as error:  # noqa: BLE001
                 aside = self.folder / f"{step}.damaged"
-                log.error("checkpoint %s can't be read (%s); kept aside as %s", self.folder / str(step), _line(error), aside.name)
+                log.error(
+                    "checkpoint %s can't be read (%s); kept aside as %s",
+                    self.folder / str(step),
+                    _line(error),
+                    aside.name,
+                )
                 damaged.append(step)
                 self.manager.close()
                 (self.folder / str(step)).rename(aside)
                 self.manager = self._open(self._keep)
         if damaged:
-            raise ConfigError(f"no checkpoint under {self.folder} can be read; {len(damaged)} damaged ones were kept aside")
+            raise ConfigError(
+                f"no checkpoint under {self.folder} can be read; {len(damaged)} damaged ones were kept aside"
+            )
         return None
 
     def latest(self) -> int | None:

@@ -122,7 +122,9 @@ def source(config: Mapping[str, Any], split: str) -> data.Source:
 
 
 def optimiser(block: Mapping[str, Any], steps: int, where: str):
-    return call(make_optimiser, dict(block), where, skip=("steps",), **({"steps": steps} if "steps" not in block else {}))
+    return call(
+        make_optimiser, dict(block), where, skip=("steps",), **({"steps": steps} if "steps" not in block else {})
+    )
 
 
 def table(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> solvers.Table:

@@ -36,7 +36,9 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         raise ConfigError(f"{where}.samplers is empty")
     digits = config["data"]
     if digits["kind"] != "moving_digits" or digits.get("digits", 1) != 1 or digits.get("frames", 8) < 3:
-        raise ConfigError(f"{where}: these metrics know one moving digit over at least 3 frames; config.data is {digits}")
+        raise ConfigError(
+            f"{where}: these metrics know one moving digit over at least 3 frames; config.data is {digits}"
+        )
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
     if num % batch:  # all batches of one size: one compiled program, and seconds that mean something
         raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
@@ -157,9 +159,14 @@ def report(context, name, block, rows, clips, seconds, real, classifier: str) ->
         point = figures.Point(seconds[row], measure.value, str(sampler["steps"]), measure.low, measure.high)
         points.setdefault(sampler["weights"].split("@")[0], []).append(point)
     figures.quality_against_seconds(
-        folder / "quality.png", points, quality=f"{QUALITY} (lower is better)", floor=next(iter(rows.values()))[QUALITY].floor
+        folder / "quality.png",
+        points,
+        quality=f"{QUALITY} (lower is better)",
+        floor=next(iter(rows.values()))[QUALITY].floor,
     )
-    rows_logged = writers.read_rows(context.workdir / "metrics.jsonl") if (context.workdir / "metrics.jsonl").exists() else []
+    rows_logged = (
+        writers.read_rows(context.workdir / "metrics.jsonl") if (context.workdir / "metrics.jsonl").exists() else []
+    )
     if any("loss" in row for row in rows_logged):
         figures.loss_curves(folder / "loss.png", rows_logged)
     result = {
@@ -178,6 +185,6 @@ def report(context, name, block, rows, clips, seconds, real, classifier: str) ->
     (folder / "report.md").write_text(table + "\n", encoding="utf-8")
     configs.write_json(context.workdir / "report.json", result)
     print(table, flush=True)
-    print(f"\npictures: {folder / 'comparison.png'}, {folder / 'comparison.webp'}, {folder / 'quality.png'}", flush=True)
-
-
+    print(
+        f"\npictures: {folder / 'comparison.png'}, {folder / 'comparison.webp'}, {folder / 'quality.png'}", flush=True
+    )

@@ -88,9 +88,7 @@ def film_strip(
         comparison(path, dict(zip(titles, videos[:, None], strict=True)), max_frames=max_frames, scale=scale)
 
 
-def sample_grid(
-    path: PathLike, videos: Videos, *, columns: int | None = None, scale: int = 4, frame: int = 0
-) -> None:
+def sample_grid(path: PathLike, videos: Videos, *, columns: int | None = None, scale: int = 4, frame: int = 0) -> None:
     """PNG of one frame of N clips as a grid; `animate` shows the same grid in motion."""
     _save_picture(path, _upscaled(tile(videos, columns)[frame], scale))
 
@@ -109,9 +107,7 @@ def comparison(
     alone changes. `titles` names the columns.
     """
     rows, count = _checked_rows(rows, titles)
-    strips = {
-        name: [_upscaled(strip(v[None], max_frames), scale) for v in clips] for name, clips in rows.items()
-    }
+    strips = {name: [_upscaled(strip(v[None], max_frames), scale) for v in clips] for name, clips in rows.items()}
     _save_picture(path, _labelled(strips, titles or [""] * count))
 
 
@@ -225,9 +221,7 @@ def quality_against_seconds(
     figure, axes = _axes()
     for index, (name, points) in enumerate(curves.items()):
         points = sorted(points, key=lambda point: point.seconds)
-        seconds, values = (
-            np.array([getattr(p, key) for p in points], float) for key in ("seconds", "quality")
-        )
+        seconds, values = (np.array([getattr(p, key) for p in points], float) for key in ("seconds", "quality"))
         low = np.array([p.quality if p.low is None else p.low for p in points], float)
         high = np.array([p.quality if p.high is None else p.high for p in points], float)
         axes.errorbar(
@@ -280,9 +274,7 @@ def _checked(videos: Videos) -> UInt8[np.ndarray, "n f h w c"]:
     return to_uint8(videos)
 
 
-def _checked_rows(
-    rows: Mapping[str, Videos], titles: Sequence[str] | None
-) -> tuple[dict[str, np.ndarray], int]:
+def _checked_rows(rows: Mapping[str, Videos], titles: Sequence[str] | None) -> tuple[dict[str, np.ndarray], int]:
     if not rows:
         raise ValueError("a figure needs at least one row of clips")
     checked = {name: _checked(videos) for name, videos in rows.items()}

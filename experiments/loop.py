@@ -187,7 +187,12 @@ class Progress:
         loss = next((v for k, v in scalars.items() if k.endswith("loss")), math.nan)
         text = f"{self.name}: step {done}/{self.total}  loss {loss:.4g}  {speed:.2f} steps/s  {left}"
         terminal = self.stream.isatty()
-        print(f"\r{text:<78}" if terminal else text, end="" if terminal and done < self.total else "\n", file=self.stream, flush=True)
+        print(
+            f"\r{text:<78}" if terminal else text,
+            end="" if terminal and done < self.total else "\n",
+            file=self.stream,
+            flush=True,
+        )
 
 
 def duration(seconds: float) -> str:

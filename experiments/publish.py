@@ -19,7 +19,7 @@ LIMIT = 8 * 2**20
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
     parser.add_argument("--stage", required=True, help="STAGE or STAGE@STEPS")
     parser.add_argument("--name", required=True, help="under pretrained/, for instance moving_digits/teacher")
@@ -41,7 +41,9 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError(f"--name {given.name!r} leads out of {weights.PRETRAINED}")
     others = sum(p.stat().st_size for p in weights.PRETRAINED.rglob("*.safetensors") if p != target)
     if others + source.stat().st_size > LIMIT:
-        raise ConfigError(f"{source} has {source.stat().st_size} bytes; pretrained/ may hold {LIMIT} in all and has {others}")
+        raise ConfigError(
+            f"{source} has {source.stat().st_size} bytes; pretrained/ may hold {LIMIT} in all and has {others}"
+        )
     metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / DONE)
     if given.report is not None:
         rows = configs.read_json(given.report)["samplers"]

@@ -10,8 +10,9 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import jax
 from absl import flags
@@ -24,11 +25,6 @@ from experiments.config import ConfigError
 from experiments.loop import Stopped, duration
 
 DONE = "done.json"
-
-FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a config file", flag_values=FLAGS, lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "where results and checkpoints go", flag_values=FLAGS)
-_STAGE = flags.DEFINE_string("stage", None, "run this stage only", flag_values=FLAGS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,19 +52,53 @@ def fail(message: str, status: int) -> int:
 
 def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | None]:
     """(config as a plain dict, its name, workdir, stage) from the command line."""
-    FLAGS.unparse_flags()
+    given = [a for a in argv[1:] if a.startswith("--config=")]
+    name = given[-1].removeprefix("--config=") if given else None
+    if name is not None and not pathlib.Path(name.split(":")[0]).is_file():
+        raise ConfigError(f"no config file {name.split(':')[0]}")
     try:
-        rest = FLAGS(argv)
-        config = FLAGS["config"].value
+        # First without overrides: a key that isn't there is then named with the nearest one that is.
+        alone, _ = read_flags([argv[0], *given])
+        if alone["config"].value is not None:
+            check_overrides(configs.plain(alone["config"].value), argv[1:])
+        found, rest = read_flags(argv)
+        config = found["config"].value
     # ml_collections raises whatever went wrong in the file or the override: a bad flag, key, type or path.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         raise ConfigError(_readable(error)) from error
-    if config is None or FLAGS["workdir"].value is None:
-        raise ConfigError("usage: python -m experiments.run --config=configs/X.py --workdir=DIR [--stage=NAME] [--config.a.b=VALUE]")
-    if rest[1:]:
-        raise ConfigError(f"arguments not understood: {' '.join(rest[1:])} (flags are --config, --workdir, --stage)")
-    name = next((a.split("=", 1)[-1] for a in argv if a.startswith("--config=")), "config")
-    return configs.plain(config), name, pathlib.Path(FLAGS["workdir"].value).resolve(), FLAGS["stage"].value
+    if config is None or found["workdir"].value is None:
+        raise ConfigError(
+            "usage: python -m experiments.run --config=configs/X.py --workdir=DIR [--stage=NAME] [--config.a.b=VALUE]"
+        )
+    if rest:
+        raise ConfigError(f"arguments not understood: {' '.join(rest)} (flags are --config, --workdir, --stage)")
+    return configs.plain(config), name or "config", pathlib.Path(found["workdir"].value).resolve(), found["stage"].value
+
+
+def read_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of a command line, and what is left of it."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "a config file", flag_values=values, lock_config=True)
+    flags.DEFINE_string("workdir", None, "where results and checkpoints go", flag_values=values)
+    flags.DEFINE_string("stage", None, "run this stage only", flag_values=values)
+    # config_flags looks for overrides in sys.argv, whatever it is asked to parse.
+    with mock.patch.object(sys, "argv", argv):
+        return values, values(argv)[1:]
+
+
+def check_overrides(config: Mapping[str, Any], arguments: list[str]) -> None:
+    """Every --config.a.b must name a key that the config has (an optional key is first written into the file)."""
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        path, node = argument.removeprefix("--config.").split("=", 1)[0].split("."), config
+        for depth, key in enumerate(path):
+            where = ".".join(["config", *path[:depth]])
+            if not isinstance(node, Mapping):
+                raise ConfigError(f"{where} is a value, it has no key {key!r}")
+            if key not in node:
+                raise ConfigError(f"{where} has no key {key!r}; {configs.nearest(key, node)}")
+            node = node[key]
 
 
 def _readable(error: BaseException) -> str:

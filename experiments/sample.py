@@ -17,7 +17,7 @@ from experiments.run import fail
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.sample", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.sample", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", required=True, help="pretrained:NAME, a .safetensors file, or STAGE[@STEPS]")
     parser.add_argument("--workdir", default=".", help="of the run whose stage is named")
     parser.add_argument("--steps", type=int, required=True, help="network calls")

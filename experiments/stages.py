@@ -158,7 +158,11 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
     classifier = configs.call(build_classifier, {}, where, config=model)
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
     method = configs.call(
-        classifier_training.method, block.get("options", {}), f"{where}.options", classifier=classifier, optimiser=optimiser
+        classifier_training.method,
+        block.get("options", {}),
+        f"{where}.options",
+        classifier=classifier,
+        optimiser=optimiser,
     )
     key = context.key(name)
     state = method.init(key, classifier.init(jax.random.fold_in(key, 2**31 - 1)))
@@ -233,7 +237,9 @@ def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:
             f"config.model.shape is {tuple(model['shape'])}"
         )
     if model["num_classes"] and source.num_classes != model["num_classes"]:
-        raise ConfigError(f"config.data has {source.num_classes} classes, config.model.num_classes is {model['num_classes']}")
+        raise ConfigError(
+            f"config.data has {source.num_classes} classes, config.model.num_classes is {model['num_classes']}"
+        )
 
 
 @functools.cache
@@ -243,7 +249,11 @@ def commit() -> str | None:
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

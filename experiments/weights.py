@@ -58,7 +58,9 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
             record = json.loads((file.metadata() or {})["record"])
             params = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is damaged or was not written by this program ({error}); remove it or restore it") from None
+        raise ConfigError(
+            f"{path} is damaged or was not written by this program ({error}); remove it or restore it"
+        ) from None
     return params, record
 
 

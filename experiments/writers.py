@@ -94,9 +94,7 @@ class JsonlWriter:
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         reserved = {"step", "stage"} & scalars.keys()
         if reserved:
-            raise ValueError(
-                f"a scalar may not be called {sorted(reserved)[0]!r}: every row has that key already"
-            )
+            raise ValueError(f"a scalar may not be called {sorted(reserved)[0]!r}: every row has that key already")
         row = {"step": int(step), "stage": self._stage, **{name: _number(v) for name, v in scalars.items()}}
         # One write call of a whole line: what a kill can break is the last line, nothing before it.
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -276,9 +274,7 @@ def _complete_lines(path: pathlib.Path) -> list[tuple[bytes, Row]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
         if not isinstance(row, dict) or not {"step", "stage"} <= row.keys():
-            raise ValueError(
-                f"{path}, line {number}: expected an object with step and stage, got {line[:80]!r}"
-            )
+            raise ValueError(f"{path}, line {number}: expected an object with step and stage, got {line[:80]!r}")
         rows.append((line, row))
     return rows
 

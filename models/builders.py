@@ -10,6 +10,7 @@ from flax import nnx
 from models.attention import attention_kind
 from models.definition import ModelDef, define
 from models.dit import DiT
+from models.layers import Rngs
 from models.rope import axis_split
 from models.unet import UNet
 
@@ -17,20 +18,20 @@ REQUIRED = ("kind", "shape", "num_classes")
 
 
 class Kind(NamedTuple):
-    """A kind of network: its options with their defaults, how to construct it from them, how to check them."""
+    """A kind of network: its options with their defaults, how to construct it, how to check them."""
 
     options: dict[str, Any]
-    construct: Callable[[dict[str, Any], nnx.Rngs], nnx.Module]
+    construct: Callable[[dict[str, Any], Rngs], nnx.Module]
     check: Callable[[dict[str, Any]], None]
 
 
 def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
     """The network that `config` describes.
 
-    `config` (a dict or ConfigDict) has `kind`, `shape` (frames, height, width, channels), `num_classes` (0 for an
-    unconditional network), optionally `attention`, and any of the kind's own options. The argument `attention`, if
-    given, takes the place of the config's; the params are the same for all kinds of attention. Equal configs give
-    the same ModelDef, so that what was compiled for one serves the other.
+    `config` (a dict or ConfigDict) has `kind`, `shape` (frames, height, width, channels), `num_classes` (0
+    for no conditioning), optionally `attention`, and any of the kind's own options. The argument
+    `attention`, if given, takes the place of the config's; the params are the same for all kinds of
+    attention. Equal configs give the same ModelDef, so that what was compiled for one serves the other.
 
     Raises KeyError for an unknown or missing name, ValueError for a value that makes no network.
     """
@@ -42,9 +43,7 @@ def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
             raise KeyError(f"a model config needs the key {name!r}{hint}")
     if config["kind"] not in KINDS:
         known = ", ".join(KINDS)
-        raise KeyError(
-            f"unknown model kind {config['kind']!r}, expected one of {known}{_hint(config['kind'], KINDS)}"
-        )
+        raise KeyError(f"unknown model kind {config['kind']!r}, expected one of {known}{_hint(config['kind'], KINDS)}")
     kind = KINDS[config["kind"]]
     allowed = (*REQUIRED, "attention", *kind.options)
     for name in config:
@@ -138,9 +137,7 @@ KINDS: dict[str, Kind] = {
 
 def _check_common(options: dict[str, Any]) -> None:
     shape, classes = options["shape"], options["num_classes"]
-    if not (
-        isinstance(shape, tuple) and len(shape) == 4 and all(isinstance(n, int) and n > 0 for n in shape)
-    ):
+    if not (isinstance(shape, tuple) and len(shape) == 4 and all(isinstance(n, int) and n > 0 for n in shape)):
         raise ValueError(f"shape is (frames, height, width, channels), got {shape!r}")
     if not isinstance(classes, int) or classes < 0:
         raise ValueError(f"num_classes is the number of classes or 0 for none, got {classes!r}")

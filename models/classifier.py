@@ -37,9 +37,7 @@ class FrameClassifier(nnx.Module):
     """Two convolutions a level, 2x2 mean pooling between levels, a mean over what is left, two dense
     layers."""
 
-    def __init__(
-        self, channels: int, widths: tuple[int, ...], features: int, num_classes: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels: int, widths: tuple[int, ...], features: int, num_classes: int, rngs: nnx.Rngs):
         self.levels = len(widths)
         before = channels
         for level, width in enumerate(widths):
@@ -75,18 +73,12 @@ def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
             raise KeyError(f"unknown key {name!r} for a classifier; did you mean {nearest!r}?")
     shape, widths = tuple(options["shape"]), tuple(options["widths"])
     if len(shape) != 3 or not widths or min((*shape, *widths)) < 1:
-        raise ValueError(
-            f"a classifier needs shape (h, w, c) and widths (one a level), got {shape} and {widths}"
-        )
+        raise ValueError(f"a classifier needs shape (h, w, c) and widths (one a level), got {shape} and {widths}")
     if shape[0] % 2 ** (len(widths) - 1) or shape[1] % 2 ** (len(widths) - 1):
-        raise ValueError(
-            f"frames of {shape[0]}x{shape[1]} can't be halved {len(widths) - 1} times for {widths}"
-        )
+        raise ValueError(f"frames of {shape[0]}x{shape[1]} can't be halved {len(widths) - 1} times for {widths}")
 
     def construct(key: PRNGKeyArray) -> nnx.Module:
-        return FrameClassifier(
-            shape[-1], widths, options["features"], options["num_classes"], nnx.Rngs(params=key)
-        )
+        return FrameClassifier(shape[-1], widths, options["features"], options["num_classes"], nnx.Rngs(params=key))
 
     graph, blank = nnx.eval_shape(lambda: nnx.split(construct(jax.random.key(0))))
 
@@ -96,9 +88,7 @@ def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
 
     def apply(params: Params, frames: Float[Array, "n h w c"]) -> tuple[Array, Array]:
         if frames.ndim != 4 or frames.shape[1:] != shape:
-            raise ValueError(
-                f"this classifier takes frames [n, {', '.join(map(str, shape))}], got {frames.shape}"
-            )
+            raise ValueError(f"this classifier takes frames [n, {', '.join(map(str, shape))}], got {frames.shape}")
         state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)(frames)

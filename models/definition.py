@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import JVP_KINDS
+from models.layers import Normals
 
 Params = dict[str, Any]
 
@@ -21,10 +22,10 @@ class ModelDef(NamedTuple):
     """A network as functions, and what a stage must know about it.
 
     `init(key) -> params`: a nested dict of float32 arrays, with string keys and nothing else in it.
-    `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x is [b, f, h, w, c] and so is the
+    `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x is [b, f, h, w, c], as is the
     prediction, in float32; logsnr is [], [b|1] or [b|1, f] (trailing ones allowed), of any value up to both
-    infinities; cond is a dict with some of `cond_keys`, or None; a label left out means "no class" (as does the
-    index `num_classes`). `key` is the dropout key, needed when training with dropout.
+    infinities; cond is a dict with some of `cond_keys`, or None; a label left out means "no class", as does
+    the index `num_classes`. `key` is the dropout key, needed when training with dropout.
     `jvp`: whether this network can be differentiated forward (`jax.jvp`); its attention decides.
     """
 
@@ -40,7 +41,7 @@ class ModelDef(NamedTuple):
 
 def define(
     kind: str,
-    construct: Callable[[nnx.Rngs], nnx.Module],
+    construct: Callable[[Normals], nnx.Module],
     *,
     shape: tuple[int, int, int, int],
     num_classes: int,
@@ -53,12 +54,14 @@ def define(
     never part of it.
     """
     cond_keys = ("label",) if num_classes else ()
-    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(nnx.Rngs(params=jax.random.key(0)))))
+    numbers = Normals()
+    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(numbers)))
     expected = _flat(_named(nnx.to_pure_dict(blank)))
 
     @jax.jit
     def init(key: PRNGKeyArray) -> Params:
-        return _named(nnx.to_pure_dict(nnx.state(construct(nnx.Rngs(params=key)), nnx.Param)))
+        normals = jax.random.normal(key, (numbers.used,), jnp.float32)
+        return _named(nnx.to_pure_dict(nnx.state(construct(Normals(normals)), nnx.Param)))
 
     def apply(
         params: Params,
@@ -95,9 +98,7 @@ def frame_level(logsnr: Float[Array, "..."], batch: int, frames: int) -> Float[A
             f"got shape {level.shape}{hint}"
         )
     if level.ndim > 1 and level.shape[1] not in (1, frames):
-        raise ValueError(
-            f"a level's axis 1 must have length 1 or the clip's {frames} frames, got {level.shape}"
-        )
+        raise ValueError(f"a level's axis 1 must have length 1 or the clip's {frames} frames, got {level.shape}")
     if any(length != 1 for length in level.shape[2:]) or level.ndim > 5:
         raise ValueError(f"this network takes one level per frame, [b|1, f], got shape {level.shape}")
     return jnp.broadcast_to(level.reshape(level.shape[0], -1), (level.shape[0], frames))

@@ -1,8 +1,8 @@
 """A video diffusion transformer: joint attention over space and time, conditioned per frame.
 
-After Peebles & Xie 2023 (DiT, section 3.2: adaLN-Zero) with the modulation of all blocks made by one layer and
-a learned table per block (Chen et al. 2023, PixArt-alpha, section 2.3: adaLN-single), 3-D rotary positions, and
-queries and keys normalised by their rms (as in Dehghani et al. 2023, ViT-22B, section 2, with layer norm).
+After Peebles & Xie 2023 (DiT, section 3.2: adaLN-Zero) with the modulation of all blocks made by one layer
+and a learned table per block (Chen et al. 2023, PixArt-alpha, section 2.3: adaLN-single), rotary positions,
+and queries and keys normalised by their rms (Dehghani et al. 2023, ViT-22B, section 2, do so by layer norm).
 """
 
 import jax
@@ -15,6 +15,7 @@ from models.layers import (
     Embedding,
     LevelEmbedding,
     Linear,
+    Rngs,
     dropout,
     fan_in_normal,
     modulate,
@@ -30,10 +31,9 @@ Tokens = Float[Array, "b n d"]
 class Layers(nnx.Module):
     """The weights of all blocks, stacked on axis 0: what `jax.lax.scan` reads one layer of at a time."""
 
-    def __init__(self, depth: int, width: int, head_dim: int, ratio: int, rngs: nnx.Rngs):
+    def __init__(self, depth: int, width: int, head_dim: int, ratio: int, rngs: Rngs):
         def weight(*shape: int) -> nnx.Param:
-            keys = jax.random.split(rngs.params(), depth)
-            return nnx.Param(jax.vmap(lambda key: fan_in_normal(key, shape))(keys))
+            return nnx.Param(jnp.stack([fan_in_normal(rngs, shape) for _ in range(depth)]))
 
         def constant(value: float, *shape: int) -> nnx.Param:
             return nnx.Param(jnp.full((depth, *shape), value, jnp.float32))
@@ -71,7 +71,7 @@ class DiT(nnx.Module):
         rope_base: float,
         scan: bool,
         dtype: str,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
@@ -85,9 +85,7 @@ class DiT(nnx.Module):
 
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise ValueError(
-                f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}"
-            )
+            raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
         embedding = self.level(level)
         if self.label is not None:
             label = self.label(cond["label"]) if "label" in cond else self.label.no_class()

@@ -4,6 +4,8 @@ Parameters are float32; a layer computes in the dtype of what it is given, excep
 embedding, which are always computed in float32.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,32 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 LOGSNR_LIMIT = 20.0
 
 
-class Linear(nnx.Module):
-    """A dense layer; `scale` is the gain of its fan-in normal initialisation, 0 for one that starts at zero."""
+class Normals:
+    """Standard normals cut from one array that is drawn at once: stands in for nnx.Rngs while a network is made.
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, scale: float = 1.0):
-        self.weight = nnx.Param(fan_in_normal(rngs.params(), (inputs, outputs), scale))
+    XLA compiles a generator for every array drawn in a program; one in all makes `init` of a network ten times
+    faster to compile. Without values it hands out zeros and counts: `used` numbers are needed.
+    """
+
+    def __init__(self, values: Float[Array, " n"] | None = None):
+        self.values, self.used = values, 0
+        self.params = self
+
+    def normal(self, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        start, self.used = self.used, self.used + math.prod(shape)
+        if self.values is None:
+            return jnp.zeros(shape, jnp.float32)
+        return self.values[start : self.used].reshape(shape)
+
+
+Rngs = nnx.Rngs | Normals
+
+
+class Linear(nnx.Module):
+    """A dense layer; `scale` is the gain of its fan-in normal initialisation, 0 to start at zero."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: Rngs, scale: float = 1.0):
+        self.weight = nnx.Param(fan_in_normal(rngs, (inputs, outputs), scale))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
@@ -27,8 +50,8 @@ class Linear(nnx.Module):
 class Conv(nnx.Module):
     """A zero-padded 2-D convolution of every frame of a clip; channels last, XLA's fast path on CPU."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3, scale: float = 1.0):
-        self.weight = nnx.Param(fan_in_normal(rngs.params(), (size, size, inputs, outputs), scale))
+    def __init__(self, inputs: int, outputs: int, rngs: Rngs, size: int = 3, scale: float = 1.0):
+        self.weight = nnx.Param(fan_in_normal(rngs, (size, size, inputs, outputs), scale))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b f h w i"]) -> Float[Array, "b f h w o"]:
@@ -57,12 +80,12 @@ class RMSNorm(nnx.Module):
 class Embedding(nnx.Module):
     """Class embedding with one extra row, index `num_classes`, that means "no class"."""
 
-    def __init__(self, num_classes: int, width: int, rngs: nnx.Rngs):
-        self.table = nnx.Param(jax.random.normal(rngs.params(), (num_classes + 1, width), jnp.float32))
+    def __init__(self, num_classes: int, width: int, rngs: Rngs):
+        self.table = nnx.Param(rngs.params.normal((num_classes + 1, width)))
 
     def __call__(self, label: Int[Array, " b"]) -> Float[Array, "b d"]:
         # A label that is out of range is a bug in the data; NaN makes it visible, clamping would hide it.
-        return self.table[...].at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return jnp.asarray(self.table[...]).at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
     def no_class(self) -> Float[Array, "1 d"]:
         return self.table[...][-1:]
@@ -74,7 +97,7 @@ class LevelEmbedding(nnx.Module):
     Always float32: in bfloat16 neighbouring levels would be the same level.
     """
 
-    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 32):
+    def __init__(self, width: int, rngs: Rngs, features: int = 32):
         # From a wave that is monotone over the whole range to one of period 3: fine enough to tell levels
         # apart, and smooth enough for objectives that differentiate by the level.
         self.frequencies = tuple(np.geomspace(np.pi / (4 * LOGSNR_LIMIT), 2.0, features // 2).tolist())
@@ -88,11 +111,11 @@ class LevelEmbedding(nnx.Module):
         return self.out(jax.nn.silu(self.hidden(waves)))
 
 
-def fan_in_normal(key: PRNGKeyArray, shape: tuple[int, ...], scale: float = 1.0) -> Float[Array, "..."]:
+def fan_in_normal(rngs: Rngs, shape: tuple[int, ...], scale: float = 1.0) -> Float[Array, "..."]:
     """N(0, scale² / fan_in), where the last axis is the output; zeros for scale 0."""
     if scale == 0.0:
         return jnp.zeros(shape, jnp.float32)
-    return jax.random.normal(key, shape, jnp.float32) * (scale / np.sqrt(np.prod(shape[:-1])))
+    return rngs.params.normal(shape) * (scale / math.sqrt(math.prod(shape[:-1])))
 
 
 def rms_normalise(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Array, "... d"]:
@@ -101,9 +124,7 @@ def rms_normalise(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Arra
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
-def modulate(
-    x: Float[Array, "..."], scale: Float[Array, "..."], shift: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def modulate(x: Float[Array, "..."], scale: Float[Array, "..."], shift: Float[Array, "..."]) -> Float[Array, "..."]:
     """x (1 + scale) + shift in x's dtype."""
     return x * (1 + scale).astype(x.dtype) + shift.astype(x.dtype)
 

@@ -6,16 +6,14 @@ from jaxtyping import Array, Float
 
 
 def axis_split(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's D channels turn with frame, row, column: D - 4 (D // 6), 2 (D // 6), 2 (D // 6)."""
+    """How many of D channels turn with frame, row and column: D - 4 (D // 6), 2 (D // 6), 2 (D // 6)."""
     if head_dim % 2 or head_dim < 6:
         raise ValueError(f"a head of 3-D RoPE has an even width of at least 6, got {head_dim}")
     sixth = head_dim // 6
     return head_dim - 4 * sixth, 2 * sixth, 2 * sixth
 
 
-def grid_angles(
-    frames: int, rows: int, columns: int, head_dim: int, base: float
-) -> Float[np.ndarray, "n half"]:
+def grid_angles(frames: int, rows: int, columns: int, head_dim: int, base: float) -> Float[np.ndarray, "n half"]:
     """Angles of the tokens of a grid, in the order frame, row, column; float64, on the host.
 
     Channel pair i of an axis with D channels turns by position * base^(-2 i / D). Nothing here depends on a

@@ -1,8 +1,8 @@
 """A factorised video U-Net: 2-D convolutions, three-tap mixing in time, joint attention at the lowest level.
 
 After the 3-D U-Net of Ho et al. 2022 (Video Diffusion Models, section 3), with the temporal attention of the
-upper levels replaced by a temporal convolution of three taps (Tran et al. 2018, R(2+1)D, section 3.5), written as
-a matrix product over a frame and its two neighbours.
+upper levels replaced by a temporal convolution of three taps (Tran et al. 2018, R(2+1)D, section 3.5), which
+is a matrix product over a frame and its two neighbours.
 """
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention
-from models.layers import Conv, Embedding, LevelEmbedding, Linear, RMSNorm, dropout, modulate, rms_normalise
+from models.layers import Conv, Embedding, LevelEmbedding, Linear, RMSNorm, Rngs, dropout, modulate, rms_normalise
 from models.rope import grid_angles, rotate
 
 Clip = Float[Array, "b f h w c"]
@@ -20,7 +20,7 @@ Clip = Float[Array, "b f h w c"]
 class TemporalMix(nnx.Module):
     """A convolution over time with three taps, zero-padded at both ends of the clip."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs, scale: float = 1.0):
+    def __init__(self, width: int, rngs: Rngs, scale: float = 1.0):
         self.mix = Linear(3 * width, width, rngs, scale)
 
     def __call__(self, x: Clip) -> Clip:
@@ -31,7 +31,7 @@ class TemporalMix(nnx.Module):
 class Block(nnx.Module):
     """x + convolution(temporal mix(convolution(x))), scaled and shifted per frame by the level and class."""
 
-    def __init__(self, inputs: int, outputs: int, embed: int, rate: float, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, embed: int, rate: float, rngs: Rngs):
         self.norm = RMSNorm(inputs)
         self.space = Conv(inputs, outputs, rngs)
         self.condition = Linear(embed, 2 * outputs, rngs, scale=0.0)
@@ -52,7 +52,7 @@ class Block(nnx.Module):
 class JointAttention(nnx.Module):
     """Self-attention over all frames and pixels at once, with 3-D rotary positions and normalised q and k."""
 
-    def __init__(self, width: int, heads: int, attend: Attention, base: float, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, attend: Attention, base: float, rngs: Rngs):
         self.norm = RMSNorm(width)
         self.qkv = Linear(width, 3 * width, rngs)
         self.query_norm = RMSNorm(width // heads)
@@ -69,7 +69,7 @@ class JointAttention(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Levels of `widths` channels, each half as large as the one above, and `blocks[i]` blocks on either side.
+    """Levels of `widths` channels, each half as large as the one above; `blocks[i]` blocks on either side.
 
     The prediction is zero at initialisation. Frames are not counted anywhere: a clip may be of any length.
     """
@@ -87,7 +87,7 @@ class UNet(nnx.Module):
         attend: Attention,
         rope_base: float,
         dtype: str,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.patch, self.dtype, self.before = patch, jnp.dtype(dtype), blocks[-1]
         self.level = LevelEmbedding(embed, rngs)
@@ -111,9 +111,7 @@ class UNet(nnx.Module):
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
         factor = self.patch * 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(
-                f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}"
-            )
+            raise ValueError(f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}")
         embedding = self.level(level)
         if self.label is not None:
             label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
@@ -142,7 +140,7 @@ class UNet(nnx.Module):
 
 
 def space_to_depth(x: Clip, size: int) -> Clip:
-    """[b, f, h, w, c] -> [b, f, h/size, w/size, size² c]; with a dense layer after it, a strided convolution."""
+    """[b, f, h, w, c] -> [b, f, h/size, w/size, size² c]; a dense layer makes it a strided convolution."""
     if size == 1:
         return x
     b, f, h, w, c = x.shape

@@ -188,9 +188,7 @@ def test_a_clip_is_a_pure_function_of_seed_split_and_index():
         "print(digest(MovingDigits(seed=5), range(20)))"
     )
     root = pathlib.Path(__file__).parents[1]
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root
-    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert run.stdout.strip() == first
 
 

@@ -197,9 +197,7 @@ def test_features_that_need_tensorflow_say_so(tmp_path, odd, monkeypatch):
         raise ImportError("No module named 'tensorflow'")
 
     monkeypatch.setattr(tfds, "builder_from_directory", needs_tensorflow)
-    with pytest.raises(
-        ValueError, match=r"install the extra 'fewstep\[tf\]', or store the video as features.Tensor"
-    ):
+    with pytest.raises(ValueError, match=r"install the extra 'fewstep\[tf\]', or store the video as features.Tensor"):
         data.build(odd)
 
 

@@ -113,9 +113,7 @@ def test_crops(bikes, bikes_folder):
     assert len(random) == 3 * len(centre)
     again = build(bikes_folder, size=272, crop="random", crops=3, seed=1)
     other = build(bikes_folder, size=272, crop="random", crops=3, seed=2)
-    clips = [
-        source[i]["video"] for source in (random, again, other) for i in (0, len(centre), 2 * len(centre))
-    ]
+    clips = [source[i]["video"] for source in (random, again, other) for i in (0, len(centre), 2 * len(centre))]
     for clip, same in zip(clips[:3], clips[3:6], strict=True):
         np.testing.assert_array_equal(clip, same)
     assert len({clip.tobytes() for clip in clips}) == 6  # three places each for two seeds
@@ -158,10 +156,7 @@ def test_splits_and_classes(tmp_path):
 def test_every_so_many_files_are_for_the_test_split(tmp_path):
     for i in range(5):
         write(tmp_path / f"{i}.mp4", [0] * 4)
-    names = {
-        split: {f.name for f in build(tmp_path, split, test_every=3)._index.files}
-        for split in ("train", "test")
-    }
+    names = {split: {f.name for f in build(tmp_path, split, test_every=3)._index.files} for split in ("train", "test")}
     assert names == {"test": {"0.mp4", "3.mp4"}, "train": {"1.mp4", "2.mp4", "4.mp4"}}
     with pytest.raises(
         ValueError, match="no video file for split 'test': expected folders train/ and test/, or a test_every"

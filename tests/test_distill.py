@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion import levels, oracles, schedules
-from distill import METHODS, Network, optimiser, regression
+from diffusion import grids, levels, oracles, sampling, schedules, solvers
+from distill import METHODS, Network, optimiser, progressive, regression
 from distill.inputs import clean, condition, drop_labels
 from distill.method import exponential_moving_average
 from experiments import loop
@@ -16,14 +16,16 @@ from experiments import mesh as meshes
 COSINE = schedules.vp_cosine()
 
 
+NODES = jnp.linspace(-6, 6, 13)
+
+
 def linear_network(traces=None):
-    """Predicts x0 as a gain, a polynomial of the level: enough for Gaussian data, trained in a moment."""
+    """Predicts x0 as a gain, interpolated between 13 levels: enough for Gaussian data, trained in a moment."""
 
     def apply(params, x, logsnr, cond, *, key=None, train=False):
         if traces is not None:
             traces.append(train)
-        z = jnp.tanh(logsnr / 4)
-        gain = sum(c * z**k for k, c in enumerate(params["c"]))
+        gain = jnp.interp(logsnr, NODES, params["c"])
         return levels.expand(gain, x) * x
 
     return Network(apply, COSINE, "x0")
@@ -35,19 +37,17 @@ def test_denoising_finds_the_conditional_expectation():
     method = METHODS["denoising"](
         linear_network(),
         optimiser=optimiser(0.02, steps=600, decay="cosine", clip=0.0),
-        law=levels.uniform_time(COSINE),
-        weight=levels.truncated_snr(),
+        law=levels.uniform_logsnr(COSINE, -6.5, 6.5),
+        weight=levels.uniform(),
         ema=0.99,
     )
-    state = method.init(jax.random.key(0), {"c": jnp.zeros(9)})
+    state = method.init(jax.random.key(0), {"c": jnp.zeros(13)})
     step = jax.jit(method.phases["train"])
     for i in range(600):
         x0 = np.sqrt(variance) * jax.random.normal(jax.random.key(i), (512, 1, 1, 1, 1))
         state, metrics = step(state, {}, {"video": x0}, jax.random.key(10_000 + i), {"learning_rate_scale": 1.0})
-    grid = jnp.linspace(-6, 6, 13)
-    alpha, sigma = COSINE.alpha(grid), COSINE.sigma(grid)
-    found = linear_network().apply(state.ema, jnp.ones((13, 1, 1, 1, 1)), grid, {})[:, 0, 0, 0, 0]
-    np.testing.assert_allclose(found, alpha * variance / (alpha**2 * variance + sigma**2), atol=0.06)
+    alpha, sigma = COSINE.alpha(NODES), COSINE.sigma(NODES)
+    np.testing.assert_allclose(state.ema["c"], alpha * variance / (alpha**2 * variance + sigma**2), atol=0.05)
     total, count = metrics["loss_by_level/-2..2"]
     assert count > 0 and np.isfinite(total)
 
@@ -58,9 +58,16 @@ def test_all_halvings_share_one_compilation():
     method = METHODS["progressive"](
         linear_network(traces), optimiser=optimiser(1e-3, steps=2, decay="linear"), weight=levels.v()
     )
-    params = {"c": jnp.zeros(4).at[0].set(0.5)}
+    params = {"c": jnp.full(13, 0.5, jnp.float32)}
     state = method.init(jax.random.key(0), params)
-    run = loop.Run(method, state, {"teacher": jax.tree.map(jnp.copy, params)}, {"learning_rate_scale": 1.0, "steps": 8.0}, 2, 4)
+    run = loop.Run(
+        method,
+        state,
+        {"teacher": jax.tree.map(jnp.copy, params)},
+        {"learning_rate_scale": 1.0, "steps": 8.0, "guidance": 1.0},
+        2,
+        4,
+    )
     mesh = meshes.make()
     phases = loop.compile_phases(method, mesh)
     batch = {"video": jnp.ones((4, 1, 1, 1, 1))}
@@ -81,13 +88,40 @@ def test_all_halvings_share_one_compilation():
     assert len(traces) == 3
 
 
+def test_a_guided_teacher_takes_guided_steps_and_only_in_the_first_round():
+    """Against the sampler: two DDIM steps of a table on the guided denoiser, u + g (c - u)."""
+
+    def apply(params, x, logsnr, cond, *, key=None, train=False):
+        return levels.expand(params["gain"][cond["label"]], x) * x  # a gain for each class; the last is "no class"
+
+    network = Network(apply, COSINE, "x0", 3)
+    params = {"gain": jnp.array([0.1, 0.4, 0.7, 0.25])}
+    objective = progressive.objective(network, weight=levels.v())
+    batch = {"video": jax.random.normal(jax.random.key(0), (9, 1, 2, 2, 1)), "label": jnp.arange(9) % 3}
+    fine = grids.uniform_time(COSINE, 2)
+    for g in (1.0, 1.5, 3.0):
+        problem = objective(None, {"teacher": params}, batch, jax.random.key(1), {"steps": 1.0, "guidance": g})
+        gain = levels.expand(0.25 + g * (params["gain"][batch["label"]] - 0.25), problem.x)
+        two = sampling.sample(jax.tree_util.Partial(lambda k, x, l: k * x, gain), solvers.ddim(COSINE, fine), problem.x)
+        one = progressive.ddim_step(
+            COSINE, problem.x, problem.target(None, None), *jnp.asarray(fine)[jnp.array([0, 2])]
+        )
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    method = METHODS["progressive"](network, optimiser=optimiser(1e-2), weight=levels.v())
+    state = method.init(jax.random.key(0), params)
+    hyper = {"learning_rate_scale": 1.0, "steps": 4.0, "guidance": 1.5}
+    assert method.next(state, {"teacher": params}, hyper)[2]["guidance"] == 1.0
+
+
 def test_next_makes_the_student_the_teacher_and_starts_the_optimiser_afresh():
     method = METHODS["progressive"](linear_network(), optimiser=optimiser(1e-2), weight=levels.v())
-    params = {"c": jnp.arange(4.0)}
+    params = {"c": jnp.arange(13.0)}
     state = method.init(jax.random.key(0), params)
-    teacher = {"c": jnp.full(4, 0.3)}
-    hyper = {"learning_rate_scale": jnp.float32(1), "steps": jnp.float32(4)}
-    state, _ = jax.jit(method.phases["train"])(state, {"teacher": teacher}, {"video": jnp.ones((4, 1, 1, 1, 1))}, jax.random.key(1), hyper)
+    teacher = {"c": jnp.full(13, 0.3)}
+    hyper = {"learning_rate_scale": jnp.float32(1), "steps": jnp.float32(4), "guidance": jnp.float32(1)}
+    state, _ = jax.jit(method.phases["train"])(
+        state, {"teacher": teacher}, {"video": jnp.ones((4, 1, 1, 1, 1))}, jax.random.key(1), hyper
+    )
     new, frozen, hyper = method.next(state, {"teacher": teacher}, hyper)
     np.testing.assert_array_equal(frozen["teacher"]["c"], state.ema["c"])
     np.testing.assert_array_equal(new.params["c"], state.ema["c"])
@@ -109,7 +143,13 @@ def test_tangents_are_the_derivative_along_them():
 
     def objective(params, frozen, batch, key, hyper):
         return regression.Problem(
-            x, logsnr, {}, lambda prediction: 3 * prediction, lambda primal, tangent: primal - tangent, jnp.ones(2), (dx, dlogsnr, {})
+            x,
+            logsnr,
+            {},
+            lambda prediction: 3 * prediction,
+            lambda primal, tangent: primal - tangent,
+            jnp.ones(2),
+            (dx, dlogsnr, {}),
         )
 
     step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
@@ -126,11 +166,13 @@ def test_learning_rate_scale_scales_the_update():
     method = METHODS["denoising"](
         linear_network(), optimiser=optimiser(1e-2), law=levels.uniform_time(COSINE), weight=levels.v()
     )
-    params = {"c": jnp.zeros(3)}
+    params = {"c": jnp.zeros(13)}
     moved = []
     for scale in (1.0, 0.25, 0.0):
         state = method.init(jax.random.key(0), params)
-        state, _ = method.phases["train"](state, {}, {"video": jnp.ones((4, 1, 1, 1, 1))}, jax.random.key(1), {"learning_rate_scale": scale})
+        state, _ = method.phases["train"](
+            state, {}, {"video": jnp.ones((4, 1, 1, 1, 1))}, jax.random.key(1), {"learning_rate_scale": scale}
+        )
         moved.append(np.asarray(state.params["c"]))
     np.testing.assert_allclose(moved[1], 0.25 * moved[0], rtol=1e-6)
     assert np.any(moved[0]) and not np.any(moved[2])
@@ -141,8 +183,10 @@ def test_per_frame_levels():
     method = METHODS["denoising"](
         linear_network(), optimiser=optimiser(1e-2), law=levels.uniform_time(COSINE), weight=levels.v(), per_frame=True
     )
-    state = method.init(jax.random.key(0), {"c": jnp.zeros(3)})
-    _, metrics = method.phases["train"](state, {}, {"video": jnp.ones((4, 6, 2, 2, 1))}, jax.random.key(1), {"learning_rate_scale": 1.0})
+    state = method.init(jax.random.key(0), {"c": jnp.zeros(13)})
+    _, metrics = method.phases["train"](
+        state, {}, {"video": jnp.ones((4, 6, 2, 2, 1))}, jax.random.key(1), {"learning_rate_scale": 1.0}
+    )
     bands = [v for k, v in metrics.items() if k.startswith("loss_by_level")]
     assert sum(float(count) for _, count in bands) == 4 * 6
     np.testing.assert_allclose(sum(float(total) for total, _ in bands) / 24, metrics["loss"], rtol=1e-5)
@@ -190,13 +234,21 @@ def test_gaussian_oracle_as_teacher_is_learnt_exactly():
         return jnp.where(params["c"][1] > 0, exact, gain * x)
 
     network = Network(apply, COSINE, "x0")
-    method = METHODS["progressive"](network, optimiser=optimiser(0.05, steps=300, decay="linear", clip=0.0), weight=levels.uniform())
+    method = METHODS["progressive"](
+        network, optimiser=optimiser(0.05, steps=300, decay="linear", clip=0.0), weight=levels.uniform()
+    )
     teacher = {"c": jnp.array([0.0, 1.0])}
     state = method.init(jax.random.key(0), {"c": jnp.array([0.0, -1.0])})
     step = jax.jit(method.phases["train"])
     batch = {"video": 0.5 * jax.random.normal(jax.random.key(5), (256, 1, 1, 1, 1))}
     for i in range(300):
-        state, _ = step(state, {"teacher": teacher}, batch, jax.random.key(i), {"learning_rate_scale": 1.0, "steps": 1.0})
+        state, _ = step(
+            state,
+            {"teacher": teacher},
+            batch,
+            jax.random.key(i),
+            {"learning_rate_scale": 1.0, "steps": 1.0, "guidance": 1.0},
+        )
     # One student step from pure noise: two DDIM steps of the teacher, the second from t = 1/2 to the clean end.
     middle = 0.0
     alpha = np.sqrt(0.5)

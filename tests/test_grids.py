@@ -128,13 +128,9 @@ def test_karras_is_the_published_formula():
     sigma = (high ** (1 / 7) + i / 17 * (low ** (1 / 7) - high ** (1 / 7))) ** 7
     np.testing.assert_allclose(ratio(grids.karras(schedules.edm(), 17)), sigma, rtol=1e-12)
     # EDM ends with 0 after N = 18 levels, so N calls.
-    np.testing.assert_allclose(
-        ratio(grids.karras(schedules.edm(), 18, end=INF)), np.append(sigma, 0), rtol=1e-12
-    )
+    np.testing.assert_allclose(ratio(grids.karras(schedules.edm(), 18, end=INF)), np.append(sigma, 0), rtol=1e-12)
     # It is what "uniform in time" means on EDM's clock.
-    np.testing.assert_allclose(
-        grids.uniform_time(schedules.edm(), 17), grids.karras(schedules.edm(), 17), rtol=1e-12
-    )
+    np.testing.assert_allclose(grids.uniform_time(schedules.edm(), 17), grids.karras(schedules.edm(), 17), rtol=1e-12)
 
 
 def test_large_rho_is_uniform_in_log_snr():
@@ -158,9 +154,7 @@ def test_two_parameter_is_symmetric_about_its_centre_and_contains_the_flow_grid(
     np.testing.assert_allclose(
         grids.two_parameter(flow, 9, c=5.0, rho=1.0), grids.flow_shift(flow, 9, shift=5.0), rtol=1e-10
     )
-    np.testing.assert_allclose(
-        grids.two_parameter(flow, 9, c=1.0, rho=1.0), grids.uniform_time(flow, 9), rtol=1e-9
-    )
+    np.testing.assert_allclose(grids.two_parameter(flow, 9, c=1.0, rho=1.0), grids.uniform_time(flow, 9), rtol=1e-9)
 
 
 def test_flow_shift_is_the_warp_of_flow_time():

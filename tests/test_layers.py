@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -45,10 +46,9 @@ def test_the_check_sees_an_import_inside_a_function(tmp_path):
 
 def test_diffusion_loads_without_networks_and_configs():
     """What the static check can't see: importing all of diffusion must not pull in flax through someone else."""
-    import subprocess
-
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "diffusion").rglob("*.py")]
     modules = [m.removesuffix(".__init__") for m in modules]
-    code = f"import sys\nfor m in {modules!r}: __import__(m)\nprint([m for m in ('flax', 'ml_collections') if m in sys.modules])"
+    code = f"import sys\nfor m in {modules!r}: __import__(m)\n"
+    code += "print([m for m in ('flax', 'ml_collections') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -152,9 +152,7 @@ def test_ict_pairs_have_the_papers_probabilities():
     np.testing.assert_allclose(there, grid[index - 1], rtol=1e-4)
     seen = np.bincount(index - 1, minlength=count - 1)
     assert scipy.stats.chisquare(seen, chance * COUNT).pvalue > 0.01
-    np.testing.assert_array_equal(
-        levels.ict_discretised(count)(KEY, (50,)), levels.ict_pairs(count)(KEY, (50,))[0]
-    )
+    np.testing.assert_array_equal(levels.ict_discretised(count)(KEY, (50,)), levels.ict_pairs(count)(KEY, (50,))[0])
 
 
 def test_ict_number_of_levels_may_be_traced():
@@ -301,13 +299,9 @@ def test_the_bound_from_draws_of_any_law(make):
     assert float(found) == pytest.approx(exact, rel=2e-3)
 
 
-@pytest.mark.parametrize(
-    "make", [schedules.vp_cosine, schedules.sub_vp, lambda: schedules.vp_cosine_interpolated(8.0)]
-)
+@pytest.mark.parametrize("make", [schedules.vp_cosine, schedules.sub_vp, lambda: schedules.vp_cosine_interpolated(8.0)])
 def test_time_density_is_one_in_all(make):
     schedule = make()
     density = levels.time_density(schedule, -5.0, 5.0)
     grid = np.linspace(-5, 5, 2001)
-    assert scipy.integrate.trapezoid(np.asarray(density(grid), np.float64), grid) == pytest.approx(
-        1, abs=1e-4
-    )
+    assert scipy.integrate.trapezoid(np.asarray(density(grid), np.float64), grid) == pytest.approx(1, abs=1e-4)

@@ -29,9 +29,7 @@ each = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 def truth(kind, x0, eps, logsnr, schedule):
     """What a perfect network of that kind returns, as its paper defines it."""
-    alpha, sigma = (
-        np.asarray(f(logsnr)).reshape(-1, *[1] * (x0.ndim - 1)) for f in (schedule.alpha, schedule.sigma)
-    )
+    alpha, sigma = (np.asarray(f(logsnr)).reshape(-1, *[1] * (x0.ndim - 1)) for f in (schedule.alpha, schedule.sigma))
     if isinstance(kind, predictions.F) or kind == "F":
         # Karras et al.'s table 1 in their own frame y = x / alpha, s = sigma / alpha.
         sd, s = (0.5 if kind == "F" else kind.sigma_data), sigma / alpha
@@ -129,9 +127,7 @@ def test_ends_inside_a_compiled_program():
         lambda l: [predictions.denoised(k, p, eps, l, schedule) for k, p in zip(ALWAYS, noise, strict=True)]
     )
     at_data = jax.jit(
-        lambda l: [
-            predictions.convert(p, x0, l, schedule, k, "eps") for k, p in zip(ALWAYS, clean, strict=True)
-        ]
+        lambda l: [predictions.convert(p, x0, l, schedule, k, "eps") for k, p in zip(ALWAYS, clean, strict=True)]
     )
     noise, clean = (-x0, eps - x0, x0 / 0.5), (eps, eps - x0, -eps / 1.0)
     for found in at_noise(jnp.float32(-INF)):
@@ -298,9 +294,7 @@ def test_boundary_is_the_identity_there_and_leaves_unit_variance(schedule, share
 
 def test_boundary_in_known_frames():
     t, e, sd = 3.0, 0.5, 0.5
-    skip, out, into = predictions.boundary_coefficients(
-        -2 * math.log(t), -2 * math.log(e), SCHEDULES["ve"], sd
-    )
+    skip, out, into = predictions.boundary_coefficients(-2 * math.log(t), -2 * math.log(e), SCHEDULES["ve"], sd)
     assert skip == pytest.approx((sd**2 + e * t) / (sd**2 + t**2), rel=1e-12)
     assert out == pytest.approx((t - e) * sd / math.sqrt(sd**2 + t**2), rel=1e-12)
     assert into == pytest.approx(1 / math.sqrt(sd**2 + t**2), rel=1e-12)

@@ -39,7 +39,9 @@ def _remove_cache():
 
 def start(workdir, *arguments, config=TINY):
     command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process):
@@ -111,7 +113,9 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_the_same(undisturbed, tmp_p
     assert code == 0, output
     for name in WEIGHTS:
         same_weights(undisturbed[0] / name, workdir / name)
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"teacher"' in line]
+    steps = [
+        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"teacher"' in line
+    ]
     assert steps == sorted(set(steps)), "metrics of lost steps must be cut back"
 
 
@@ -119,7 +123,7 @@ def test_resume_in_the_middle_of_a_round(undisturbed, tmp_path):
     """The state that a kill leaves, made by hand: the run as it stood after the teacher and 8 of 9 student steps."""
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
-    for path in ((workdir / "student").glob("weights*")):
+    for path in (workdir / "student").glob("weights*"):
         path.unlink()
     (workdir / "student/done.json").unlink()
     steps = sorted(int(p.name) for p in (workdir / "student/checkpoints").iterdir() if p.name.isdigit())
@@ -195,7 +199,9 @@ def test_a_missing_config_and_a_missing_workdir(tmp_path, capsys):
 
 def test_a_misspelt_key_in_the_config_file(tmp_path, capsys):
     path = tmp_path / "wrong.py"
-    path.write_text(pathlib.Path(TINY).read_text().replace('optimiser=dict(learning_rate', 'optimizer=dict(learning_rate'))
+    path.write_text(
+        pathlib.Path(TINY).read_text().replace("optimiser=dict(learning_rate", "optimizer=dict(learning_rate")
+    )
     assert program.main(["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 2
     assert "'optimizer'; did you mean 'optimiser'" in capsys.readouterr().err
 
@@ -225,7 +231,11 @@ def test_a_missing_data_folder_and_an_unreadable_clip(tmp_path, capsys):
     path = tmp_path / "folder.py"
     text = pathlib.Path(TINY).read_text()
     line = next(line for line in text.splitlines() if "config.data =" in line)
-    path.write_text(text.replace(line, f"    config.data = ConfigDict(dict(kind='video_folder', path='{tmp_path}/clips', frames=3, size=16))"))
+    path.write_text(
+        text.replace(
+            line, f"    config.data = ConfigDict(dict(kind='video_folder', path='{tmp_path}/clips', frames=3, size=16))"
+        )
+    )
     arguments = ["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
     assert program.main(arguments) == 2
     error = capsys.readouterr().err

@@ -135,17 +135,13 @@ def test_sigmoid_is_a_clipped_logistic_curve():
     t = np.linspace(0.01, 0.99, 99)
     top, bottom = (1 / (1 + np.exp(-e / tau)) for e in (end, start))
     curve = 1 / (1 + np.exp(-(start + t * (end - start)) / tau))
-    np.testing.assert_allclose(
-        schedule.alpha(schedule.logsnr(t)) ** 2, (top - curve) / (top - bottom), rtol=1e-10
-    )
+    np.testing.assert_allclose(schedule.alpha(schedule.logsnr(t)) ** 2, (top - curve) / (top - bottom), rtol=1e-10)
 
 
 def test_uniform_time_of_the_laplace_schedule_is_laplace():
     schedule = schedules.laplace(0.7, 1.3)
     t = np.linspace(0.001, 0.999, 999)
-    np.testing.assert_allclose(
-        schedule.logsnr(t), scipy.stats.laplace(0.7, 1.3).isf(t), rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(schedule.logsnr(t), scipy.stats.laplace(0.7, 1.3).isf(t), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +169,7 @@ def test_zero_terminal_snr():
     assert rescaled[-1] == 1 and after[-1] == 0
     assert after[0] == pytest.approx(before[0], rel=1e-12)
     # Algorithm 1 of Lin et al. is a straight line through these two points.
-    np.testing.assert_allclose(
-        after, (before - before[-1]) * before[0] / (before[0] - before[-1]), atol=1e-12
-    )
+    np.testing.assert_allclose(after, (before - before[-1]) * before[0] / (before[0] - before[-1]), atol=1e-12)
     assert ZERO_SNR.logsnr(1.0) == -INF and ZERO_SNR.time(-INF) == 1
     assert ZERO_SNR.alpha(ZERO_SNR.logsnr(1.0)) == 0 and ZERO_SNR.logsnr_start == -20
     level = ZERO_SNR.logsnr(0.9995)

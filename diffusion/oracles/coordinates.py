@@ -6,16 +6,15 @@ from 0 to infinity.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 # Whatever np.asarray takes; docstrings give the shape, and the functions check it themselves.
-Numbers = ArrayLike | Sequence[Any]
+Numbers = Any
 
 
 @runtime_checkable

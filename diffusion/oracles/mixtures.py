@@ -154,12 +154,8 @@ def _noisy(schedule, mix: Mixture, x, *levels):
         x, mix.log_weights, mix.means, mix.variances, mix.basis, mix.extra, *levels
     )
     if x.shape[1:] != mix.shape:
-        raise ValueError(
-            f"x of shape {x.shape}: expected [b, *{mix.shape}] or one sample of shape {mix.shape}"
-        )
-    mix = dataclasses.replace(
-        mix, log_weights=log_weights, means=means, variances=variances, basis=basis, extra=extra
-    )
+        raise ValueError(f"x of shape {x.shape}: expected [b, *{mix.shape}] or one sample of shape {mix.shape}")
+    mix = dataclasses.replace(mix, log_weights=log_weights, means=means, variances=variances, basis=basis, extra=extra)
     coordinates = []
     for logsnr in levels:
         level = expand(logsnr, x)
@@ -169,8 +165,7 @@ def _noisy(schedule, mix: Mixture, x, *levels):
             level = xp.broadcast_to(level, level.shape[:1] + mix.shape).reshape(level.shape[0], -1)
         else:
             raise ValueError(
-                f"level of shape {logsnr.shape}: a full or low-rank covariance needs one level per sample,"
-                " [] or [b]"
+                f"level of shape {logsnr.shape}: a full or low-rank covariance needs one level per sample, [] or [b]"
             )
         coordinates.append(variance_preserving(xp, schedule, level))
     return xp, mix, x.reshape(x.shape[0], -1), coordinates
@@ -274,9 +269,7 @@ def gaussian_mixture(weights: Numbers, means: Numbers, covariances: Any) -> Mixt
     """
     weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if weights.ndim != 1 or means.ndim < 1 or len(weights) != len(means) or not len(means):
-        raise ValueError(
-            f"mixture: expected weights [k] and means [k, ...], got {weights.shape} and {means.shape}"
-        )
+        raise ValueError(f"mixture: expected weights [k] and means [k, ...], got {weights.shape} and {means.shape}")
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(f"mixture: expected finite weights above 0, got {weights}")
     if not np.isfinite(means).all():
@@ -286,9 +279,7 @@ def gaussian_mixture(weights: Numbers, means: Numbers, covariances: Any) -> Mixt
     if alone or isinstance(covariances, LowRank):
         covariances = [covariances] * k
     if len(covariances) != k:
-        raise ValueError(
-            f"mixture: expected one covariance for each of the {k} modes, got {len(covariances)}"
-        )
+        raise ValueError(f"mixture: expected one covariance for each of the {k} modes, got {len(covariances)}")
     return Mixture(np.log(weights / weights.sum()), flat, *spectra(covariances, shape, flat.shape[1]), shape)
 
 
@@ -329,6 +320,4 @@ def b2d() -> Mixture:
 def eight_mode_ring(radius: float = 2.0, std: float = 0.1) -> Mixture:
     """Eight equal modes in the plane on one circle: the usual picture of a sampler that drops modes."""
     angle = np.arange(8) * np.pi / 4
-    return gaussian_mixture(
-        np.ones(8), radius * np.stack([np.cos(angle), np.sin(angle)], -1), float(std) ** 2
-    )
+    return gaussian_mixture(np.ones(8), radius * np.stack([np.cos(angle), np.sin(angle)], -1), float(std) ** 2)

@@ -88,9 +88,7 @@ class GaussianProcess:
         return np.kron(self.temporal, _rotate(np, self.bases, spatial.T[None], back=True)[0])
 
 
-jax.tree_util.register_dataclass(
-    GaussianProcess, ["temporal", "average", "bases", "variances"], meta_fields=["frame"]
-)
+jax.tree_util.register_dataclass(GaussianProcess, ["temporal", "average", "bases", "variances"], meta_fields=["frame"])
 
 
 # Spaces -----------------------------------------------------------------------------------------------------
@@ -101,14 +99,10 @@ def _shared_basis(temporal, noise_covariance):
     f = len(temporal)
     noise = np.eye(f) if noise_covariance is None else check_covariance(noise_covariance, "noise covariance")
     if noise.shape != (f, f):
-        raise ValueError(
-            f"noise covariance: expected shape [{f}, {f}] as the data's frames, got {noise.shape}"
-        )
+        raise ValueError(f"noise covariance: expected shape [{f}, {f}] as the data's frames, got {noise.shape}")
     least, largest = np.linalg.eigvalsh(noise)[[0, -1]]
     if not least > 1e-13 * largest:
-        raise ValueError(
-            f"noise covariance: expected a positive definite matrix, its least eigenvalue is {least:.3g}"
-        )
+        raise ValueError(f"noise covariance: expected a positive definite matrix, its least eigenvalue is {least:.3g}")
     lower = np.linalg.cholesky(noise)
     inverse = np.linalg.inv(lower)
     values, vectors = np.linalg.eigh(inverse @ temporal @ inverse.T)
@@ -167,9 +161,7 @@ def _factors(xp, modes, values, variances, alpha, sigma):
 
 
 def _denoise(schedule, process, basis, x, logsnr):
-    xp, (average, variances, modes, inverse, values), flat, [coordinates] = _noisy(
-        schedule, process, basis, x, logsnr
-    )
+    xp, (average, variances, modes, inverse, values), flat, [coordinates] = _noisy(schedule, process, basis, x, logsnr)
     residual, unit = _residual(xp, flat, average, coordinates)
     residual = _rotate(xp, process.bases, residual)
     alpha, sigma, _ = (level[..., None] for level in coordinates)
@@ -186,16 +178,12 @@ def _denoise(schedule, process, basis, x, logsnr):
 
 
 def _score(schedule, process, basis, x, logsnr):
-    xp, (average, variances, modes, inverse, values), flat, [coordinates] = _noisy(
-        schedule, process, basis, x, logsnr
-    )
+    xp, (average, variances, modes, inverse, values), flat, [coordinates] = _noisy(schedule, process, basis, x, logsnr)
     residual, _ = _residual(xp, flat, average, coordinates)
     residual = _rotate(xp, process.bases, residual)
     alpha, sigma, scale = (level[..., None] for level in coordinates)
     if alpha.shape[1] == 1:
-        variance = xp.maximum(
-            alpha**2 * values[:, None] * variances + sigma**2, smallest_variance(xp, flat.dtype)
-        )
+        variance = xp.maximum(alpha**2 * values[:, None] * variances + sigma**2, smallest_variance(xp, flat.dtype))
         whitened = inverse.T @ ((inverse @ residual) / variance)
     else:
         _, r, _ = _factors(xp, modes, values, variances, alpha[..., 0], sigma[..., 0])
@@ -256,8 +244,7 @@ def gaussian_process(
             raise ValueError(f"Gaussian process: expected a frame shape of positive sizes, got {frame}")
     elif isinstance(spatial_covariance, Sequence) and all(np.ndim(part) == 2 for part in spatial_covariance):
         factors = [
-            check_covariance(part, f"spatial covariance, factor {i}")
-            for i, part in enumerate(spatial_covariance)
+            check_covariance(part, f"spatial covariance, factor {i}") for i, part in enumerate(spatial_covariance)
         ]
         frame = tuple(len(factor) for factor in factors)
     elif spatial_covariance is not None:
@@ -279,9 +266,7 @@ def gaussian_process(
         try:
             mean = np.broadcast_to(mean, full).reshape(len(temporal), -1)
         except ValueError as error:
-            raise ValueError(
-                f"Gaussian process: a mean of shape {mean.shape} does not broadcast to {full}"
-            ) from error
+            raise ValueError(f"Gaussian process: a mean of shape {mean.shape} does not broadcast to {full}") from error
     return GaussianProcess(temporal, mean, tuple(vectors for _, vectors in spectra), variances, frame)
 
 
@@ -292,11 +277,15 @@ def ornstein_uhlenbeck(frames: int, rho: float) -> Float[np.ndarray, "f f"]:
     return float(rho) ** _lags(frames)
 
 
-def rbf(frames: int, length: float) -> Float[np.ndarray, "f f"]:
-    """exp(-(i - j)^2 / (2 length^2)), length in frames: a smooth video, nearly singular from length 3 on."""
-    if not length > 0:
-        raise ValueError(f"rbf: expected a length above 0, got {length}")
-    return np.exp(-((_lags(frames) / length) ** 2) / 2)
+def rbf(frames: int, length: float, nugget: float = 0.0) -> Float[np.ndarray, "f f"]:
+    """exp(-(i - j)^2 / (2 length^2)), length in frames: a smooth video, nearly singular from length 3 on.
+
+    nugget: a variance added to every frame alone. Without one, clean frames that a sampler left slightly off
+    this law are taken at their word, and what follows them is extrapolated wildly.
+    """
+    if not (length > 0 and nugget >= 0):
+        raise ValueError(f"rbf: expected a length above 0 and a nugget >= 0, got {length} and {nugget}")
+    return np.exp(-((_lags(frames) / length) ** 2) / 2) + nugget * np.eye(frames)
 
 
 def _lags(frames: int) -> Int[np.ndarray, "f f"]:

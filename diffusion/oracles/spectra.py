@@ -42,7 +42,7 @@ def low_rank(factors: Numbers, eigenvalues: Numbers, variance: float = 0.0) -> L
 
 def spectra(covariances: Any, shape: Sequence[int], d: int) -> tuple[np.ndarray, Any, Any]:
     """(variances [k, d] or [k, 1], basis [k, d, r] or None, extra [k, r] or None) of k covariances."""
-    modes = [_spectrum(covariance, shape, d, i) for i, covariance in enumerate(covariances)]
+    modes: list[Any] = [_spectrum(covariance, shape, d, i) for i, covariance in enumerate(covariances)]
     if all(isinstance(mode, np.ndarray) for mode in modes):
         return np.stack(np.broadcast_arrays(*modes)), None, None
     modes = [_with_basis(mode, d) for mode in modes]
@@ -60,9 +60,7 @@ def _spectrum(covariance: Any, shape: Sequence[int], d: int, mode: int):
             raise ValueError(
                 f"mixture, mode {mode}: expected low-rank factors of {d} rows, got {len(covariance.factors)}"
             )
-        basis, singular, _ = np.linalg.svd(
-            covariance.factors * np.sqrt(covariance.eigenvalues), full_matrices=False
-        )
+        basis, singular, _ = np.linalg.svd(covariance.factors * np.sqrt(covariance.eigenvalues), full_matrices=False)
         return _proper(covariance.variance, basis, singular**2)
     covariance = np.asarray(covariance, np.float64)
     if not np.isfinite(covariance).all():

@@ -1,7 +1,20 @@
 """Samplers as tables: every builder takes (schedule, grid, ...) and returns a `Table`."""
 
+from diffusion.solvers.adams import adams, deis, ipndm, pndm
+from diffusion.solvers.ancestral import ddpm
 from diffusion.solvers.ddim import ddim
-from diffusion.solvers.dpm import dpmpp
+from diffusion.solvers.dpm import dpm_solver, dpmpp
+from diffusion.solvers.edm import euler, heun
+from diffusion.solvers.exponential import exponential_adams, unipc
+from diffusion.solvers.few_step import consistency, flow_map
+from diffusion.solvers.restart import Interval, restart
+from diffusion.solvers.sde import er_sde, er_sde_noise, sa_solver
 from diffusion.solvers.table import Correct, Predict, Remember, Row, Table, assemble, describe, load, save
+from diffusion.solvers.v3 import Statistics, dpm_solver_v3, ems_statistics
 
-__all__ = ["Correct", "Predict", "Remember", "Row", "Table", "assemble", "ddim", "describe", "dpmpp", "load", "save"]
+__all__ = [
+    "Correct", "Interval", "Predict", "Remember", "Row", "Statistics", "Table", "adams", "assemble",
+    "consistency", "ddim", "ddpm", "deis", "describe", "dpm_solver", "dpm_solver_v3", "dpmpp",
+    "ems_statistics", "er_sde", "er_sde_noise", "euler", "exponential_adams", "flow_map", "heun", "ipndm",
+    "load", "pndm", "restart", "sa_solver", "save", "unipc",
+]  # fmt: skip

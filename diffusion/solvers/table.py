@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 SLOTS = 5
@@ -69,7 +70,7 @@ class Table:
     predict: Predict
     remember: Remember
     correct: Correct
-    final: Predict
+    final: Any  # a Predict; None only inside a scan, which runs over the rows
     target: Any = None
     stochastic: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -114,47 +115,63 @@ class Row(NamedTuple):
 def assemble(rows: Sequence[Row], final: Row, *, slots: int = SLOTS) -> Table:
     """A table from its rows. `final` gives the last predict (its level is where the sample stands).
 
-    Raises ValueError where a history is longer than `slots`, or a weight is not finite: an infinite level must have been
-    turned into a first-order row by the builder.
+    Weights have the level's shape, or a larger one where some weight has more axes (statistics per pixel, say). Weights
+    that are traced give a traced table. Raises ValueError where a history is longer than `slots`, or a weight is not
+    finite (or not in float32): an infinite level must have been turned into a first-order row by the builder.
     """
     rows = list(rows)
     if not rows:
         raise ValueError("a table needs at least one row (one network call); got none")
-    level = np.broadcast_shapes(*(np.shape(r.logsnr) for r in rows))
+    histories = ("history", "correct_history")
+    longest = max(len(getattr(row, name)) for row in (*rows, final) for name in histories)
+    if longest > slots:
+        raise ValueError(f"a row uses {longest} history entries, the table has {slots} slots")
+    singles = ("anchor", "noise", "bias", "correct_anchor", "correct_point", "correct_bias")
+    values = [getattr(row, name) for row in (*rows, final) for name in singles]
+    values += [w for row in (*rows, final) for name in histories for w in getattr(row, name)]
+    values += [w for row in rows for w in row.remember]
+    level = np.broadcast_shapes(*{np.shape(row.logsnr) for row in rows})
+    shape = np.broadcast_shapes(level, *{np.shape(value) for value in values})
 
-    def fill(value):
-        return np.broadcast_to(np.asarray(value, np.float64), level)
+    def column(parts, shape=shape):
+        parts = list(parts)
+        if any(isinstance(part, jax.Array) for part in parts):
+            return jnp.stack([jnp.broadcast_to(jnp.asarray(part, float), shape) for part in parts])
+        filled = np.empty((len(parts), *shape))
+        for i, part in enumerate(parts):
+            filled[i] = part
+        return filled
 
-    def fill_history(weights):
-        if len(weights) > slots:
-            raise ValueError(f"a row uses {len(weights)} history entries, the table has {slots} slots")
-        return np.stack([fill(w) for w in weights] + [np.zeros(level)] * (slots - len(weights)))
+    def history(name, group):
+        parts = [[*getattr(row, name), *[0.0] * (slots - len(getattr(row, name)))] for row in group]
+        filled = column(part for row in parts for part in row)
+        return filled.reshape(len(parts), slots, *shape)
 
-    def column(get):
-        return np.stack([get(r) for r in rows])
+    def predict(group):
+        anchor, noise, bias = (column(getattr(row, name) for row in group) for name in ("anchor", "noise", "bias"))
+        return Predict(anchor, history("history", group), noise, bias)
 
-    def predict(row):
-        return Predict(fill(row.anchor), fill_history(row.history), fill(row.noise), fill(row.bias))
-
-    columns = [predict(r) for r in rows]
+    ends = predict([final])
+    drawn = [row.noise for row in (*rows, final)]
     table = Table(
-        logsnr=column(lambda r: fill(r.logsnr)),
-        predict=Predict(*(np.stack(c) for c in zip(*columns, strict=True))),
-        remember=Remember(column(lambda r: fill(r.remember[0])), column(lambda r: fill(r.remember[1]))),
+        logsnr=column((row.logsnr for row in rows), level),
+        predict=predict(rows),
+        remember=Remember(column(row.remember[0] for row in rows), column(row.remember[1] for row in rows)),
         correct=Correct(
-            column(lambda r: fill(r.correct_anchor)),
-            column(lambda r: fill(r.correct_point)),
-            column(lambda r: fill_history(r.correct_history)),
-            column(lambda r: fill(r.correct_bias)),
+            column(row.correct_anchor for row in rows),
+            column(row.correct_point for row in rows),
+            history("correct_history", rows),
+            column(row.correct_bias for row in rows),
         ),
-        final=predict(final),
-        target=None if rows[0].target is None else column(lambda r: fill(r.target)),
-        stochastic=bool(any(np.any(c.noise) for c in columns) or np.any(final.noise)),
+        final=Predict(*(part[0] for part in ends)),
+        target=None if rows[0].target is None else column((row.target for row in rows), level),
+        stochastic=any(isinstance(noise, jax.core.Tracer) or bool(np.any(noise)) for noise in drawn),
     )
     for part in ("predict", "remember", "correct", "final"):
         for name, value in getattr(table, part)._asdict().items():
-            if not np.all(np.isfinite(value)):
-                raise ValueError(f"{part}.{name} of the table is not finite: {value}")
+            if isinstance(value, np.ndarray) and not np.all(np.abs(value) <= np.finfo(np.float32).max):
+                worst = value[~(np.abs(value) <= np.finfo(np.float32).max)].flat[0]
+                raise ValueError(f"{part}.{name} of the table is not finite in float32: it holds {worst}")
     return table
 
 
@@ -174,7 +191,8 @@ def describe(table: Table) -> str:
     noisy = "with fresh noise" if table.stochastic else "deterministic"
     lines = [f"{table.nfe} calls, {table.slots} history slots, {noisy}, level shape {table.level_shape}"]
     for i in range(table.nfe):
-        predict, remember, correct = (jax.tree.map(lambda a: a[i], p) for p in (table.predict, table.remember, table.correct))
+        parts = (table.predict, table.remember, table.correct)
+        predict, remember, correct = (jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts)
         jump = "" if table.target is None else f" -> {_short(table.target[i])}"
         lines.append(
             f"{i:4d}  logsnr {_short(table.logsnr[i])}{jump}  point = {mix(**predict._asdict())};"
@@ -197,10 +215,9 @@ def save(path: str | pathlib.Path, table: Table, record: Mapping[str, Any]) -> N
     One .npz file: arrays and a JSON text, no pickle. Written beside and renamed, so that a broken write leaves the old one.
     """
     path = pathlib.Path(path)
-    leaves, structure = jax.tree.flatten(table)
+    leaves = jax.tree.leaves(table)
     names = [f"leaf{i:02d}" for i in range(len(leaves))]
     header = {"record": dict(record), "stochastic": table.stochastic, "target": table.target is not None}
-    del structure
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
     with open(beside, "wb") as file:
@@ -223,12 +240,11 @@ def load(path: str | pathlib.Path, **expected: Any) -> tuple[Table, dict[str, An
     for key, value in expected.items():
         if record.get(key) != value:
             raise ValueError(f"the table {path} was made for {key} = {record.get(key)!r}, not {value!r}")
-    *body, = leaves
     template = Table(
         logsnr=0, predict=Predict(0, 0, 0, 0), remember=Remember(0, 0), correct=Correct(0, 0, 0, 0),
         final=Predict(0, 0, 0, 0), target=0 if header["target"] else None, stochastic=header["stochastic"],
     )  # fmt: skip
     structure = jax.tree.structure(template)
-    if structure.num_leaves != len(body):
-        raise ValueError(f"{path} holds {len(body)} arrays, a table has {structure.num_leaves}: it is damaged")
-    return jax.tree.unflatten(structure, body), record
+    if structure.num_leaves != len(leaves):
+        raise ValueError(f"{path} holds {len(leaves)} arrays, a table has {structure.num_leaves}: it is damaged")
+    return jax.tree.unflatten(structure, leaves), record

@@ -89,9 +89,7 @@ class TFDSVideos:
         """The names of the video's and of the label's feature."""
         features, where = self._builder.info.features, self._builder.data_dir
         videos = sorted(key for key, feature in features.items() if _is_video(feature))
-        labels = sorted(
-            key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)
-        )
+        labels = sorted(key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel))
         for what, key, have in (("video", self.video_key, videos), ("label", self.label_key, labels)):
             if key is not None and key not in have:
                 raise KeyError(f"{where} has no {what} feature {key!r}; {source_lib.nearest(key, have)}")

@@ -190,9 +190,7 @@ class VideoFolder:
         content = [(file.name, len(file.ticks)) for file in self._index.files]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         hidden = ("path", "on_error", "test_every")
-        options = [
-            f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.name not in hidden
-        ]
+        options = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.name not in hidden]
         return f"VideoFolder({', '.join(options)}, clips={len(self)}, content={digest!r})"
 
     def __getitem__(self, index: int) -> source_lib.Example:
@@ -204,9 +202,7 @@ class VideoFolder:
         except _UNREADABLE as error:
             raise ValueError(f"unreadable clip {index}, {file.name} from frame {first}: {error}") from error
         where = framing.placement(self.crop, self.seed, index)
-        return dict(
-            video=framing.crop_and_resize(video, self.shape[1:3], where[1:]), label=np.int32(file.label)
-        )
+        return dict(video=framing.crop_and_resize(video, self.shape[1:3], where[1:]), label=np.int32(file.label))
 
 
 def list_videos(root: pathlib.Path) -> tuple[list[str], list[str]]:

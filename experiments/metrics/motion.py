@@ -103,7 +103,8 @@ def objects(light: Float[np.ndarray, "n f h w"]) -> Float[np.ndarray, " n"]:
     flat = np.zeros((3, 3, 3), int)
     flat[1] = 1  # neighbours within a frame, diagonals too; none across frames
     pieces = np.zeros(frames.shape, np.int32)
-    count = int(ndimage.label(frames > LIT, flat, output=pieces))
+    ndimage.label(frames > LIT, flat, output=pieces)
+    count = int(pieces.max())
     weight = np.bincount(pieces.ravel(), frames.ravel(), count + 1)
     frame_of = np.zeros(count + 1, int)
     frame_of[pieces] = np.arange(n * f)[:, None, None]

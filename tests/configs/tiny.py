@@ -7,7 +7,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 3
     config.data = ConfigDict(dict(kind="moving_digits", size=16, frames=3, digits=1, num_clips=512))
-    config.model = ConfigDict(dict(kind="unet", shape=(3, 16, 16, 1), num_classes=10, widths=(4, 8), blocks=(1, 1), embed=8, head_dim=8))
+    config.model = ConfigDict(
+        dict(kind="unet", shape=(3, 16, 16, 1), num_classes=10, widths=(4, 8), blocks=(1, 1), embed=8, head_dim=8)
+    )
     config.schedule = ConfigDict(dict(kind="vp_cosine"))
     config.prediction = "v"
     common = dict(kind="train", batch_size=8, optimiser=dict(learning_rate=1e-3), log_every=2, checkpoint_every=2)

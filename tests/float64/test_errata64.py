@@ -498,9 +498,7 @@ def distilling_eps():
 def consistency_ends():
     denoiser = A1D.denoiser(EDM)
     ends = [EDM.logsnr_start, EDM.logsnr_end]
-    wide, narrow = (
-        oracles.probability_flow(denoiser, size * NOISE, EDM, *ends, rtol=1e-7) for size in (80.0, 1.0)
-    )
+    wide, narrow = (oracles.probability_flow(denoiser, size * NOISE, EDM, *ends, rtol=1e-7) for size in (80.0, 1.0))
     spread = lambda x: rms(x - (WEIGHT * x).sum())  # noqa: E731
     return {
         "std of the data": A1D_STD,

@@ -49,14 +49,14 @@ def test_inverse_of_a_step_of_any_length(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 8, 64])
+@pytest.mark.parametrize("steps", [1, 2, 16])
 def test_one_step_with_the_target_is_two_steps_of_the_teacher(name, steps):
     """Runs the *sampler* (a table of 2 N steps, built in NumPy) beside the objective: their levels and steps must agree."""
     schedule = SCHEDULES[name]
     network = exact(schedule)
     objective = progressive.objective(network, weight=levels.v())
     batch = {"video": jax.random.normal(jax.random.key(1), (64, 2, 2, 2, 1))}
-    problem = objective(None, {"teacher": ()}, batch, jax.random.key(2), {"steps": jnp.float64(steps)})
+    problem = objective(None, {"teacher": ()}, batch, jax.random.key(2), {"steps": jnp.float64(steps), "guidance": 1.0})
     fine = grids.uniform_time(schedule, 2 * steps)
     index = np.argmin(np.abs(fine[None, :-1] - np.asarray(problem.logsnr)[:, None]), axis=1)
     # hyper and times are float32 in the program: the levels agree to its precision.
@@ -72,9 +72,7 @@ def test_one_step_with_the_target_is_two_steps_of_the_teacher(name, steps):
         x = problem.x[rows]
         denoise = jax.tree_util.Partial(lambda x, l: gain(schedule, l) * x)
         two = sampling.sample(denoise, solvers.ddim(schedule, fine[i : i + 3]), x)
-        one = progressive.ddim_step(
-            schedule, x, target[rows], jnp.asarray(fine[i]), jnp.asarray(fine[i + 2])
-        )
+        one = progressive.ddim_step(schedule, x, target[rows], jnp.asarray(fine[i]), jnp.asarray(fine[i + 2]))
         np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4 * float(jnp.abs(two).max()))
 
 
@@ -104,7 +102,9 @@ def test_a_student_that_is_the_teachers_two_steps_has_no_residual(name):
     objective = progressive.objective(network, weight=levels.uniform())
     batch = {"video": np.sqrt(VARIANCE) * jax.random.normal(jax.random.key(1), (256, 1, 1, 1, 1))}
     teacher_params, student = {"student": jnp.array(False)}, {"student": jnp.array(True)}
-    problem = objective(None, {"teacher": teacher_params}, batch, jax.random.key(2), {"steps": jnp.float64(steps)})
+    problem = objective(
+        None, {"teacher": teacher_params}, batch, jax.random.key(2), {"steps": jnp.float64(steps), "guidance": 1.0}
+    )
     output = problem.output(apply(student, problem.x, problem.logsnr, {}))
     residual = output - problem.target(None, None)
     np.testing.assert_allclose(residual, 0, atol=2e-4)

@@ -19,9 +19,7 @@ SCHEDULES = {
     "plain cosine": schedules.vp_cosine(1.0, -INF, INF),
     "interpolated cosine": schedules.vp_cosine_interpolated(16.0, 0.5),
     "vp_discrete": schedules.vp_discrete(schedules.ddpm_betas()),
-    "zero terminal SNR": schedules.vp_discrete(
-        schedules.rescale_zero_terminal_snr(schedules.scaled_linear_betas())
-    ),
+    "zero terminal SNR": schedules.vp_discrete(schedules.rescale_zero_terminal_snr(schedules.scaled_linear_betas())),
     "ve": schedules.ve(),
     "edm": schedules.edm(),
     "sub_vp": schedules.sub_vp(),
@@ -54,9 +52,7 @@ def test_derivatives_of_clock_and_inverse_are_reciprocal(schedule):
     np.testing.assert_allclose(density, -back / width, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "scaling", [schedules.VP(), schedules.SubVP(), schedules.Flow(), schedules.VE()], ids=repr
-)
+@pytest.mark.parametrize("scaling", [schedules.VP(), schedules.SubVP(), schedules.Flow(), schedules.VE()], ids=repr)
 def test_values_and_gradients_at_infinite_ends(scaling):
     ends = jnp.array([INF, -INF])
     for of, expected in ((scaling.alpha, (1, 0)), (scaling.sigma, (0, 1))):
@@ -84,9 +80,7 @@ def test_all_pairs_convert_at_twenty(schedule):
                 found = predictions.convert(value, x, level, schedule, source, target)
                 assert found.dtype == jnp.float64
                 # The digits of the small part of x: e^-10 of it.
-                np.testing.assert_allclose(
-                    found, expected, rtol=1e-10, atol=1e-11 * float(abs(expected).max())
-                )
+                np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11 * float(abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", ["vp_linear", "edm", "sub_vp", "flow"])

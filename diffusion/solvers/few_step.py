@@ -1,0 +1,65 @@
+"""Sampling from distilled networks: consistency models (denoise, renoise, denoise) and flow maps (jump)."""
+
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from diffusion.schedules import Schedule
+from diffusion.solvers.ddim import one_step, transition
+from diffusion.solvers.singlestep import renoise
+from diffusion.solvers.steps import steps_of
+from diffusion.solvers.table import Row, Table, assemble
+
+
+def consistency(schedule: Schedule, grid: Float[ArrayLike, "points ..."]) -> Table:
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1; LCM): each call's clean estimate is
+    noised anew to the next level, x_t = alpha_t D + sigma_t z; N calls.
+
+    The last step adds nothing fresh: to the clean end it is D, to a finite end DDIM's step. A grid for few calls should
+    end at log-SNR = inf. So with one call the table is deterministic. Waiting frames are left alone.
+    """
+    grid = steps_of("consistency", schedule, grid).grid
+    moves = grid[1:] > grid[:-1]
+    last = _last(moves)
+    x, denoised, _ = transition(schedule, grid[:-1], grid[1:])
+    anew = moves & ~last
+    level = np.where(anew, grid[1:], 0.0)
+    weights = (
+        np.where(anew, 0.0, x),
+        np.where(anew, schedule.alpha(level), denoised),
+        np.where(anew, schedule.sigma(level), 0.0),
+    )
+    return one_step(grid, weights)
+
+
+def flow_map(schedule: Schedule, grid: Float[ArrayLike, "points ..."], gamma: float = 0.0) -> Table:
+    """Jumps of a network that is called with the level to go to, denoise(x, logsnr, logsnr_to); N calls.
+
+    Its answer is the clean estimate with which a DDIM step lands on its point (`predictions.flow_map`). gamma: 0 jumps
+    from level to level; above 0 is gamma-sampling (Kim et al. 2023, arXiv 2310.02279, algorithm 3): jump to the lower
+    level s' = sqrt(1 - gamma^2) s_t and put noise gamma s_t on top; 1 is consistency sampling. The last jump goes straight
+    to the end. A frame that waits has its own level as target and is left alone.
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"flow_map: gamma must lie between 0 (jumps) and 1 (consistency sampling), got {gamma}")
+    grid = steps_of("flow_map", schedule, grid).grid
+    here, there = grid[:-1], grid[1:]
+    moves = there > here
+    last = _last(moves)
+    with np.errstate(divide="ignore"):
+        target = np.where(moves & ~last, there - np.log1p(-(gamma**2)), there)
+    x, denoised, _ = transition(schedule, here, target)
+    scale, noise = renoise(schedule, target, there)
+    weights: list[dict[str, Any]] = [
+        dict(anchor=scale[i] * x[i], history=(scale[i] * denoised[i],), noise=noise[i]) for i in range(len(here))
+    ]
+    starts = [dict(anchor=1.0), *weights[:-1]]
+    rows = [Row(level, target=to, **step) for level, to, step in zip(here, target, starts, strict=True)]
+    return assemble(rows, Row(grid[-1], **weights[-1]))
+
+
+def _last(moves: np.ndarray) -> np.ndarray:
+    """Whether a step is the last that its level makes."""
+    return moves & (np.cumsum(moves[::-1], axis=0)[::-1] == 1)

@@ -1,0 +1,106 @@
+"""The steps of a grid, and what is decided about them on the host: who moves, which order each step may have.
+
+All solvers share these rules. A step from alpha = 0 or to sigma = 0 is first order; so is the first step, and the
+first after a wait, because a history is only worth something along an unbroken path; and so are, if asked for, the
+last steps. A level that waits does nothing at all.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion import grids
+from diffusion.clocks import namespace
+from diffusion.schedules import Schedule
+
+EXTREME = 80.0
+"""Beyond this log-SNR alpha or sigma is below rounding in any type: steps from or to there are first order."""
+
+FEW = 20
+"""With fewer steps than this the last steps are of lower order unless told otherwise."""
+
+
+class Steps(NamedTuple):
+    """The N steps of a grid [N+1, *level]. Boolean and integer parts are NumPy, levels are in the grid's namespace.
+
+    grid: as given; nodes: its points but the last; here, there: the levels that each step joins. In these three the
+        schedule's ends stand in for infinite points and steps that are not `regular`: formulas stay finite and are masked.
+    moves: the level changes. regular: it moves, between finite levels.
+    order: how many evaluations along an unbroken path each step may use, at most the order asked for.
+    """
+
+    schedule: Schedule
+    grid: Float[Array | np.ndarray, "points ..."]
+    nodes: Float[Array | np.ndarray, "steps ..."]
+    here: Float[Array | np.ndarray, "steps ..."]
+    there: Float[Array | np.ndarray, "steps ..."]
+    moves: Bool[np.ndarray, "steps ..."]
+    regular: Bool[np.ndarray, "steps ..."]
+    order: Int[np.ndarray, "steps ..."]
+
+    @property
+    def h(self) -> Float[Array | np.ndarray, "steps ..."]:
+        """The step in lambda = logsnr / 2, the coordinate of the solver papers."""
+        return (self.there - self.here) / 2
+
+    def back(self, values: Any, k: int) -> Any:
+        """values[i - k] for every step i, and values[0] where there is no such step."""
+        xp = namespace(values)
+        return xp.concatenate([values[:1]] * min(k, len(values)) + [values[: max(len(values) - k, 0)]])
+
+
+def steps_of(
+    name: str,
+    schedule: Schedule,
+    grid: Float[ArrayLike, "points ..."],
+    order: int = 1,
+    *,
+    largest: int = 4,
+    lower_order_final: bool | None = None,
+    like: Float[ArrayLike, "points ..."] | None = None,
+) -> Steps:
+    """The steps of a grid for the builder `name`, after the checks that all builders share.
+
+    lower_order_final: the last step is first order, the one before it at most second, and so on. None: where there are
+        fewer than 20 steps.
+    like: for a traced grid, a host grid of its shape that has its infinities and waits at the same places.
+
+    Raises ValueError for a grid that `grids.validate` refuses, an order outside 1..largest, a schedule that is none, and
+    a start at alpha = 0 in a scaling whose sigma is infinite there.
+    """
+    if not all(callable(getattr(schedule, part, None)) for part in ("alpha", "sigma", "logsnr", "time")):
+        raise ValueError(f"{name}: expected a schedule (for instance schedules.vp_linear()), got {schedule!r}")
+    if isinstance(order, bool) or not isinstance(order, int | np.integer) or not 1 <= order <= largest:
+        raise ValueError(f"{name}: order must be a whole number from 1 to {largest}, got {order!r}")
+    host = grids.validate(grid if like is None else like)
+    grid = host if like is None else grid
+    if np.shape(grid) != host.shape:
+        raise ValueError(f"{name}: `like` must have the grid's shape {np.shape(grid)}, got {host.shape}")
+    if np.isneginf(host).any() and not np.isfinite(schedule.sigma(-np.inf)):
+        raise ValueError(
+            f"{name}: the grid starts at log-SNR -inf, where sigma of this schedule is infinite; start at a finite level,"
+            " or use a schedule whose alpha reaches 0"
+        )
+    moves = host[1:] > host[:-1]
+    finite = np.abs(host) < EXTREME
+    regular = moves & finite[:-1] & finite[1:]
+    before = _run(regular)
+    order = np.where(regular, np.minimum(order, before + 1), 1)
+    left = 1 + _run(moves[::-1])[::-1]
+    lower = moves.sum(0) < FEW if lower_order_final is None else lower_order_final
+    order = np.where(lower, np.minimum(order, left), order)
+    xp = namespace(grid)
+    begin, end = schedule.logsnr_start, schedule.logsnr_end
+    nodes = xp.where(finite[:-1], grid[:-1], begin)
+    here, there = xp.where(regular, grid[:-1], begin), xp.where(regular, grid[1:], end)
+    return Steps(schedule, grid, nodes, here, there, moves, regular, order)
+
+
+def _run(flags: Bool[np.ndarray, "steps ..."]) -> Int[np.ndarray, "steps ..."]:
+    """For every row, how many rows directly before it are true."""
+    count = np.zeros(flags.shape, int)
+    for i in range(1, len(flags)):
+        count[i] = np.where(flags[i - 1], count[i - 1] + 1, 0)
+    return count

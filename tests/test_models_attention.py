@@ -1,0 +1,148 @@
+"""Attention kinds and rotary positions against float64 NumPy, and the relative property of RoPE."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import ATTENTION, JVP_KINDS, attention, require_jvp
+from models.rope import axis_split, grid_angles, rotate
+
+# 37 tokens in chunks of 16: three chunks, of which the last is padded.
+BATCH, TOKENS, HEADS, WIDTH = 2, 37, 3, 8
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 16)
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((BATCH, TOKENS, HEADS, WIDTH)) for _ in range(4)]
+
+
+def exact(q, k, v, g):
+    """softmax(q k^T / sqrt(d)) v and its gradients for the output gradient g: float64, head by head."""
+    out, grads = np.zeros_like(q), [np.zeros_like(q) for _ in range(3)]
+    for b in range(BATCH):
+        for h in range(HEADS):
+            qh, kh, vh, gh = (x[b, :, h] for x in (q, k, v, g))
+            scores = qh @ kh.T / np.sqrt(WIDTH)
+            p = np.exp(scores - scores.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            out[b, :, h] = p @ vh
+            for i in range(TOKENS):
+                # The softmax's Jacobian written out: diag(p) - p p^T.
+                jacobian = np.diag(p[i]) - np.outer(p[i], p[i])
+                ds = jacobian @ (vh @ gh[i]) / np.sqrt(WIDTH)
+                grads[0][b, i, h] = ds @ kh
+                grads[1][b, :, h] += np.outer(ds, qh[i])
+                grads[2][b, :, h] += np.outer(p[i], gh[i])
+    return out, grads
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_value_and_gradient_are_exact(kind):
+    q, k, v, g = problem()
+    want, want_grads = exact(q, k, v, g)
+    f32 = [jnp.asarray(x, jnp.float32) for x in (q, k, v, g)]
+
+    @jax.jit
+    def run(q, k, v, g):
+        out, pullback = jax.vjp(ATTENTION[kind], q, k, v)
+        return out, pullback(g)
+
+    out, grads = run(*f32)
+    np.testing.assert_allclose(out, want, atol=1e-5)
+    for got, wanted in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_large_scores_stay_finite(kind):
+    q, k, v, _ = (jnp.asarray(x, jnp.float32) for x in problem())
+
+    def total(q):
+        return jnp.sum(ATTENTION[kind](100 * q, 100 * k, v))
+
+    value, grad = jax.jit(jax.value_and_grad(total))(q)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("kind", JVP_KINDS)
+def test_jvp_is_the_slope_of_the_exact_value(kind):
+    q, k, v, direction = problem()
+    step = 1e-5
+    slope = (exact(q + step * direction, k, v, v)[0] - exact(q - step * direction, k, v, v)[0]) / (2 * step)
+    q, k, v, direction = (jnp.asarray(x, jnp.float32) for x in (q, k, v, direction))
+    tangent = jax.jit(lambda q, d: jax.jvp(lambda q: ATTENTION[kind](q, k, v), (q,), (d,))[1])(q, direction)
+    np.testing.assert_allclose(tangent, slope, atol=1e-5)
+
+
+def test_kinds_without_jvp_are_refused_by_name():
+    for kind in JVP_KINDS:
+        require_jvp(kind)
+    with pytest.raises(ValueError, match="'fused' has no jax.jvp; build the model with one of"):
+        require_jvp("fused")
+    q = jnp.ones((1, 4, 1, 8))
+    with pytest.raises(TypeError):
+        jax.jvp(lambda q: ATTENTION["fused"](q, q, q), (q,), (q,))
+    with pytest.raises(KeyError, match="did you mean 'fused'"):
+        require_jvp("fusd")
+
+
+def test_one_chunk_equals_many(monkeypatch):
+    q, k, v, _ = (jnp.asarray(x, jnp.float32) for x in problem())
+    many = ATTENTION["fused"](q, k, v)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 64)
+    np.testing.assert_allclose(ATTENTION["fused"](q, k, v), many, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_bfloat16_goes_in_and_out(kind):
+    q, k, v, g = problem()
+    out = jax.jit(ATTENTION[kind])(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), exact(q, k, v, g)[0], atol=0.03)
+
+
+@pytest.mark.parametrize("head_dim", [6, 8, 32, 48, 64, 128])
+def test_every_channel_of_a_head_turns_with_one_axis(head_dim):
+    split = axis_split(head_dim)
+    assert sum(split) == head_dim and all(width % 2 == 0 and width > 0 for width in split)
+    assert grid_angles(2, 3, 4, head_dim, 100.0).shape == (24, head_dim // 2)
+
+
+def test_scores_depend_on_position_differences_alone():
+    """q at p + d against k at p is the same number for every p: all pairs of a 3 x 4 x 5 grid."""
+    rng = np.random.default_rng(1)
+    grid, width = (3, 4, 5), 32
+    angles = grid_angles(*grid, width, 100.0)
+    q, k = (jnp.asarray(rng.standard_normal(width), jnp.float32) for _ in range(2))
+    tokens = int(np.prod(grid))
+    turned_q = rotate(jnp.broadcast_to(q, (1, tokens, 1, width)), angles)[0, :, 0]
+    turned_k = rotate(jnp.broadcast_to(k, (1, tokens, 1, width)), angles)[0, :, 0]
+    scores = np.asarray(turned_q @ turned_k.T)
+    positions = np.indices(grid).reshape(3, -1).T
+    groups = {}
+    for i, p in enumerate(positions):
+        for j, r in enumerate(positions):
+            groups.setdefault(tuple(p - r), []).append(scores[i, j])
+    assert max(np.ptp(values) for values in groups.values()) < 1e-4
+    # Different differences do give different scores, on every axis.
+    assert len({round(float(np.mean(values)), 3) for values in groups.values()}) > 0.9 * len(groups)
+    np.testing.assert_allclose(groups[(0, 0, 0)][0], float(q @ k), atol=1e-4)
+
+
+def test_rotation_keeps_lengths_and_longer_clips_extend_shorter_ones():
+    angles = grid_angles(6, 2, 2, 12, 100.0)
+    np.testing.assert_array_equal(angles[:8], grid_angles(2, 2, 2, 12, 100.0))
+    x = jax.random.normal(jax.random.key(0), (2, 24, 3, 12))
+    np.testing.assert_allclose(jnp.linalg.norm(rotate(x, angles), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [4, 7, 33])
+def test_heads_that_do_not_split_are_refused(head_dim):
+    with pytest.raises(ValueError, match=f"even width of at least 6, got {head_dim}"):
+        axis_split(head_dim)

@@ -1,0 +1,231 @@
+"""Both networks behind ModelDef: levels, labels, conditioning per frame, kinds of attention, precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import build
+from models.definition import frame_level
+
+BATCH, SHAPE, CLASSES = 2, (4, 8, 8, 1), 3
+TINY = {
+    "unet": dict(kind="unet", widths=(8, 12), blocks=(1, 1), embed=16, head_dim=6),
+    "dit": dict(kind="dit", patch=4, width=16, depth=2, head_dim=8, mlp_ratio=2),
+}
+both = pytest.mark.parametrize("kind", TINY)
+
+
+def model(kind, attention=None, **options):
+    return build(dict(shape=SHAPE, num_classes=CLASSES) | TINY[kind] | options, attention)
+
+
+@functools.cache
+def weights(kind):
+    """Weights moved off their zeros, so that every part of the network shows in its output."""
+    params = model(kind).init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    moved = [leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, moved)
+
+
+@functools.cache
+def compiled(kind, attention=None, **options):
+    return jax.jit(model(kind, attention, **options).apply, static_argnames="train")
+
+
+def clip(batch=BATCH, frames=SHAPE[0]):
+    rng = np.random.default_rng(batch * 100 + frames)
+    return jnp.asarray(rng.standard_normal((batch, frames, *SHAPE[1:])), jnp.float32)
+
+
+def run(kind, x, level, label=CLASSES, **options):
+    """One signature for most tests, so that they share a compiled program: level [b, f], label [b]."""
+    level = jnp.broadcast_to(jnp.asarray(level, jnp.float32), x.shape[:2])
+    cond = {"label": jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])}
+    return np.asarray(compiled(kind, **options)(weights(kind), x, level, cond))
+
+
+@both
+def test_prediction_is_zero_at_initialisation_and_float32(kind):
+    params = model(kind).init(jax.random.key(0))
+    out = compiled(kind)(params, clip(), jnp.zeros((BATCH, 4)), {"label": jnp.array([0, 1])})
+    assert out.shape == (BATCH, *SHAPE) and out.dtype == jnp.float32
+    assert not np.any(out)
+
+
+@both
+@pytest.mark.parametrize("shape", [(), (1, 4)])
+def test_a_constant_level_of_another_shape_is_the_same_level(kind, shape):
+    x = clip()
+    want = run(kind, x, 1.5)
+    assert np.abs(want).max() > 0.01
+    got = compiled(kind)(weights(kind), x, jnp.full(shape, 1.5), {"label": jnp.full(BATCH, CLASSES)})
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (BATCH,), (1, 1), (1, 4), (BATCH, 1), (BATCH, 4), (BATCH, 4, 1, 1, 1), (1, 1, 1, 1, 1)]
+)
+def test_a_level_broadcasts_from_its_left(shape):
+    rng = np.random.default_rng(0)
+    level = rng.standard_normal(shape).astype(np.float32)
+    padded = level.reshape(*shape, *(1,) * (5 - len(shape)))
+    want = np.broadcast_to(padded, (BATCH, 4, 1, 1, 1))[:, :, 0, 0, 0]
+    got = frame_level(level, BATCH, 4)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(np.broadcast_to(got, want.shape), want)
+
+
+@both
+def test_each_frame_is_conditioned_on_its_own_level(kind):
+    x = clip()
+    base = np.full((BATCH, 4), 1.0, np.float32)
+    out = run(kind, x, base)
+    changes = []
+    for frame in (1, 2):
+        moved = base.copy()
+        moved[0, frame] = -6.0
+        change = np.abs(run(kind, x, moved) - out).max(axis=(2, 3, 4))
+        assert change[0, frame] > 1e-2
+        assert change[1].max() == 0, "the other clip of the batch does not change"
+        changes.append(change)
+    assert np.abs(changes[0] - changes[1]).max() > 1e-2
+
+
+@both
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((4,), r"leading length must be 1 or the batch's 2, got shape \(4,\); levels per frame are \[1, f\]"),
+        ((3, 4), r"leading length must be 1 or the batch's 2, got shape \(3, 4\)"),
+        ((2, 3), r"axis 1 must have length 1 or the clip's 4 frames, got \(2, 3\)"),
+        ((1, 4, 8, 8, 1), r"takes one level per frame, \[b\|1, f\], got shape \(1, 4, 8, 8, 1\)"),
+        ((0,), r"leading length must be 1 or the batch's 2, got shape \(0,\)"),
+    ],
+)
+def test_levels_of_a_wrong_shape_are_refused(kind, shape, message):
+    with pytest.raises(ValueError, match=message):
+        model(kind).apply(weights(kind), clip(), jnp.zeros(shape), {})
+
+
+@both
+def test_infinite_levels_are_the_clipped_ones_and_finite(kind):
+    x = clip()
+    infinite = run(kind, x, [[np.inf, -np.inf, 25.0, 0.0]])
+    assert np.isfinite(infinite).all()
+    np.testing.assert_array_equal(infinite, run(kind, x, [[20.0, -20.0, 20.0, 0.0]]))
+
+
+@both
+def test_no_class_is_the_index_after_the_last_and_the_default(kind):
+    x, level = clip(), 0.5
+    default = run(kind, x, level, CLASSES)
+    for cond in ({}, None, {"label": None}):
+        got = compiled(kind)(weights(kind), x, jnp.full((BATCH, 4), level), cond)
+        np.testing.assert_allclose(got, default, atol=1e-6)
+    first = run(kind, x, level, [0, CLASSES])
+    np.testing.assert_allclose(first[1], default[1], atol=1e-6)
+    assert np.abs(first[0] - default[0]).max() > 1e-3
+
+
+@both
+def test_a_label_out_of_range_shows(kind):
+    out = run(kind, clip(), 0.0, [1, CLASSES + 1])
+    assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
+
+
+@both
+def test_the_batch_is_a_batch(kind):
+    x, levels, labels = clip(), np.array([[0.0, 1, 2, 3], [-4, -3, -2, -1]]), np.array([0, 2])
+    out = run(kind, x, levels, labels)
+    swapped = run(kind, x[::-1], levels[::-1], labels[::-1])
+    np.testing.assert_allclose(swapped[::-1], out, atol=1e-5)
+
+
+@both
+def test_time_has_an_order_and_both_neighbours_are_seen(kind):
+    x = clip()
+    out = run(kind, x, 0.0)
+    assert np.abs(run(kind, x[:, ::-1], 0.0)[:, ::-1] - out).max() > 1e-3, "reversed clips are other clips"
+    for frame in (0, 3):
+        change = np.abs(run(kind, x.at[:, frame].add(1.0), 0.0) - out).max(axis=(0, 2, 3, 4))
+        assert (change > 1e-5).all(), "every frame sees every other"
+
+
+@both
+def test_clips_may_be_longer_than_in_training(kind):
+    x = clip(frames=6)
+    assert np.isfinite(run(kind, x, np.zeros((1, 6)))).all()
+
+
+@both
+@pytest.mark.parametrize("attention", ["checkpoint", "fused"])
+def test_attention_kinds_share_params_values_and_gradients(kind, attention):
+    x, params = clip(), weights(kind)
+    assert jax.tree.structure(model(kind, attention).init(jax.random.key(0))) == jax.tree.structure(params)
+
+    def loss(name, x):
+        out = model(kind, name).apply(params, x, jnp.array([1.0, -2.0]), {"label": jnp.array([0, 1])})
+        return jnp.mean(out**2)
+
+    want, want_grad = jax.jit(jax.value_and_grad(functools.partial(loss, None)))(x)
+    got, got_grad = jax.jit(jax.value_and_grad(functools.partial(loss, attention)))(x)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(got_grad, want_grad, atol=1e-6)
+
+
+@both
+def test_jvp_is_promised_and_kept(kind):
+    """The derivative by x and by the level against a central difference of the same network."""
+    assert [model(kind, name).jvp for name in ("xla", "checkpoint", "fused")] == [True, True, False]
+    assert model(kind, "fused").attention == "fused"
+    params, x, direction = weights(kind), clip(), clip()[:, ::-1]
+
+    def along(s):
+        return model(kind).apply(params, x + s * direction, 0.5 + s * jnp.ones(BATCH), {})
+
+    value, tangent = jax.jit(lambda s: jax.jvp(along, (s,), (jnp.ones(()),)))(jnp.zeros(()))
+    step, forward = 1e-2, jax.jit(along)
+    slope = (forward(step) - forward(-step)) / (2 * step)
+    np.testing.assert_allclose(value, forward(0.0), atol=1e-5)
+    scale = np.abs(slope).max()
+    np.testing.assert_allclose(tangent / scale, slope / scale, atol=5e-3)
+
+
+def test_scanned_layers_equal_unrolled_ones():
+    x, params, cond = clip(), weights("dit"), {"label": jnp.array([0, 1])}
+
+    def gradient(scan):
+        net = model("dit", scan=scan)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(net.apply(p, x, 0.5, cond) ** 2)))(params)
+
+    for a, b in zip(jax.tree.leaves(gradient(True)), jax.tree.leaves(gradient(False)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@both
+def test_bfloat16_is_finite_and_near_float32(kind):
+    x, level = clip(), [[-3.0, 0.0, 3.0, np.inf]]
+    wide = run(kind, x, level)
+    half = run(kind, x, level, dtype="bfloat16")
+    assert half.dtype == np.float32 and np.isfinite(half).all()
+    assert 0 < np.abs(half - wide).max() < 0.06 * np.abs(wide).max()
+
+
+@both
+def test_dropout_follows_its_key(kind):
+    net, params, x = model(kind, dropout=0.5), weights(kind), clip()
+    apply = compiled(kind, dropout=0.5)
+    still = apply(params, x, jnp.zeros(()), {}, key=jax.random.key(1))
+    np.testing.assert_allclose(still, run(kind, x, 0.0), atol=1e-5)
+    once, again, other = (
+        apply(params, x, jnp.zeros(()), {}, key=jax.random.key(seed), train=True) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - other).max() > 1e-3 and np.abs(once - still).max() > 1e-3
+    with pytest.raises(ValueError, match="dropout 0.5 needs a key"):
+        net.apply(params, x, jnp.zeros(()), {}, train=True)
