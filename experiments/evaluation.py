@@ -153,6 +153,7 @@ def report(context, name, block, rows, clips, seconds, real, classifier: str) ->
     figures.slices(folder / "slices.png", pictures)
     for row, videos in clips.items():
         figures.film_strip(folder / f"samples_{row}.png", videos[:shown])
+        figures.sample_grid(folder / f"grid_{row}.png", videos[:64])
     points = {}
     for row, sampler in block["samplers"].items():
         measure = rows[row][QUALITY]

@@ -205,7 +205,7 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
 
     def make_writer(step: int) -> Writer:
         writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
-        if block.get("tensorboard", False):
+        if block.get("tensorboard", True):
             writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
         return MultiWriter(writers)
 

@@ -120,7 +120,7 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """TensorBoard event files through tensorboardX (extra `tensorboard`), without TensorFlow.
+    """TensorBoard event files through tensorboardX, without TensorFlow.
 
     A video is an animated PNG inside an image summary: the browser plays it, and no video encoder is needed.
     """
