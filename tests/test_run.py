@@ -72,7 +72,15 @@ def test_a_run_leaves_all_it_promises(undisturbed):
     workdir, output = undisturbed
     for name in (*WEIGHTS, "config.json", "metrics.jsonl", "report.json", "evaluate/report.md"):
         assert (workdir / name).is_file(), name
-    for name in ("comparison.png", "comparison.webp", "slices.png", "quality.png", "samples_student_1.png", "grid_student_1.png", "loss.png"):
+    for name in (
+        "comparison.png",
+        "comparison.webp",
+        "slices.png",
+        "quality.png",
+        "samples_student_1.png",
+        "grid_student_1.png",
+        "loss.png",
+    ):
         assert (workdir / "evaluate" / name).stat().st_size > 200, name
     report = json.loads((workdir / "report.json").read_text())
     assert list(report["samplers"]) == ["teacher_4", "student_2", "student_1"]
