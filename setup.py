@@ -16,7 +16,6 @@ EXTRAS = {
         "ruff>=0.6",
         "pyright>=1.1.380",
         "pre-commit>=3",
-        "tensorboardX>=2.6",
     ],  # fmt: skip
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
@@ -60,6 +59,7 @@ setup(
         "pillow>=10",
         "matplotlib>=3.9",
         "scipy>=1.11",
+        "tensorboardX>=2.6",
         "etils[epath]>=1.9",
     ],  # fmt: skip
     extras_require=EXTRAS,
