@@ -77,7 +77,7 @@ def _sample(denoise, table, x, key, noise, *, collect, progress):
         i, row = inputs
         carry, seen = step(denoise, carry, row, draw(i))
         if progress is not None:
-            jax.debug.callback(progress, i + 1, table.nfe)
+            jax.debug.callback(lambda done: progress(int(done), table.nfe), i + 1)
         return carry, None if collect is None else collect(*seen, row.logsnr)
 
     carry, collected = jax.lax.scan(body, start(table, x), (jnp.arange(table.nfe), rows(table)))
@@ -144,17 +144,24 @@ def check(table: Any, x: Any, key: Array | None) -> Float[Array, "b ..."]:
     if np.ndim(x) < 1:
         raise ValueError("x needs a leading batch axis; got a scalar")
     shape = np.shape(x)
-    level = table.level_shape
-    if len(level) > len(shape):
-        raise ValueError(f"the table's levels have shape {level}, more axes than x with shape {shape}")
-    for axis, size in enumerate(level):
-        if size not in (1, shape[axis]):
-            what = "batch" if axis == 0 else f"axis {axis}"
-            raise ValueError(
-                f"the table's level shape {level} does not fit x of shape {shape}: {what} must be 1 or {shape[axis]}"
-            )
+    _fits("level shape", table.level_shape, shape)
+    _fits("weights' shape", np.shape(table.predict.anchor)[1:], shape)
     if table.stochastic and key is None:
         raise ValueError("this table draws noise (table.stochastic): sample needs key=jax.random.key(...)")
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise ValueError(f"x must be floating-point noise, got {jnp.result_type(x)}")
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    if isinstance(x, jax.Array) and x.dtype in (jnp.float32, jnp.float64):
+        return x
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"x must be floating-point noise, got {dtype}")
+    return jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))
+
+
+def _fits(what: str, level: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if len(level) > len(shape):
+        raise ValueError(f"the table's {what} is {level}, more axes than x with shape {shape}")
+    for axis, size in enumerate(level):
+        if size not in (1, shape[axis]):
+            name = "batch" if axis == 0 else f"axis {axis}"
+            raise ValueError(
+                f"the table's {what} {level} does not fit x of shape {shape}: {name} must be 1 or {shape[axis]}"
+            )

@@ -95,10 +95,9 @@ def _adams(name, schedule, grid, order, variable, damping, lower_order_final):
     steps = steps_of(name, schedule, grid, order, lower_order_final=lower_order_final)
     check_damping(name, damping)
     coordinate, moments = VARIABLES[variable]
-    finite = np.append(steps.nodes, steps.there[-1:], axis=0)
     update = multistep.predictor(
         steps,
-        coordinate(schedule, finite),
+        coordinate(schedule, steps.points),
         noise_anchor(steps),
         moments(steps, int(steps.order.max())),
         damping=damping,
@@ -127,7 +126,7 @@ def ipndm(
     positions = [np.full(steps.h.shape, -float(k)) for k in range(depth)]
     first, *rest = multistep.lagrange(positions, moments, steps.order)
     if damping is not None and rest:
-        s = s_of(np.append(steps.nodes, steps.there[-1:], axis=0))
+        s = s_of(steps.points)
         reach = -multistep.nodes(steps, s, 2)[1]  # the step before in units of this one
         kept = np.where(steps.order > 1, np.minimum(1.0, damping * reach), 1.0)
         first = moments[0] + kept * (first - moments[0])

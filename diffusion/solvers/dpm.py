@@ -103,7 +103,7 @@ def dpmpp(
     moments = data_moments(steps, order, tau=1.0)
     update = multistep.predictor(
         steps,
-        steps.grid,
+        steps.points,
         data_anchor(steps, tau=1.0),
         moments,
         noise=data_noise(steps, tau=1.0),

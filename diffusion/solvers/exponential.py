@@ -98,10 +98,10 @@ def exponential_table(
     else:
         form, anchor, moments = data_form(steps.schedule), data_anchor(steps), data_moments(steps, count)
     first = None if second is None else second(steps, moments[0])
-    predict = multistep.predictor(steps, steps.grid, anchor, moments, second=first, damping=damping)
+    predict = multistep.predictor(steps, steps.points, anchor, moments, second=first, damping=damping)
     update: Update | None = None
     if correct:
-        update = multistep.corrector(steps, steps.grid, anchor, moments, second=first)
+        update = multistep.corrector(steps, steps.points, anchor, moments, second=first)
     return multistep.table(steps, form, predict, update)
 
 
@@ -119,7 +119,7 @@ def exponential_adams(
     corrector: bool = False,
     damping: float | None = None,
     lower_order_final: bool | None = None,
-    like: Float[ArrayLike, "points ..."] | None = None,
+    like: Float[ArrayLike, "same ..."] | None = None,
 ) -> Table:
     """Exponential Adams: exact phi-function weights over the last `order` evaluations; N calls.
 
@@ -162,7 +162,7 @@ def unipc(
     noise_form: bool = False,
     damping: float | None = None,
     lower_order_final: bool | None = None,
-    like: Float[ArrayLike, "points ..."] | None = None,
+    like: Float[ArrayLike, "same ..."] | None = None,
 ) -> Table:
     """UniPC-p (Zhao et al. 2023, arXiv 2302.04867): predictor UniP-p, corrector UniC-p, of order p + 1; N calls.
 

@@ -71,9 +71,9 @@ def lagrange(positions: list[Any], moments: list[Any], count: Any) -> list[Any]:
 def nodes(steps: Steps, coordinate: Any, depth: int, damping: float | None = None) -> list[Any]:
     """Positions u_k of the last `depth` evaluations in units of each step, u_0 = 0 > u_1 > ...
 
-    coordinate: the polynomial's variable at every point of the grid [N+1, *level]; it may be anything at points that no
-    regular step joins. damping: the largest ratio of a step to the one before it that an extrapolation may assume: nodes
-    that lie nearer are moved away, which tames the weights and costs order where it acts.
+    coordinate: the polynomial's variable at `steps.points`. damping: the largest ratio of a step to the one before it
+    that an extrapolation may assume: nodes that lie nearer are moved away, which tames the weights and costs order
+    where it acts.
     """
     xp = namespace(coordinate)
     length = xp.where(steps.regular, coordinate[1:] - coordinate[:-1], 1.0)

@@ -43,7 +43,7 @@ def sa_solver(
     noisy = bool(np.any(strength))
     predict = multistep.predictor(
         steps,
-        steps.grid,
+        steps.points,
         anchor,
         moments,
         order=np.minimum(steps.order, predictor_order),
@@ -53,7 +53,7 @@ def sa_solver(
     correct = None
     if corrector_order:
         order = np.minimum(steps.order + 1, corrector_order)
-        correct = multistep.corrector(steps, steps.grid, anchor, moments, order=order)
+        correct = multistep.corrector(steps, steps.points, anchor, moments, order=order)
     return multistep.table(steps, data_form(schedule), predict, correct)
 
 
@@ -106,7 +106,7 @@ def er_sde(
     anchor = schedule.sigma(steps.there) / schedule.sigma(steps.here) * kept
     update = multistep.predictor(
         steps,
-        s_of(np.append(steps.nodes, steps.there[-1:], axis=0)),
+        s_of(steps.points),
         anchor,
         _er_sde_moments(steps, int(steps.order.max()), noise_scale, anchor),
         noise=schedule.sigma(steps.there) * fresh if fresh.any() else None,

@@ -45,6 +45,11 @@ class Steps(NamedTuple):
         """The step in lambda = logsnr / 2, the coordinate of the solver papers."""
         return (self.there - self.here) / 2
 
+    @property
+    def points(self) -> Float[Array | np.ndarray, "points ..."]:
+        """The grid with stand-ins: right at both ends of every regular step, finite elsewhere."""
+        return namespace(self.nodes).concatenate([self.nodes, self.there[-1:]])
+
     def back(self, values: Any, k: int) -> Any:
         """values[i - k] for every step i, and values[0] where there is no such step."""
         xp = namespace(values)
@@ -59,7 +64,7 @@ def steps_of(
     *,
     largest: int = 4,
     lower_order_final: bool | None = None,
-    like: Float[ArrayLike, "points ..."] | None = None,
+    like: Float[ArrayLike, "same ..."] | None = None,
 ) -> Steps:
     """The steps of a grid for the builder `name`, after the checks that all builders share.
 

@@ -180,10 +180,10 @@ def dpm_solver_v3(
         history = [w * np.exp(s0 - big_s(node)) for w, node in zip(of_g, at, strict=True)]
         return Update(anchor, tuple(history), None, bias - sum(w * offset(n) for w, n in zip(of_g, at, strict=True)))
 
-    predict = multistep.irregular(steps, update(multistep.nodes(steps, padded, depth, damping), behind, order_of))
+    predict = multistep.irregular(steps, update(multistep.nodes(steps, steps.points, depth, damping), behind, order_of))
     correct = None
     if corrector:
-        positions = [np.ones_like(steps.h), *multistep.nodes(steps, padded, depth)]
+        positions = [np.ones_like(steps.h), *multistep.nodes(steps, steps.points, depth)]
         correct = update(positions, [end, *behind], order_of + 1)
     l_nodes = functions.l(thin(steps.nodes) / 2)
     form = lambda at: ((1 - l_nodes) / schedule.alpha(at), -1.0 + 0.0 * at)  # noqa: E731
