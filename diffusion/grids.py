@@ -16,6 +16,7 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -230,6 +231,26 @@ def align_your_steps(
         return a + np.interp(p, np.linspace(0, 1, len(share)), share) * (b - a)
 
     return _spread(formula, schedule, steps, start, end)
+
+
+# For one denoiser -------------------------------------------------------------------------------------------
+
+
+def optimised(
+    schedule: Schedule,
+    num_steps: int,
+    denoise: Callable,
+    start: float | None = None,
+    end: float | None = None,
+    **options: Any,
+) -> Grid:
+    """The grid on which a solver's own local errors for `denoise` add up to least, by dynamic programming.
+
+    Needs shape= (of one sample) and key=; the other options, order= above all, are those of `diffusion.optimised`.
+    """
+    from diffusion import optimised as search  # which imports this file
+
+    return search.optimised(schedule, num_steps, denoise, start, end, **options)
 
 
 # Discrete chains --------------------------------------------------------------------------------------------

@@ -202,9 +202,17 @@ def ict_pairs(
     return pair
 
 
-def ict_discretised(num_levels: int | Shaped[Array | np.ndarray, ""], **options: Any) -> Law:
-    """The noisier level s_{i+1} of `ict_pairs`, which takes the same options: where the student is called."""
-    pair = ict_pairs(num_levels, **options)
+def ict_discretised(
+    num_levels: int | Shaped[Array | np.ndarray, ""],
+    mean: float = -1.1,
+    std: float = 2.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    draw: str | Draw = "independent",
+) -> Law:
+    """The noisier level s_{i+1} of `ict_pairs`: where the student is called."""
+    pair = ict_pairs(num_levels, mean, std, sigma_min, sigma_max, rho, draw)
     return lambda key, shape: pair(key, shape)[0]
 
 

@@ -21,8 +21,8 @@ def objective(
     v-loss). per_frame: an independent level for every frame, [b, f] (Diffusion Forcing, Chen et al. 2024).
     """
 
-    def construct(params, frozen, batch, key, hyper) -> regression.Problem:
-        del params, frozen, hyper
+    def construct(state, frozen, batch, key, hyper) -> regression.Problem:
+        del state, frozen, hyper
         key_level, key_noise, key_label = jax.random.split(key, 3)
         x0 = clean(batch)
         logsnr = law(key_level, x0.shape[:2] if per_frame else x0.shape[:1])

@@ -1,6 +1,5 @@
 """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): one step of the student matches two of the teacher."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -8,26 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from diffusion import guidance, levels, predictions
-from diffusion.levels import expand
+from diffusion import levels, predictions
 from distill import regression
 from distill.inputs import Network, clean, condition
+from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
 from distill.method import Method
-
-
-def ddim_step(schedule, x: Array, denoised: Array, logsnr: Array, logsnr_to: Array) -> Array:
-    """One deterministic DDIM step (Salimans & Ho, eq. 8): sigma_t/sigma_s x + (alpha_t - sigma_t/sigma_s alpha_s) x0."""
-    ratio = schedule.sigma(logsnr_to) / schedule.sigma(logsnr)
-    return expand(ratio, x) * x + expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x) * denoised
-
-
-def inverse_ddim(schedule, x: Array, x_to: Array, logsnr: Array, logsnr_to: Array) -> Array:
-    """The x0 with which one DDIM step from x lands on x_to (Appendix G): (z'' - r z) / (a'' - r a), r = sigma''/sigma.
-
-    At a clean end (sigma'' = 0) it is x_to / alpha'' itself, so the last step needs no case of its own.
-    """
-    ratio = schedule.sigma(logsnr_to) / schedule.sigma(logsnr)
-    return (x_to - expand(ratio, x) * x) / expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x)
 
 
 def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0) -> Callable[..., regression.Problem]:
@@ -39,8 +23,8 @@ def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0)
     """
     schedule = network.schedule
 
-    def construct(params, frozen, batch, key, hyper) -> regression.Problem:
-        del params
+    def construct(state, frozen, batch, key, hyper) -> regression.Problem:
+        del state
         key_step, key_noise, key_label = jax.random.split(key, 3)
         x0 = clean(batch)
         steps = jnp.asarray(hyper["steps"], jnp.float32)
@@ -62,30 +46,6 @@ def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0)
         return regression.Problem(x, here, cond, output, lambda *_: target, weight(here))
 
     return construct
-
-
-def guided_teacher(
-    network: Network, params, cond: dict[str, Array], scale: float | Array
-) -> Callable[[Array, Array], Array]:
-    """The teacher's denoiser with classifier-free guidance u + g (c - u); at g = 1 the call for u is not made.
-
-    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all).
-    """
-    make = functools.partial(
-        predictions.denoiser, network.apply, params, schedule=network.schedule, prediction=network.prediction
-    )
-    if not network.num_classes:
-        return make(cond)
-    unconditional = make({**cond, "label": jnp.full_like(cond["label"], network.num_classes)})
-    guided = guidance.classifier_free(make(cond), unconditional, scale)
-    return lambda x, logsnr: jax.lax.cond(scale == 1.0, make(cond), guided, x, logsnr)
-
-
-def time_to_level(schedule, time: Array) -> Array:
-    """log-SNR at time t on the sampling interval: t = 1 is logsnr_start, t = 0 logsnr_end, as grids.uniform_time steps."""
-    first, last = (float(schedule.time(end)) for end in (schedule.logsnr_start, schedule.logsnr_end))
-    level = schedule.logsnr(last + jnp.clip(time, 0.0, 1.0) * (first - last))
-    return jnp.clip(level, schedule.logsnr_start, schedule.logsnr_end)
 
 
 def method(

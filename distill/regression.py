@@ -1,6 +1,6 @@
 """The regression family: an objective constructs targets, and this one step is shared by all of them.
 
-An objective is a function (params, frozen, batch, key, hyper) -> Problem. The step evaluates the student on the problem's
+An objective is a function (state, frozen, batch, key, hyper) -> Problem. The step evaluates the student on the problem's
 inputs, once, and moves it towards a target that carries no gradient. Where the target needs the derivative along the inputs
 (continuous-time consistency, MeanFlow), `tangents` asks for it and one `jax.jvp` gives value and derivative together.
 """
@@ -30,6 +30,9 @@ class Problem(NamedTuple):
         `tangents`, or None. No gradient flows through either.
     weight: a level-shaped factor of the squared error.
     tangents: None, or the tangents of (x, logsnr, cond).
+    dropout: the student's dropout key, where the objective itself calls a network that must drop the same units.
+    metrics: what the objective has to say beside the loss.
+    report: (primal, tangent) -> the same, where it takes the student's own output (its gap to a teacher, say).
     """
 
     x: Array
@@ -39,6 +42,9 @@ class Problem(NamedTuple):
     target: Callable[[Array, Array | None], Array]
     weight: Array
     tangents: tuple[Array, Array, dict[str, Array]] | None = None
+    dropout: Array | None = None
+    metrics: Metrics = {}
+    report: Callable[[Array, Array | None], Metrics] = lambda primal, tangent: {}
 
 
 class RegressionState(NamedTuple):
@@ -79,7 +85,7 @@ def phase(
     log-SNR `loss_by_level/..` as a pair (sum, count).
     """
 
-    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, Array]:
+    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, tuple[Array, Metrics]]:
         def student(x, logsnr, cond):
             return problem.output(network.apply(params, x, logsnr, cond, key=key, train=True))
 
@@ -89,31 +95,34 @@ def phase(
         else:
             primal, tangent = jax.jvp(student, inputs, problem.tangents)
             tangent = jax.lax.stop_gradient(tangent)
-        target = jax.lax.stop_gradient(problem.target(jax.lax.stop_gradient(primal), tangent))
+        detached = jax.lax.stop_gradient(primal)
+        target = jax.lax.stop_gradient(problem.target(detached, tangent))
         error = expand(problem.weight, primal) * metric(primal, target)
-        return jnp.mean(error), error
+        return jnp.mean(error), (error, problem.report(detached, tangent))
 
     def step(state: RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
         key_problem, key_dropout = jax.random.split(key)
-        problem = objective(state.params, frozen, batch, key_problem, hyper)
-        (value, error), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, problem, key_dropout)
+        problem = objective(state, frozen, batch, key_problem, hyper)
+        key_dropout = key_dropout if problem.dropout is None else problem.dropout
+        (value, (error, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, problem, key_dropout)
         update, opt = optimiser.update(gradient, state.opt, state.params)
         update = jax.tree.map(lambda u: u * hyper["learning_rate_scale"], update)
         params = optax.apply_updates(state.params, update)
         averaged = exponential_moving_average(state.ema, params, state.step, ema)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), **by_level(error, problem.logsnr)}
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), **by_level("loss", error, problem.logsnr)}
+        metrics |= problem.metrics | reported
         return RegressionState(params, averaged, opt, state.step + 1), metrics
 
     return step
 
 
-def by_level(error: Array, logsnr: Array) -> Metrics:
-    """The mean error in bands of log-SNR, each as (sum, count): bands may be empty in one step."""
+def by_level(name: str, error: Array, logsnr: Array) -> Metrics:
+    """The mean of `error` in bands of log-SNR as `name`_by_level/.., each as (sum, count): bands may be empty in one step."""
     level = expand(logsnr, error)
     error = jnp.mean(error, tuple(a for a in range(error.ndim) if level.shape[a] == 1), keepdims=True)
     band = jnp.searchsorted(jnp.asarray(LEVEL_EDGES), level)
     edges = ("-inf", *(f"{e:g}" for e in LEVEL_EDGES), "inf")
     return {
-        f"loss_by_level/{low}..{high}": (jnp.sum(jnp.where(band == i, error, 0.0)), jnp.sum(band == i))
+        f"{name}_by_level/{low}..{high}": (jnp.sum(jnp.where(band == i, error, 0.0)), jnp.sum(band == i))
         for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
     }

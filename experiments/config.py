@@ -4,7 +4,6 @@ A config file returns an `ml_collections.ConfigDict`; from here on it is a plain
 name and key is checked before any work starts, and an error names the nearest valid choice.
 """
 
-import difflib
 import inspect
 import json
 import pathlib
@@ -15,28 +14,50 @@ from diffusion import grids, levels, predictions, schedules, solvers
 from distill import METHODS, Network
 from distill import optimiser as make_optimiser
 from experiments import data
+from experiments.data.source import nearest
 from models import ModelDef
 from models import build as build_model
 
-SCHEDULES: dict[str, Callable] = {
-    "vp_linear": schedules.vp_linear,
-    "vp_cosine": schedules.vp_cosine,
-    "ve": schedules.ve,
-    "edm": schedules.edm,
-    "sub_vp": schedules.sub_vp,
-    "flow": schedules.flow,
-}
-GRIDS: dict[str, Callable] = {
-    "uniform_time": grids.uniform_time,
-    "uniform_logsnr": grids.uniform_logsnr,
-    "karras": grids.karras,
-}
-SOLVERS: dict[str, Callable] = {"ddim": solvers.ddim, "dpmpp": solvers.dpmpp}
-LAWS: dict[str, Callable] = {"uniform_time": levels.uniform_time, "logit_normal": levels.logit_normal}
-WEIGHTS: dict[str, Callable] = {
-    "v": levels.v, "snr": levels.snr, "truncated_snr": levels.truncated_snr, "min_snr": levels.min_snr,
-    "uniform": levels.uniform, "sigmoid": levels.sigmoid,
-}  # fmt: skip
+
+def _by_name(*functions: Callable) -> dict[str, Callable]:
+    return {function.__name__: function for function in functions}
+
+
+def ddpm_chain(num: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> schedules.Schedule:
+    """DDPM's discrete linear betas (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    return schedules.vp_discrete(schedules.ddpm_betas(beta_start, beta_end, num))
+
+
+def scaled_linear(
+    num: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, zero_terminal_snr: bool = False
+) -> schedules.Schedule:
+    """Latent diffusion's betas, linear in their square root (Rombach et al. 2022), as they are or with no signal at t = 1."""
+    betas = schedules.scaled_linear_betas(beta_start, beta_end, num)
+    return schedules.vp_discrete(schedules.rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas)
+
+
+SCHEDULES = _by_name(
+    schedules.vp_linear, schedules.vp_cosine, schedules.vp_cosine_interpolated, ddpm_chain, scaled_linear, schedules.ve,
+    schedules.edm, schedules.sub_vp, schedules.flow, schedules.sigmoid, schedules.laplace,
+)  # fmt: skip
+GRIDS = _by_name(
+    grids.uniform_time, grids.quadratic_time, grids.uniform_logsnr, grids.exponential, grids.karras, grids.flow_shift,
+    grids.two_parameter, grids.beta_quantiles, grids.linear_quadratic, grids.align_your_steps, grids.leading,
+    grids.linspace, grids.trailing,
+)  # fmt: skip
+SOLVERS = _by_name(
+    solvers.ddim, solvers.ddpm, solvers.euler, solvers.heun, solvers.dpm_solver, solvers.dpmpp, solvers.exponential_adams,
+    solvers.unipc, solvers.deis, solvers.adams, solvers.ipndm, solvers.pndm, solvers.sa_solver, solvers.er_sde,
+    solvers.restart, solvers.consistency, solvers.flow_map,
+)  # fmt: skip
+LAWS = _by_name(
+    levels.uniform_time, levels.uniform_logsnr, levels.logit_normal, levels.edm_lognormal, levels.cosine, levels.laplace,
+    levels.ict_discretised,
+)  # fmt: skip
+WEIGHTS = _by_name(
+    levels.uniform, levels.snr, levels.v, levels.velocity, levels.truncated_snr, levels.min_snr, levels.edm,
+    levels.sigmoid,
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -48,12 +69,6 @@ def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:
     if name not in choices:
         raise ConfigError(f"{what} {name!r} is not known; {nearest(name, choices)}")
     return choices[name]
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    choices = sorted(choices)
-    close = difflib.get_close_matches(str(name), choices, n=1)
-    return f"did you mean {close[0]!r}? (choices: {', '.join(choices)})" if close else f"choices: {', '.join(choices)}"
 
 
 def check_keys(given: Mapping[str, Any], allowed: Iterable[str], required: Iterable[str], where: str) -> None:
@@ -72,14 +87,19 @@ def call(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iter
 
     `skip` names parameters that a config may not set.
     """
-    parameters = inspect.signature(function).parameters
-    free = {k: p for k, p in parameters.items() if k not in given and k not in skip}
-    required = [k for k, p in free.items() if p.default is inspect.Parameter.empty and p.kind is not p.VAR_KEYWORD]
-    check_keys(block, free, required, where)
+    check_options(function, block, where, skip={*skip, *given})
     try:
         return function(**block, **given)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{where}: {_text(error)}") from error
+
+
+def check_options(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iterable[str]) -> None:
+    """A block's keys held against the function's parameters, but for those in `skip`, which the program gives."""
+    parameters = inspect.signature(function).parameters
+    free = {k: p for k, p in parameters.items() if k not in skip and p.kind is not p.VAR_KEYWORD}
+    required = [k for k, p in free.items() if p.default is inspect.Parameter.empty]
+    check_keys(block, free, required, where)
 
 
 def _text(error: BaseException) -> str:
@@ -88,11 +108,16 @@ def _text(error: BaseException) -> str:
 
 def named(block: Any, choices: Mapping[str, Callable], where: str, **given: Any) -> Any:
     """The object of a block {kind: name, **options}, or of a bare name."""
-    block = {"kind": block} if isinstance(block, str) else dict(block)
-    if "kind" not in block:
+    function, options = chosen(block, choices, where)
+    return call(function, options, where, **given)
+
+
+def chosen(block: Any, choices: Mapping[str, Callable], where: str) -> tuple[Callable, dict[str, Any]]:
+    """The function that a block {kind: name, **options}, or a bare name, calls for, and its options."""
+    options = {"kind": block} if isinstance(block, str) else dict(block)
+    if "kind" not in options:
         raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(sorted(choices))}")
-    function = choose(block.pop("kind"), choices, f"{where}.kind")
-    return call(function, block, where, **given)
+    return choose(options.pop("kind"), choices, f"{where}.kind"), options
 
 
 def schedule(config: Mapping[str, Any]) -> schedules.Schedule:
@@ -125,14 +150,6 @@ def optimiser(block: Mapping[str, Any], steps: int, where: str):
     return call(
         make_optimiser, dict(block), where, skip=("steps",), **({"steps": steps} if "steps" not in block else {})
     )
-
-
-def table(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> solvers.Table:
-    """The sampling table of a block {solver, grid, options..} at a number of steps."""
-    block = dict(block)
-    check_keys(block, ("solver", "grid"), (), where)
-    grid = named(block.get("grid", "uniform_time"), GRIDS, f"{where}.grid", schedule=schedule, num_steps=steps)
-    return named(block.get("solver", "ddim"), SOLVERS, f"{where}.solver", schedule=schedule, grid=grid)
 
 
 def method(name: str, options: Mapping[str, Any], network: Network, optimiser: Any, where: str):

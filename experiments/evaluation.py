@@ -7,7 +7,7 @@ alone changes, and is measured against the same held-out clips with the same fro
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from diffusion import guidance, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, figures, metrics, weights, writers
+from experiments import data, figures, metrics, tables, weights, writers
 from experiments.config import ConfigError
 from experiments.metrics import classifier_training
 from models import build as build_model
@@ -45,7 +45,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     for name, sampler in block["samplers"].items():
         here = f"{where}.samplers.{name}"
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
-        configs.table(_table_block(sampler), sampler["steps"], configs.schedule(config), here)
+        tables.check(_table_block(sampler), sampler["steps"], configs.schedule(config), here)
 
 
 def _table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +74,16 @@ def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, sca
     if scale == 1.0:
         return make(cond)
     return guidance.classifier_free(make(cond), make({"label": jnp.full_like(labels, network.num_classes)}), scale)
+
+
+def classes_in_turn(network: Network, params: Any, scale: float) -> Callable[..., Array]:
+    """(x, logsnr) -> denoised for any batch size, sample i being of class i modulo their number: whom a table asks."""
+
+    def denoise(params, x, logsnr):
+        labels = jnp.arange(len(x)) % network.num_classes if network.num_classes else None
+        return denoiser(network, params, labels, scale)(x, logsnr)
+
+    return jax.tree_util.Partial(denoise, params)
 
 
 def draw(
@@ -128,7 +138,9 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     for index, (row, sampler) in enumerate(block["samplers"].items()):
         path = weights.find(sampler["weights"], context.workdir)
         params, network, _ = networks.setdefault(path, load_network(path))
-        table = configs.table(_table_block(sampler), sampler["steps"], network.schedule, f"{name}.samplers.{row}")
+        model = tables.Model(classes_in_turn(network, params, sampler.get("guidance", 1.0)), source.shape, key)
+        where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
+        table = tables.make(_table_block(sampler), sampler["steps"], network.schedule, where, model, folder)
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
         clips[row], seconds[row] = draw(
             network, params, table, labels, noise, jax.random.fold_in(key, index + 1),

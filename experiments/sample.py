@@ -4,14 +4,17 @@
 """
 
 import argparse
+import json
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import config as configs
-from experiments import evaluation, figures, weights
+from diffusion.solvers import Table
+from distill import Network
+from experiments import evaluation, figures, tables, weights
 from experiments.config import ConfigError
 from experiments.run import fail
 
@@ -20,9 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.sample", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", required=True, help="pretrained:NAME, a .safetensors file, or STAGE[@STEPS]")
     parser.add_argument("--workdir", default=".", help="of the run whose stage is named")
-    parser.add_argument("--steps", type=int, required=True, help="network calls")
-    parser.add_argument("--solver", default="ddim", help=f"one of {', '.join(configs.SOLVERS)}")
-    parser.add_argument("--grid", default="uniform_time", help=f"one of {', '.join(configs.GRIDS)}")
+    parser.add_argument("--steps", type=int, help="network calls; not with --table")
+    parser.add_argument("--solver", help=f"ddim by default; one of {', '.join(tables.SOLVERS)}, or as in a config")
+    parser.add_argument("--grid", help=f"uniform_time by default; one of {', '.join(tables.GRIDS)}, or as in a config")
+    parser.add_argument("--table", help="a table that was fitted to, or chosen for, this network: a .npz file")
     parser.add_argument("--guidance", type=float, default=1.0, help="g in u + g (c - u); 1 is none")
     parser.add_argument("--label", type=int, help="class of all clips; by default each class in turn")
     parser.add_argument("--num", type=int, default=16, help="clips")
@@ -38,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> None:
     params, network, record = evaluation.load_network(weights.find(given.weights, pathlib.Path(given.workdir)))
-    table = configs.table({"solver": given.solver, "grid": given.grid}, given.steps, network.schedule, "--steps")
     classes = network.num_classes
     if given.num < 1:
         raise ConfigError(f"--num must be at least 1, got {given.num}")
@@ -46,18 +49,44 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError(f"--label must lie between 0 and {classes - 1}, got {given.label}")
     if given.guidance != 1.0 and not classes:
         raise ConfigError("--guidance needs a network with classes; this one is unconditional")
+    out, key = pathlib.Path(given.out), jax.random.key(given.seed)
+    denoise = evaluation.classes_in_turn(network, params, given.guidance)
+    model = tables.Model(denoise, tuple(record["shape"]), key)
+    table = chosen_table(given, network, model, out / "tables")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
-    key = jax.random.key(given.seed)
     noise = np.asarray(jax.random.normal(key, (given.num, *record["shape"])))
     clips, seconds = evaluation.draw(
         network, params, table, labels.astype(np.int32), noise, key, batch_size=given.num, scale=given.guidance
     )
-    out = pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", figures.to_uint8(clips))
     figures.film_strip(out / "samples.png", clips)
     figures.animate(out / "samples.webp", {"": clips[:16]})
     print(f"{given.num} clips, {table.nfe} calls, {1e3 * seconds:.1f} ms a clip: {out}/samples.webp")
+
+
+def chosen_table(given: argparse.Namespace, network: Network, model: tables.Model, folder: pathlib.Path) -> Table:
+    """The table that --table, or --solver, --grid and --steps, ask for."""
+    if given.table is not None:
+        for name in ("solver", "grid", "steps"):
+            if getattr(given, name) is not None:
+                raise ConfigError(f"--{name} and --table exclude each other: a table has its own")
+        return tables.load(pathlib.Path(given.table), network.schedule, model, "--table")[0]
+    if given.steps is None:
+        raise ConfigError("--steps (network calls) is needed, or a --table")
+    block = {part: _part(getattr(given, part)) for part in ("solver", "grid") if getattr(given, part)}
+    tables.check(block, given.steps, network.schedule, "--steps")
+    return tables.make(block, given.steps, network.schedule, "--steps", model, folder)
+
+
+def _part(text: str) -> Any:
+    """A name, or {"kind": name, ...} as JSON."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{text} is not readable JSON ({error})") from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from diffusion import grids, levels, oracles, sampling, schedules, solvers
-from distill import METHODS, Network, optimiser, progressive, regression
+from distill import METHODS, Network, jumps, optimiser, progressive, regression
 from distill.inputs import clean, condition, drop_labels
 from distill.method import exponential_moving_average
 from experiments import loop
@@ -103,9 +103,7 @@ def test_a_guided_teacher_takes_guided_steps_and_only_in_the_first_round():
         problem = objective(None, {"teacher": params}, batch, jax.random.key(1), {"steps": 1.0, "guidance": g})
         gain = levels.expand(0.25 + g * (params["gain"][batch["label"]] - 0.25), problem.x)
         two = sampling.sample(jax.tree_util.Partial(lambda k, x, l: k * x, gain), solvers.ddim(COSINE, fine), problem.x)
-        one = progressive.ddim_step(
-            COSINE, problem.x, problem.target(None, None), *jnp.asarray(fine)[jnp.array([0, 2])]
-        )
+        one = jumps.ddim_step(COSINE, problem.x, problem.target(None, None), *jnp.asarray(fine)[jnp.array([0, 2])])
         np.testing.assert_allclose(one, two, atol=1e-5)
     method = METHODS["progressive"](network, optimiser=optimiser(1e-2), weight=levels.v())
     state = method.init(jax.random.key(0), params)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion import grids, guidance, levels, sampling, schedules, solvers
+from models import build
 
 COSINE = schedules.vp_cosine()
 X = jax.random.normal(jax.random.key(0), (4, 3, 2))
@@ -159,3 +160,28 @@ def test_tables_are_saved_with_what_they_were_made_for(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         solvers.load(path)
     assert "4 calls" in table.describe()
+
+
+@pytest.mark.parametrize("make", [solvers.ddim, solvers.dpmpp, solvers.unipc])
+def test_unrolled_a_sampler_costs_its_network_calls_and_nothing_to_speak_of(make):
+    definition = build(
+        {"kind": "dit", "shape": (4, 16, 16, 1), "num_classes": 0, "width": 96, "depth": 2, "scan": False}
+    )
+    params, x = definition.init(jax.random.key(0)), jnp.zeros((1, *definition.shape))
+    table = jax.tree.map(jnp.float32, make(COSINE, grid(5)))
+
+    def network(params, x, logsnr):
+        return definition.apply(params, x, logsnr, {})
+
+    def unrolled(params, table, x):
+        carry, rows = sampling.start(table, x), sampling.rows(table)
+        for i in range(table.nfe):
+            row = jax.tree.map(lambda leaf: leaf[i], rows)  # noqa: B023
+            carry, _ = sampling.step(jax.tree_util.Partial(network, params), carry, row, None)
+        return sampling.predict(table.final, carry, None)
+
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    ratio = flops(unrolled, params, table, x) / (table.nfe * flops(network, params, x, jnp.float32(0.0)))
+    assert 0.99 < ratio <= 1.001

@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 def restart(
     schedule: Schedule,
     grid: Float[ArrayLike, "points ..."],
-    intervals: Sequence[Interval | tuple[float, float, int, int]],
+    intervals: Sequence[Interval | Sequence[float | int]],
     *,
     rho: float = 7.0,
     s_noise: float = 1.0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion import grids, levels, sampling, schedules, solvers
-from distill import Network, progressive
+from distill import Network, jumps, progressive
 
 SCHEDULES = {
     "cosine": schedules.vp_cosine(),
@@ -41,8 +41,8 @@ def test_inverse_of_a_step_of_any_length(name):
     here = jnp.linspace(schedule.logsnr_start, schedule.logsnr_end - 1, 5)
     there = here + jnp.linspace(0.3, 1.0, 5)
     for end in (there, jnp.full(5, jnp.inf)):
-        moved = progressive.ddim_step(schedule, x, x0, here, end)
-        back = progressive.inverse_ddim(schedule, x, moved, here, end)
+        moved = jumps.ddim_step(schedule, x, x0, here, end)
+        back = jumps.inverse_ddim(schedule, x, moved, here, end)
         # Recovering x0 from noise of scale s loses log10(s) digits and no more.
         scale = 1 + np.exp(-np.asarray(here) / 2)[:, None]
         np.testing.assert_allclose((back - x0) / scale, 0, atol=1e-12)
@@ -72,7 +72,7 @@ def test_one_step_with_the_target_is_two_steps_of_the_teacher(name, steps):
         x = problem.x[rows]
         denoise = jax.tree_util.Partial(lambda x, l: gain(schedule, l) * x)
         two = sampling.sample(denoise, solvers.ddim(schedule, fine[i : i + 3]), x)
-        one = progressive.ddim_step(schedule, x, target[rows], jnp.asarray(fine[i]), jnp.asarray(fine[i + 2]))
+        one = jumps.ddim_step(schedule, x, target[rows], jnp.asarray(fine[i]), jnp.asarray(fine[i + 2]))
         np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4 * float(jnp.abs(two).max()))
 
 
@@ -84,7 +84,7 @@ def test_a_student_that_is_the_teachers_two_steps_has_no_residual(name):
 
     def product_gain(logsnr):
         time = jnp.round((schedule.time(logsnr) - schedule.time(schedule.logsnr_end)) / span * 2 * steps) / (2 * steps)
-        here, middle, there = (progressive.time_to_level(schedule, time - k / (2 * steps)) for k in (0, 1, 2))
+        here, middle, there = (jumps.time_to_level(schedule, time - k / (2 * steps)) for k in (0, 1, 2))
 
         def one(a, b):
             r = schedule.sigma(b) / schedule.sigma(a)

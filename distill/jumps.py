@@ -1,0 +1,51 @@
+"""What teachers and students of every method share: DDIM's jump between two levels, its inverse, a guided teacher."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion import guidance, predictions
+from diffusion.levels import expand
+from distill.inputs import Network
+
+
+def ddim_step(schedule, x: Array, denoised: Array, logsnr: Array, logsnr_to: Array) -> Array:
+    """One deterministic DDIM step (Salimans & Ho, eq. 8): sigma_t/sigma_s x + (alpha_t - sigma_t/sigma_s alpha_s) x0."""
+    ratio = schedule.sigma(logsnr_to) / schedule.sigma(logsnr)
+    return expand(ratio, x) * x + expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x) * denoised
+
+
+def inverse_ddim(schedule, x: Array, x_to: Array, logsnr: Array, logsnr_to: Array) -> Array:
+    """The x0 with which one DDIM step from x lands on x_to (Appendix G): (z'' - r z) / (a'' - r a), r = sigma''/sigma.
+
+    At a clean end (sigma'' = 0) it is x_to / alpha'' itself, so the last step needs no case of its own.
+    """
+    ratio = schedule.sigma(logsnr_to) / schedule.sigma(logsnr)
+    return (x_to - expand(ratio, x) * x) / expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x)
+
+
+def guided_teacher(
+    network: Network, params, cond: dict[str, Array], scale: float | Array
+) -> Callable[[Array, Array], Array]:
+    """The teacher's denoiser with classifier-free guidance u + g (c - u); at g = 1 the call for u is not made.
+
+    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all).
+    """
+    make = functools.partial(
+        predictions.denoiser, network.apply, params, schedule=network.schedule, prediction=network.prediction
+    )
+    if not network.num_classes:
+        return make(cond)
+    unconditional = make({**cond, "label": jnp.full_like(cond["label"], network.num_classes)})
+    guided = guidance.classifier_free(make(cond), unconditional, scale)
+    return lambda x, logsnr: jax.lax.cond(jnp.all(scale == 1.0), make(cond), guided, x, logsnr)
+
+
+def time_to_level(schedule, time: Array) -> Array:
+    """log-SNR at time t on the sampling interval: t = 1 is logsnr_start, t = 0 logsnr_end, as grids.uniform_time steps."""
+    first, last = (float(schedule.time(end)) for end in (schedule.logsnr_start, schedule.logsnr_end))
+    level = schedule.logsnr(last + jnp.clip(time, 0.0, 1.0) * (first - last))
+    return jnp.clip(level, schedule.logsnr_start, schedule.logsnr_end)
