@@ -13,13 +13,14 @@ class Network(NamedTuple):
     """A network as distillation knows it.
 
     apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction, of x's shape, of kind `prediction`
-    (diffusion.predictions) under `schedule`. num_classes: 0 where the network takes no label.
+    (diffusion.predictions) under `schedule`. num_classes: 0 where the network takes no label. cond_keys: what it takes in cond.
     """
 
     apply: object
     schedule: Schedule
     prediction: str
     num_classes: int = 0
+    cond_keys: tuple[str, ...] = ()
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:

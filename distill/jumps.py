@@ -32,8 +32,11 @@ def guided_teacher(
 ) -> Callable[[Array, Array], Array]:
     """The teacher's denoiser with classifier-free guidance u + g (c - u); at g = 1 the call for u is not made.
 
-    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all).
+    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all). `params` may also be
+    a denoiser itself, (x, logsnr) -> denoised as a `jax.tree_util.Partial`: an exact teacher, which has no guidance.
     """
+    if callable(params):
+        return params
     make = functools.partial(
         predictions.denoiser, network.apply, params, schedule=network.schedule, prediction=network.prediction
     )

@@ -135,7 +135,10 @@ def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     """The model of a config, and the same as distillation sees it."""
     choose(config["prediction"], predictions.PREDICTIONS, "config.prediction")
     definition = model(config)
-    return definition, Network(definition.apply, schedule(config), config["prediction"], definition.num_classes)
+    network = Network(
+        definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys
+    )
+    return definition, network
 
 
 def source(config: Mapping[str, Any], split: str) -> data.Source:

@@ -59,18 +59,22 @@ def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str,
         raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
     definition = build_model(record["model"])
     schedule = schedules.restore(record["schedule"])
-    return params, Network(definition.apply, schedule, record["prediction"], definition.num_classes), record
+    network = Network(definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys)
+    return params, network, record
 
 
-def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float):
-    """The network as `sample` wants it; classifier-free guidance only where it changes anything."""
+def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float, jumps: bool = False):
+    """The network as `sample` wants it. jumps: it is told the level to jump to, for tables with a target. The guidance scale
+    is an input where the network takes it; else there is classifier-free guidance, where it changes anything.
+    """
     cond = {} if labels is None else {"label": labels}
+    kind = predictions.flow_map if jumps else predictions.denoiser
 
     def make(cond):
-        return predictions.denoiser(
-            network.apply, params, cond, schedule=network.schedule, prediction=network.prediction
-        )
+        return kind(network.apply, params, cond, schedule=network.schedule, prediction=network.prediction)
 
+    if "guidance" in network.cond_keys:
+        return make({**cond, "guidance": jnp.float32(scale)})
     if scale == 1.0:
         return make(cond)
     return guidance.classifier_free(make(cond), make({"label": jnp.full_like(labels, network.num_classes)}), scale)
@@ -107,7 +111,8 @@ def draw(
         x = jnp.asarray(noise[rows] * scale_of_start, jnp.float32)
         label = jnp.asarray(labels[rows]) if network.num_classes else None
         step_key = jax.random.fold_in(key, index)
-        run = lambda: sampling.sample(denoiser(network, params, label, scale), table, x, step_key)  # noqa: B023, E731
+        denoise = denoiser(network, params, label, scale, table.target is not None)
+        run = lambda: sampling.sample(denoise, table, x, step_key)  # noqa: B023, E731
         if index == 0:
             jax.block_until_ready(run())
         begun = time.perf_counter()

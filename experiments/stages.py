@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from diffusion import schedules
 from experiments import config as configs
-from experiments import data, evaluation, loop, weights
+from experiments import data, evaluation, exact, loop, weights
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
@@ -55,6 +55,7 @@ KEYS = {
     "train": (TRAINING | {"method", "teacher", "student_steps", "guidance"}, {"method", "steps", "batch_size"}),
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
+    "exact": (exact.KEYS, {"samplers"}),
 }
 
 
@@ -74,12 +75,17 @@ def check(context: Context) -> None:
             raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
         allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
         configs.check_keys(block, allowed | {"kind"}, required, where)
-        references = [block[k] for k in ("teacher", "init") if block.get(k)]
+        references = [block[k] for k in ("teacher", "init") if block.get(k) not in (None, exact.ORACLE)]
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values()]
             references += [block.get("classifier", evaluation.CLASSIFIER)]
+        elif block["kind"] == "exact":
+            exact.check(block, config, where)
+            references += [s["weights"] for s in block["samplers"].values() if s["weights"] != exact.ORACLE]
         elif block["kind"] == "train":
+            if block.get("teacher") == exact.ORACLE:
+                exact.source_of(config, "train", f"{where}.teacher")
             plan(context, name, block)
         meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
         for reference in references:
@@ -109,10 +115,13 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             raise ConfigError(f"{where}.student_steps must halve from round to round, as [8, 4, 2, 1], got {rounds}")
         if not block.get("teacher"):
             raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
-        if block.get("guidance", 1.0) != 1.0 and not network.num_classes:
-            raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     elif rounds:
         raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
+    if block.get("guidance", 1.0) != 1.0:
+        if not block.get("teacher"):
+            raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
+        if not network.num_classes or block["teacher"] == exact.ORACLE:
+            raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     return definition, network, method, rounds
 
 
@@ -137,14 +146,20 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     }
     key = context.key(name)
     frozen = {}
-    start = block.get("init") or block.get("teacher")
+    teacher = block.get("teacher")
+    start = block.get("init") or (None if teacher == exact.ORACLE else teacher)
     params = definition.init(jax.random.fold_in(key, 2**31 - 1)) if not start else load_fitting(context, start, record)
-    if block.get("teacher"):
-        frozen["teacher"] = load_fitting(context, block["teacher"], record)
+    if teacher == exact.ORACLE:
+        # The exact denoiser, a function with its weights as leaves, like any other teacher an argument of the program.
+        frozen["teacher"] = source.oracle.denoiser(network.schedule)
+    elif teacher:
+        frozen["teacher"] = load_fitting(context, teacher, record)
     # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
     hyper = {"learning_rate_scale": 1.0}
+    if teacher:
+        hyper["guidance"] = float(block.get("guidance", 1.0))
     if rounds:
-        hyper |= {"steps": float(rounds[0]), "guidance": float(block.get("guidance", 1.0))}
+        hyper["steps"] = float(rounds[0])
     state = method.init(key, jax.tree.map(jnp.asarray, params))
     run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
     finish_training(context, name, block, run, source, key, record)
@@ -264,4 +279,5 @@ KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | No
     "train": run_train,
     "classifier": run_classifier,
     "evaluate": evaluation.run,
+    "exact": exact.run,
 }

@@ -15,6 +15,7 @@ __all__ = ["KINDS", "Batches", "Source", "build"]
 KINDS = {
     "moving_digits": ("experiments.data.moving_digits", "MovingDigits"),
     "tfds": ("experiments.data.tfds_source", "TFDSVideos"),
+    "exact": ("experiments.data.exact", "Exact"),
     "video_folder": ("experiments.data.video_folder", "VideoFolder"),
 }
 

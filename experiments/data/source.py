@@ -76,18 +76,20 @@ def check_index(index: int, length: int) -> int:
 
 
 def check_example(example: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-    """Returns `example` if it is `dict(video=uint8 source.shape, label=int32 [])`, the label a class or 0.
+    """Returns `example` if it is `dict(video=uint8 source.shape, label=int32 [])`, the label a class or 0; a source that has
+    `video_dtype` gives videos of that.
 
     Raises ValueError naming the source, what was expected and what came: the keys, the frame count, the
     shape, the dtype or the label.
     """
-    wrong = _mismatch(example, tuple(source.shape), max(source.num_classes, 1))
+    dtype = getattr(source, "video_dtype", np.uint8)
+    wrong = _mismatch(example, tuple(source.shape), max(source.num_classes, 1), dtype)
     if wrong:
         raise ValueError(f"{source!r}: {wrong}")
     return example
 
 
-def _mismatch(example: Mapping[str, Any], shape: tuple[int, ...], labels: int) -> str:
+def _mismatch(example: Mapping[str, Any], shape: tuple[int, ...], labels: int, dtype: Any) -> str:
     """What was expected and what came, or '' if the example is as it should be."""
     if set(example) != {"video", "label"}:
         return f"expected the keys video and label, got {', '.join(sorted(example))}"
@@ -96,8 +98,8 @@ def _mismatch(example: Mapping[str, Any], shape: tuple[int, ...], labels: int) -
         return f"expected clips of {shape[0]} frames, got one of {video.shape[0]} frames"
     if video.shape != shape:
         return f"expected a video of shape {shape}, got {video.shape}"
-    if video.dtype != np.uint8:
-        return f"expected a uint8 video, got {video.dtype}"
+    if video.dtype != dtype:
+        return f"expected a {np.dtype(dtype)} video, got {video.dtype}"
     if label.shape != () or label.dtype != np.int32:
         return f"expected a scalar int32 label, got {label.dtype} of shape {label.shape}"
     return "" if 0 <= label < labels else f"expected a label below {labels}, got {label}"

@@ -1,0 +1,183 @@
+"""The `exact` stage: samples of data whose law is known, held against the truth.
+
+From the same noise every sampler is compared with the exact probability flow (its error is an error of the map), and its
+samples with the law (Wasserstein distance; modes kept). The exact denoiser, as `oracle`, is a sampler like any other, so a
+student stands beside a perfect teacher at the same number of steps.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+
+from diffusion import oracles, sampling, schedules
+from experiments import config as configs
+from experiments import evaluation, tables, weights
+from experiments.config import ConfigError
+from experiments.data.exact import Exact
+
+ORACLE = "oracle"
+KEYS = {"samplers", "num_clips", "bootstrap"}
+SAMPLER_KEYS = {"weights", "steps", "solver", "grid"}
+RTOL = 1e-7
+"""Of the exact flow: far below any sampler's error."""
+
+Points = Float[np.ndarray, "n d"]
+
+
+def source_of(config: Mapping[str, Any], split: str, where: str) -> Exact:
+    """The config's data, if its law is known; else a ConfigError that names what wants it."""
+    source = configs.source(config, split)
+    if not isinstance(source, Exact):
+        raise ConfigError(
+            f"{where} needs data whose law is known: config.data.kind 'exact', got {config['data']['kind']!r}"
+        )
+    return source
+
+
+def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Names and keys of every sampler, before any work."""
+    source_of(config, "test", where)
+    if not block["samplers"]:
+        raise ConfigError(f"{where}.samplers is empty")
+    for name, sampler in block["samplers"].items():
+        configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, f"{where}.samplers.{name}")
+        parts = {k: sampler[k] for k in ("solver", "grid") if k in sampler}
+        tables.check(parts, sampler["steps"], configs.schedule(config), f"{where}.samplers.{name}")
+
+
+def run(context, name: str, block: Mapping[str, Any]) -> None:
+    """Samples, measures and reports: report.json, report.md and a picture in the stage's folder."""
+    where, folder = f"config.stages.{name}", context.workdir / name
+    source = source_of(context.config, "test", where)
+    schedule, n = configs.schedule(context.config), block.get("num_clips", 1024)
+    key = context.key(name)
+    noise = np.asarray(jax.random.normal(key, (n, *source.shape)), np.float64)
+    start, end = schedule.logsnr_start, schedule.logsnr_end
+    x = noise * np.hypot(schedule.alpha(start), schedule.sigma(start))
+    flow = oracles.probability_flow(source.oracle.denoiser(schedule), x, schedule, start, end, RTOL) / schedule.alpha(
+        end
+    )
+    law = source.clips[:n]
+    rows, drawn = {}, {"exact flow": flow}
+    for row, sampler in block["samplers"].items():
+        drawn[row], calls = draw(
+            context, source, schedule, sampler, x, key, f"{where}.samplers.{row}", folder / "tables"
+        )
+        rows[row] = {"calls": calls, **measure(drawn[row], flow, source, block.get("bootstrap", 100))}
+        print(f"{name}: {row}: " + ", ".join(f"{k} {text(v)}" for k, v in rows[row].items()), flush=True)
+    floor = measure(law, flow, source, block.get("bootstrap", 100))
+    rows = {"fresh draws": {"calls": None, **floor}, **rows}
+    result = {"law": source.name, "clips": n, "samplers": block["samplers"], "metrics": rows}
+    configs.write_json(folder / "report.json", result)
+    configs.write_json(context.workdir / "report.json", result)
+    lines = ["| | " + " | ".join(floor) + " | calls |", "|---" * (len(floor) + 2) + "|"]
+    lines += [f"| {row} | " + " | ".join(text(v[k]) for k in (*floor, "calls")) + " |" for row, v in rows.items()]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    picture(folder / "samples.png", {"fresh draws": law, **drawn})
+    print("\n".join(lines), f"\npicture: {folder / 'samples.png'}", flush=True)
+
+
+def draw(context, source, schedule: schedules.Schedule, sampler, x, key, where, folder) -> tuple[np.ndarray, int]:
+    """(samples from the noise x, calls)."""
+    block = {k: sampler[k] for k in ("solver", "grid") if k in sampler}
+
+    def table_for(denoise: Callable):
+        return tables.make(block, sampler["steps"], schedule, where, tables.Model(denoise, source.shape, key), folder)
+
+    if sampler["weights"] == ORACLE:
+        denoise = source.oracle.denoiser(schedule)
+        table = table_for(denoise)
+    else:
+        params, network, record = evaluation.load_network(weights.find(sampler["weights"], context.workdir))
+        weights.check_fits(record, {"schedule": schedules.record(schedule), "shape": list(source.shape)}, where)
+        table = table_for(evaluation.classes_in_turn(network, params, 1.0))
+        denoise = evaluation.denoiser(network, params, None, 1.0, table.target is not None)
+    drawn = sampling.sample(denoise, table, jnp.asarray(x, jnp.float32), key)
+    return np.asarray(drawn, np.float64) / schedule.alpha(schedule.logsnr_end), table.nfe
+
+
+def measure(drawn, flow, source: Exact, bootstrap: int) -> dict[str, Any]:
+    """Wasserstein distance to the law, error of the map, and, where the law has modes, the share of them kept.
+
+    Each as [value, low, high], the 95 % interval over resampled clips.
+    """
+    drawn, flow = (np.reshape(part, (len(part), -1)).astype(np.float64) for part in (drawn, flow))
+    error = np.sqrt(((drawn - flow) ** 2).mean(-1))
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, len(error), len(error)) for _ in range(bootstrap)]
+    measures = {
+        "wasserstein": lambda rows: wasserstein(drawn[rows], flow[rows]),
+        "flow_map_rmse": lambda rows: float(np.sqrt(np.mean(error[rows] ** 2))),
+        "flow_map_median": lambda rows: float(np.median(error[rows])),
+    }
+    if source.name == "eight_mode_ring":
+        measures["modes"] = lambda rows: modes_kept(drawn[rows])
+    everything = np.arange(len(error))
+    result = {}
+    for name, function in measures.items():
+        # An assignment of a thousand points takes a while: ten resamples give its interval.
+        resampled = [function(rows) for rows in draws[: 10 if name == "wasserstein" else None]]
+        result[name] = [function(everything), *np.quantile(resampled, [0.025, 0.975]).tolist()]
+    return result
+
+
+def wasserstein(drawn: Points, flow: Points) -> float:
+    """The 2-Wasserstein distance between samples and the exact flow's samples from the same noise, in units of the data.
+
+    Those are draws of the law, and what both owe to the draw of the noise cancels: the exact flow's own distance is 0, and
+    that of a sampler that adds noise of its own has a floor, which fresh draws of the law show. On the line by order, in
+    the plane by the best assignment, beyond it between the Gaussians of the same moments.
+    """
+    if drawn.shape[1] == 1:
+        return float(np.sqrt(np.mean((np.sort(drawn[:, 0]) - np.sort(flow[:, 0])) ** 2)))
+    if drawn.shape[1] == 2:
+        cost = ((drawn[:, None] - flow[None]) ** 2).sum(-1)
+        return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
+    return oracles.wasserstein_gaussian(np.cov(drawn.T), np.cov(flow.T), drawn.mean(0), flow.mean(0))
+
+
+def modes_kept(points: Points, radius: float = 2.0, std: float = 0.1, count: int = 8) -> float:
+    """How many of the ring's modes hold at least a third of their share of the points, within four standard deviations."""
+    angles = np.arange(count) * 2 * np.pi / count
+    centres = radius * np.stack([np.cos(angles), np.sin(angles)], -1)
+    near = np.linalg.norm(points[:, None] - centres[None], axis=-1) < 4 * std
+    return float((near.mean(0) >= 1 / (3 * count)).sum())
+
+
+def text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return f"{value[0]:.3g} ({value[1]:.3g} to {value[2]:.3g})"
+    return str(value)
+
+
+def picture(path: pathlib.Path, sets: Mapping[str, np.ndarray]) -> None:
+    """A panel for each set of samples: a histogram on the line, points in the plane, clips over time."""
+    columns = min(5, len(sets))
+    rows = -(-len(sets) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 2.4 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (name, clips) in zip(axes.ravel(), sets.items(), strict=False):
+        points = np.reshape(clips, (len(clips), -1))
+        if points.shape[1] == 1:
+            axis.hist(points[:, 0], bins=60, range=(-6, 6), density=True)
+        elif points.shape[1] == 2:
+            axis.plot(*points.T, ".", markersize=1.5, alpha=0.5)
+            axis.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+        else:
+            axis.plot(points[:24].T, linewidth=0.8)
+        axis.set_title(name, fontsize=8)
+    for axis in axes.ravel()[len(sets) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,112 @@
+"""Data whose law is known, and the stage that holds samplers against it."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import config as configs
+from experiments import data, exact, run
+from experiments.data.exact import LAWS, Exact
+
+
+@pytest.mark.parametrize("name", sorted(LAWS))
+def test_clips_are_draws_of_the_law_and_pure_functions_of_their_index(name):
+    one, two = Exact(name, size=20000), Exact(name, size=20000)
+    np.testing.assert_array_equal(one[7]["video"], two[7]["video"])
+    assert one[7]["video"].shape == one.shape and one[7]["video"].dtype == np.float32
+    assert not np.array_equal(one[0]["video"], Exact(name, size=20000, split="test")[0]["video"])
+    flat = one.clips.reshape(len(one), -1)
+    # Mean and covariance in closed form: of two modes, of a ring, of the process.
+    expected = {
+        "a1d": ([0.4], [[1 + 4 - 0.4**2]]),
+        "eight_mode_ring": ([0, 0], (2.0**2 / 2 + 0.1**2) * np.eye(2)),
+        "gaussian_process": (np.zeros(8), np.exp(-(np.subtract.outer(range(8), range(8)) ** 2) / 8) + 0.01 * np.eye(8)),
+    }[name]
+    np.testing.assert_allclose(flat.mean(0), expected[0], atol=0.06)
+    np.testing.assert_allclose(np.cov(flat.T).reshape(np.shape(expected[1])), expected[1], atol=0.09)
+
+
+def test_batches_of_float_clips_are_read():
+    batch = next(data.Batches(Exact("eight_mode_ring", size=64), 16))
+    assert batch["video"].shape == (16, 1, 1, 1, 2) and batch["video"].dtype == np.float32
+
+
+def test_the_wasserstein_distance_of_known_moves():
+    rng = np.random.default_rng(0)
+    for d in (1, 2, 5):
+        points = rng.standard_normal((200, d))
+        assert exact.wasserstein(points, points) == pytest.approx(0, abs=1e-6)
+        # A shift is the optimal transport between a set and itself shifted; the order of points doesn't matter.
+        assert exact.wasserstein(rng.permutation(points + 0.3), points) == pytest.approx(0.3 * np.sqrt(d), rel=1e-6)
+    # Two halves that only swap places cost nothing, though every point is far from its own.
+    pair = np.repeat([[-2.0, 0.0], [2.0, 0.0]], 50, axis=0)
+    assert exact.wasserstein(-pair, pair) == pytest.approx(0, abs=1e-9)
+
+
+def test_modes_are_counted():
+    angles = np.arange(8) * np.pi / 4
+    centres = 2 * np.stack([np.cos(angles), np.sin(angles)], -1)
+    assert exact.modes_kept(np.repeat(centres, 10, 0)) == 8
+    assert exact.modes_kept(np.repeat(centres[:5], 10, 0)) == 5
+    assert exact.modes_kept(np.zeros((100, 2))) == 0
+
+
+def config_of(name, samplers):
+    config = ConfigDict(dict(seed=0, data=dict(kind="exact", name=name, size=2048), schedule=dict(kind="vp_cosine")))
+    config.stages = ConfigDict(dict(exact=dict(kind="exact", num_clips=256, bootstrap=20, samplers=samplers)))
+    return config
+
+
+def start(tmp_path, config):
+    path = tmp_path / "config.py"
+    text = f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    path.write_text(text)
+    return run.main(["run", f"--config={path}", f"--workdir={tmp_path / 'run'}"])
+
+
+def test_the_stage_measures_what_is_known(tmp_path):
+    """On the Gaussian process DDIM's error falls with its steps at first order, and a better sampler stands below it."""
+    samplers = {f"ddim_{n}": dict(weights="oracle", steps=n) for n in (1, 32, 64)}
+    samplers["best_16"] = dict(weights="oracle", steps=16, solver="best")
+    assert not start(tmp_path, config_of("gaussian_process", samplers))
+    report = configs.read_json(tmp_path / "run" / "report.json")["metrics"]
+    error = {row: report[row]["flow_map_rmse"][0] for row in samplers}
+    # With one call every sample is the mean, 0: the error is the spread of the law, of trace 1.01 a frame.
+    assert error["ddim_1"] == pytest.approx(np.sqrt(1.01), rel=0.1)
+    assert error["ddim_32"] / error["ddim_64"] == pytest.approx(2, rel=0.2)
+    assert error["best_16"] < 0.1 * error["ddim_64"]
+    low, high = report["ddim_64"]["wasserstein"][1:]
+    assert low <= report["ddim_64"]["wasserstein"][0] <= high
+    assert (tmp_path / "run" / "exact" / "samples.png").stat().st_size > 5000
+    assert list((tmp_path / "run" / "exact" / "tables").glob("best_16_*.npz"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(samplers=dict(a=dict(weights="oracle", steps=0))), "0"),
+        (dict(samplers=dict(a=dict(weights="oracel", steps=1))), "refers to 'oracel'"),
+        (dict(samplers=dict(a=dict(weights="oracle", stps=1))), "did you mean 'steps'"),
+        (dict(samplers=dict()), "empty"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, change, message):
+    config = config_of("a1d", dict(a=dict(weights="oracle", steps=1)))
+    config.stages.exact.samplers = ConfigDict(change["samplers"])
+    assert start(tmp_path, config) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+
+
+def test_an_exact_teacher_needs_an_exact_law(tmp_path, capsys):
+    config = config_of("a1d", dict(a=dict(weights="oracle", steps=1)))
+    config.data = ConfigDict(dict(kind="moving_digits", size=16, frames=8))
+    assert start(tmp_path, config) == 2
+    assert "law is known" in capsys.readouterr().err
+
+
+def test_an_unknown_law_is_refused():
+    with pytest.raises(KeyError, match="did you mean 'a1d'"):
+        Exact("a2d")
+    assert jax.tree.leaves(Exact("a1d").oracle)
