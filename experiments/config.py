@@ -155,12 +155,14 @@ def optimiser(block: Mapping[str, Any], steps: int, where: str):
     )
 
 
-def method(name: str, options: Mapping[str, Any], network: Network, optimiser: Any, where: str):
-    """The Method of a train stage; a law of noise levels and a weight are given by name."""
+def method(name: str, options: Mapping[str, Any], network: Network, optimiser: Any, steps: int, where: str):
+    """The Method of a train stage of `steps` steps; a law of noise levels and a weight are given by name."""
     constructor = choose(name, METHODS, f"{where}.method")
     options = dict(options)
     parameters = inspect.signature(constructor).parameters
     check_keys(options, [k for k in parameters if k not in ("network", "optimiser")], (), f"{where}.options")
+    if "total_steps" in parameters:
+        options.setdefault("total_steps", steps)
     if "law" in parameters:
         law = options.get("law", "uniform_time")
         needs = {"schedule": network.schedule} if _takes_schedule(law) else {}

@@ -108,7 +108,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
     definition, network = configs.network(context.config)
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
-    method = configs.method(block["method"], block.get("options", {}), network, optimiser, where)
+    method = configs.method(block["method"], block.get("options", {}), network, optimiser, block["steps"], where)
     rounds = block.get("student_steps", [])
     if method.next is not None:
         if not rounds or any(a != 2 * b for a, b in zip(rounds[:-1], rounds[1:], strict=True)) or min(rounds) < 1:
