@@ -195,8 +195,8 @@ def section(folder: pathlib.Path) -> str:
 
 This shows what few calls of the denoiser are worth{beside}: the error against the probability flow
 from the same {NOISES} noises, VP linear (DDPM's 1000 betas). Runs start at s = 157.4 and end at s = .01, or at clean data
-where a library's sampler always goes there: each is held against the truth of its own interval. On `b2d` a few trajectories end in
-another mode and rule the RMSE; the median tells the accuracy.
+where a library's sampler always goes there: each is held against the truth of its own interval. On `b2d` a few trajectories
+end in another mode and rule the RMSE; the median tells the accuracy.
 
 Every cell is a sampler's best grid: of ours uniform time, uniform log-SNR and Karras, of diffusers the default, Karras,
 exponential, beta and Lu where there is such a switch (DDIM: trailing), of k-diffusion Karras and exponential. Only *best* and
