@@ -104,7 +104,9 @@ def phase(
         key_problem, key_dropout = jax.random.split(key)
         problem = objective(state, frozen, batch, key_problem, hyper)
         key_dropout = key_dropout if problem.dropout is None else problem.dropout
-        (value, (error, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, problem, key_dropout)
+        (value, (error, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params, problem, key_dropout
+        )
         update, opt = optimiser.update(gradient, state.opt, state.params)
         update = jax.tree.map(lambda u: u * hyper["learning_rate_scale"], update)
         params = optax.apply_updates(state.params, update)

@@ -215,7 +215,7 @@ This shows the order of every deterministic solver as measured: the slope of log
 the Gaussian-process video (8 frames of 2 x 2, its truth in closed form), and on `b2d` the median of the samples' own errors.
 *order* is that of the method; with a corrector, it is one more than its predictor's. Multistep solvers begin, and below 50
 steps may end, with lower orders, so a fit may lie on either side. DPM-Solver-v3 has statistics of each denoiser, estimated at
-32 levels by 8 probes (with the default 128 levels and one probe the statistics are noisy, and on the video the third order shows
+32 levels by 8 probes (by default 128 levels and one probe: noisier, and on the video the third order then shows
 as 1.8 to 2.4). The figure is over steps; a step of some solvers costs two or three calls.
 
 {page.table(header, rows(found, SOLVERS))}

@@ -1,0 +1,342 @@
+"""The consistency family as methods: each is a choice of the parts in `consistency` with a paper's numbers.
+
+`solver`, `metric` and `target` are names here, for configs. `boundary`: the log-SNR that points are mapped to; None is the
+schedule's clean end. per_frame: an independent pair of levels for every frame. Students of a teacher need
+frozen["teacher"], and hyper["guidance"] where it is guided.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffusion import clocks, levels
+from diffusion.schedules import Schedule
+from distill import pairs as pairings
+from distill import regression
+from distill.consistency import (
+    METRICS,
+    TARGETS,
+    addim,
+    check_range,
+    choice,
+    euler,
+    heun,
+    inverse_gap,
+    objective,
+    pseudo_huber,
+)
+from distill.inputs import Network
+from distill.method import Method
+from distill.pairs import noise_ratio
+
+
+def method(
+    network: Network,
+    construct: Callable[..., regression.Problem],
+    optimiser: optax.GradientTransformation,
+    *,
+    ema: float,
+    metric: Callable[[Array, Array], Array],
+) -> Method:
+    """An objective as a `Method` with the one phase `train`."""
+    train = regression.phase(network, construct, optimiser, ema=ema, metric=metric)
+    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
+
+
+def consistency_distillation(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    solver: str = "heun",
+    num_levels: int = 18,
+    metric: str = "squared",
+    target: str = "student",
+    rho: float = 7.0,
+    boundary: float | None = None,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Consistency distillation (Song et al. 2023, algorithm 2): one teacher step on Karras' grid of `num_levels`.
+
+    The numbers are those of CIFAR-10, with the target weights the student's own; target="ema" takes the averaged ones, and
+    `ema` is then the paper's mu. boundary: None is the schedule's clean end.
+    """
+    boundary = _boundary(network.schedule, boundary)
+    _at_least("num_levels", num_levels, 2)
+    clock = clocks.Karras(noise_ratio(boundary), noise_ratio(network.schedule.logsnr_start), rho)
+    construct = objective(
+        network,
+        pairs=pairings.neighbours(clock.logsnr, lambda step, hyper: num_levels - 1),
+        solver=choice(solver, {"euler": euler, "heun": heun}, "solver"),
+        target=choice(target, TARGETS, "target"),
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+
+
+def consistency_training(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    total_steps: int,
+    s0: int = 2,
+    s1: int = 150,
+    metric: str = "squared",
+    target: str = "student",
+    rho: float = 7.0,
+    boundary: float | None = None,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Consistency training (Song et al. 2023, algorithm 3): no teacher, grids from s0 to s1 + 1 levels.
+
+    The target weights are the student's own, not an average with a schedule of its own: with an average the objective isn't
+    that of a consistency model in the limit (Song & Dhariwal 2023, section 3.2).
+    """
+    boundary = _boundary(network.schedule, boundary)
+    _at_least("total_steps", total_steps, 1)
+    clock = clocks.Karras(noise_ratio(boundary), noise_ratio(network.schedule.logsnr_start), rho)
+    construct = objective(
+        network,
+        pairs=pairings.neighbours(clock.logsnr, lambda step, hyper: pairings.ct_intervals(step, total_steps, s0, s1)),
+        solver=None,
+        target=choice(target, TARGETS, "target"),
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+
+
+def improved(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    total_steps: int,
+    s0: int = 10,
+    s1: int = 1280,
+    mean: float = -1.1,
+    std: float = 2.0,
+    metric: str = "huber",
+    boundary: float | None = None,
+    ema: float = 0.9999,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Improved consistency training, iCT (Song & Dhariwal 2023, arXiv 2310.14189): doubling grids, log-normal levels,
+    pseudo-Huber, weight 1 / (s_{i+1} - s_i).
+    """
+    boundary = _boundary(network.schedule, boundary)
+    _at_least("total_steps", total_steps, 1)
+    construct = objective(
+        network,
+        pairs=pairings.ict(
+            network.schedule,
+            lambda step, hyper: pairings.ict_intervals(step, total_steps, s0, s1),
+            boundary,
+            mean,
+            std,
+        ),
+        solver=None,
+        weight=inverse_gap,
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+
+
+def easy(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    total_steps: int,
+    solver: str = "data",
+    stages: int = 8,
+    q: float = 2.0,
+    k: float = 8.0,
+    b: float = 1.0,
+    mean: float = -1.1,
+    std: float = 2.0,
+    metric: str = "norm",
+    boundary: float | None = None,
+    ema: float = 0.9999,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Easy consistency tuning, ECT (Geng et al. 2024, arXiv 2406.14548): from denoising, pairs close up in `stages`.
+
+    Begin with a trained denoiser. solver: "data", or "euler" or "heun" for a teacher's step.
+    """
+    boundary = _boundary(network.schedule, boundary, finite=solver == "heun")
+    _at_least("total_steps", total_steps, 1)
+    each = max(1, total_steps // _at_least("stages", stages, 1))
+    construct = objective(
+        network,
+        pairs=pairings.easy(
+            network.schedule,
+            levels.edm_lognormal(mean, std),
+            lambda step: jnp.minimum(step // each, stages - 1),
+            boundary,
+            q=q,
+            k=k,
+            b=b,
+        ),
+        solver=choice(solver, {"data": None, "euler": euler, "heun": heun}, "solver"),
+        weight=inverse_gap,
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+
+
+def latent(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    guidance_range: tuple[float, float] | None = (3.0, 15.0),
+    steps: int = 50,
+    huber: float = 1e-3,
+    target: str = "ema",
+    boundary: float | None = None,
+    ema: float = 0.95,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Latent consistency, LCM (Luo et al. 2023, arXiv 2310.04378): one DDIM step of a grid uniform in time, by a guided
+    teacher whose g the student is told as cond["guidance"]. The paper's w is g - 1, in [2, 14].
+
+    guidance_range: None fixes g at hyper["guidance"], and the student needs no input for it. huber: c of an element's error.
+    """
+    boundary = _boundary(network.schedule, boundary)
+    _at_least("steps", steps, 1)
+    construct = objective(
+        network,
+        pairs=pairings.neighbours(pairings.uniform_clock(network.schedule, boundary), lambda step, hyper: steps),
+        solver=euler,
+        target=choice(target, TARGETS, "target"),
+        guidance_range=check_range(network, guidance_range),
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=pseudo_huber(huber, axes=None))
+
+
+def multistep(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    weight: Callable[[Array], Array],
+    segments: int = 4,
+    total_steps: int,
+    solver: str = "addim",
+    eta: float | None = None,
+    first: int = 64,
+    last: int = 1280,
+    huber: float = 1e-4,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Multistep consistency (Heek et al. 2024, arXiv 2403.06807): consistent within each of `segments` parts of the time,
+    sampled by DDIM with as many steps. solver: "addim" (`eta` as there), "euler", "heun", or "data" for training.
+
+    The steps of the fine grid grow from `first` to `last` in the first half. weight: of the norm of the x0 error (SNR + 1).
+    """
+    _at_least("total_steps", total_steps, 1)
+    _at_least("segments", segments, 1)
+
+    def intervals(step, hyper):
+        fine = pairings.annealed_steps(step, total_steps // 2, first, last)
+        return jnp.maximum(jnp.round(fine / segments), 1.0)
+
+    clock = pairings.uniform_clock(network.schedule, network.schedule.logsnr_end)
+    construct = objective(
+        network,
+        pairs=pairings.neighbours(clock, intervals, lambda step, hyper: segments),
+        solver=choice(solver, {"addim": addim(eta), "euler": euler, "heun": heun, "data": None}, "solver"),
+        weight=lambda here, there: weight(here),
+        compare_denoised=True,
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=pseudo_huber(huber, axes=2 if per_frame else 1))
+
+
+def truncated(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    cut: float = 0.0,
+    solver: str = "data",
+    probability: float = 0.25,
+    at_cut: float = 0.1,
+    limit: float = 0.999,
+    k: float = 8.0,
+    b: float = 1.0,
+    scale: float = 0.2,
+    df: float = 0.01,
+    metric: str = "norm",
+    boundary: float | None = None,
+    ema: float = 0.9999,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Method:
+    """Truncated consistency, TCM (Lee et al. 2024, arXiv 2410.14895), the second stage: trained at levels noisier than
+    `cut` only (a log-SNR, s = 1), where a finished consistency model, frozen["previous"], takes over as the target.
+
+    A share `probability` of the clips sits at the cut, with weight `at_cut`: it ties the student to that model, so that no
+    constant is a solution. Begin with the weights of frozen["previous"]. At levels cleaner than
+    the cut the student learns nothing: sample it at noisier ones.
+    """
+    schedule = network.schedule
+    boundary = _boundary(schedule, boundary, finite=solver == "heun")
+    if not schedule.logsnr_start < cut < boundary:
+        raise ValueError(
+            f"cut: expected a log-SNR between the noisy end {schedule.logsnr_start:g} and the boundary {boundary:g},"
+            f" got {cut}"
+        )
+    construct = objective(
+        network,
+        pairs=pairings.easy(
+            schedule,
+            pairings.truncated_law(schedule, cut, scale, df, probability),
+            lambda step: math.inf,
+            boundary,
+            k=k,
+            b=b,
+            limit=limit,
+        ),
+        solver=choice(solver, {"data": None, "euler": euler, "heun": heun}, "solver"),
+        weight=lambda here, there: jnp.where(here >= cut, at_cut, 1.0) * inverse_gap(here, there),
+        cut=cut,
+        label_dropout=label_dropout,
+        per_frame=per_frame,
+    )
+    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+
+
+def _boundary(schedule: Schedule, boundary: float | None, finite: bool = True) -> float:
+    """The boundary as a log-SNR, checked."""
+    if boundary is None:
+        return schedule.logsnr_end
+    if not schedule.logsnr_start < boundary or (finite and math.isinf(boundary)):
+        raise ValueError(
+            f"boundary: expected a {'finite ' if finite else ''}log-SNR above the schedule's noisy end"
+            f" {schedule.logsnr_start:g}, got {boundary}"
+        )
+    return float(boundary)
+
+
+def _metric(name: str, per_frame: bool) -> Callable[[Array, Array], Array]:
+    return choice(name, METRICS, "metric")(2 if per_frame else 1)
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if not value >= least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return value
