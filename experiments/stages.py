@@ -16,6 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from diffusion import schedules
+from distill import FORWARD, STUDENTS
 from experiments import config as configs
 from experiments import data, evaluation, exact, loop, weights
 from experiments import mesh as meshes
@@ -23,6 +24,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
+from models import JVP_KINDS, ModelDef, inherit
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 
@@ -52,7 +54,10 @@ TRAINING = {
     "log_every", "checkpoint_every", "tensorboard",
 }  # fmt: skip
 KEYS = {
-    "train": (TRAINING | {"method", "teacher", "student_steps", "guidance"}, {"method", "steps", "batch_size"}),
+    "train": (
+        TRAINING | {"method", "teacher", "previous", "student_steps", "guidance"},
+        {"method", "steps", "batch_size"},
+    ),
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
     "exact": (exact.KEYS, {"samplers"}),
@@ -75,7 +80,7 @@ def check(context: Context) -> None:
             raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
         allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
         configs.check_keys(block, allowed | {"kind"}, required, where)
-        references = [block[k] for k in ("teacher", "init") if block.get(k) not in (None, exact.ORACLE)]
+        references = [block[k] for k in ("teacher", "previous", "init") if block.get(k) not in (None, exact.ORACLE)]
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values()]
@@ -110,13 +115,29 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
     method = configs.method(block["method"], block.get("options", {}), network, optimiser, block["steps"], where)
     rounds = block.get("student_steps", [])
-    if method.next is not None:
+    if method.next is None and rounds:
+        raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
+    if block["method"] == "tract":
+        counts = list(block.get("options", {}).get("rounds", rounds))
+        if list(rounds) != counts[1:]:
+            raise ConfigError(
+                f"{where}.student_steps must be options.rounds after its first, {counts[1:]}, got {rounds}"
+            )
+    elif method.next is not None:
         if not rounds or any(a != 2 * b for a, b in zip(rounds[:-1], rounds[1:], strict=True)) or min(rounds) < 1:
             raise ConfigError(f"{where}.student_steps must halve from round to round, as [8, 4, 2, 1], got {rounds}")
-        if not block.get("teacher"):
-            raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
-    elif rounds:
-        raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
+    asks = block["method"] in STUDENTS or block.get("options", {}).get("solver") in ("euler", "heun", "addim")
+    if asks and not block.get("teacher"):
+        raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
+    if block["method"] == "truncated_consistency" and not block.get("previous"):
+        raise ConfigError(
+            f"{where} lacks the key 'previous': the finished consistency model that takes over at the cut"
+        )
+    if block["method"] in FORWARD and not definition.jvp:
+        raise ConfigError(
+            f"{where}: {block['method']} takes a forward derivative (jax.jvp), which config.model.attention "
+            f"{definition.attention!r} doesn't have; choose one of {', '.join(JVP_KINDS)}"
+        )
     if block.get("guidance", 1.0) != 1.0:
         if not block.get("teacher"):
             raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
@@ -148,16 +169,17 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     frozen = {}
     teacher = block.get("teacher")
     start = block.get("init") or (None if teacher == exact.ORACLE else teacher)
-    params = definition.init(jax.random.fold_in(key, 2**31 - 1)) if not start else load_fitting(context, start, record)
+    initial = jax.random.fold_in(key, 2**31 - 1)
+    params = load_fitting(context, start, definition, record, initial) if start else definition.init(initial)
     if teacher == exact.ORACLE:
         # The exact denoiser, a function with its weights as leaves, like any other teacher an argument of the program.
         frozen["teacher"] = source.oracle.denoiser(network.schedule)
     elif teacher:
-        frozen["teacher"] = load_fitting(context, teacher, record)
+        frozen["teacher"] = load_fitting(context, teacher, definition, record, initial)
+    if block.get("previous"):
+        frozen["previous"] = load_fitting(context, block["previous"], definition, record, initial)
     # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
-    hyper = {"learning_rate_scale": 1.0}
-    if teacher:
-        hyper["guidance"] = float(block.get("guidance", 1.0))
+    hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     if rounds:
         hyper["steps"] = float(rounds[0])
     state = method.init(key, jax.tree.map(jnp.asarray, params))
@@ -234,13 +256,27 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
         checkpoints.close()
 
 
-def load_fitting(context: Context, reference: str, expected: Mapping[str, Any]) -> Any:
-    """Weights by reference, refused by name if their record doesn't fit the stage that wants them."""
+def load_fitting(
+    context: Context, reference: str, definition: ModelDef, expected: Mapping[str, Any], key: jax.Array
+) -> Any:
+    """Weights by reference, refused by name if their record doesn't fit the stage that wants them.
+
+    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before.
+    """
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
+
+    def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
+        model = {k: v for k, v in record["model"].items() if k != "cond"} if "model" in record else None
+        return {**record, "model": model}
+
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
-    weights.check_fits(record, {k: expected[k] for k in keys}, f"{reference} ({path})")
-    return jax.tree.map(jnp.asarray, params)
+    expected = without_inputs({k: expected[k] for k in keys})
+    weights.check_fits(without_inputs(record), expected, f"{reference} ({path})")
+    try:
+        return inherit(jax.tree.map(jnp.asarray, params), definition, key)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{reference} ({path}) does not fit: {error.args[0]}") from None
 
 
 def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:

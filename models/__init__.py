@@ -2,6 +2,6 @@
 
 from models.attention import ATTENTION, JVP_KINDS, require_jvp
 from models.builders import KINDS, build
-from models.definition import ModelDef, Params
+from models.definition import ModelDef, Params, inherit
 
-__all__ = ["ATTENTION", "JVP_KINDS", "KINDS", "ModelDef", "Params", "build", "require_jvp"]
+__all__ = ["ATTENTION", "JVP_KINDS", "KINDS", "ModelDef", "Params", "build", "inherit", "require_jvp"]

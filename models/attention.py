@@ -37,6 +37,8 @@ def fused(q: Heads, k: Heads, v: Heads) -> Heads:
 
 ATTENTION: dict[str, Attention] = {"xla": plain, "checkpoint": jax.checkpoint(plain), "fused": fused}
 JVP_KINDS = ("xla", "checkpoint")
+NO_ATTENTION = "none"
+"""What a network without attention calls its kind."""
 
 
 def attention_kind(kind: str) -> Attention:

@@ -7,31 +7,37 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from models.attention import attention_kind
-from models.definition import ModelDef, define
+from models.attention import NO_ATTENTION, attention_kind
+from models.definition import INPUTS, ModelDef, define
 from models.dit import DiT
-from models.layers import Rngs
+from models.layers import LEVELS, Rngs
+from models.mlp import MLP
 from models.rope import axis_split
 from models.unet import UNet
 
 REQUIRED = ("kind", "shape", "num_classes")
+COMMON = {"attention": "xla", "cond": (), "level": "logsnr"}
+"""What every network may be told beside its kind's own options."""
 
 
 class Kind(NamedTuple):
-    """A kind of network: its options with their defaults, how to construct it, how to check them."""
+    """A kind of network: its options with their defaults, how to construct it, how to check them; has it attention?"""
 
     options: dict[str, Any]
     construct: Callable[[dict[str, Any], Rngs], nnx.Module]
     check: Callable[[dict[str, Any]], None]
+    attends: bool = True
 
 
 def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
     """The network that `config` describes.
 
     `config` (a dict or ConfigDict) has `kind`, `shape` (frames, height, width, channels), `num_classes` (0
-    for no conditioning), optionally `attention`, and any of the kind's own options. The argument
-    `attention`, if given, takes the place of the config's; the params are the same for all kinds of
-    attention. Equal configs give the same ModelDef, so that what was compiled for one serves the other.
+    for no conditioning), and optionally `attention`, `cond` (names of further conditioning: "logsnr_to",
+    "guidance"), `level` ("logsnr" or "angle", how the level is embedded) and any of the kind's own options. The
+    argument `attention`, if given, takes the place of the config's; the params are the same for all kinds of
+    attention, and a network without any has no use for it. Equal configs give the same ModelDef, so that what
+    was compiled for one serves the other.
 
     Raises KeyError for an unknown or missing name, ValueError for a value that makes no network.
     """
@@ -45,14 +51,16 @@ def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
         known = ", ".join(KINDS)
         raise KeyError(f"unknown model kind {config['kind']!r}, expected one of {known}{_hint(config['kind'], KINDS)}")
     kind = KINDS[config["kind"]]
-    allowed = (*REQUIRED, "attention", *kind.options)
+    allowed = (*REQUIRED, *COMMON, *kind.options)
     for name in config:
         if name not in allowed:
             raise KeyError(f"unknown key {name!r} for a {config['kind']!r} model{_hint(name, allowed)}")
-    options = {"attention": "xla"} | kind.options | config
+    options = COMMON | kind.options | config
     if attention is not None:
         options["attention"] = attention
     attention_kind(options["attention"])
+    if not kind.attends:
+        options["attention"] = NO_ATTENTION
     _check_common(options)
     for name, default in kind.options.items():
         _check_option(name, options[name], default)
@@ -68,16 +76,20 @@ def _build(items: tuple[tuple[str, Any], ...]) -> ModelDef:
         functools.partial(KINDS[options["kind"]].construct, options),
         shape=options["shape"],
         num_classes=options["num_classes"],
+        inputs=options["cond"],
         attention=options["attention"],
         dropout=options["dropout"],
     )
 
 
 def _arguments(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """A module's arguments: those of `names` as they are, and what the common options mean to it."""
-    return {name: options[name] for name in names} | {
+    """A module's arguments: those of `names` as they are, and what the common options mean to every network."""
+    return {name: options[name] for name in (*names, "num_classes", "level")} | {"inputs": options["cond"]}
+
+
+def _video_arguments(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return _arguments(options, names) | {
         "channels": options["shape"][-1],
-        "num_classes": options["num_classes"],
         "attend": attention_kind(options["attention"]),
     }
 
@@ -129,9 +141,17 @@ DIT_OPTIONS = {
     "dtype": "float32",
 }
 
+MLP_OPTIONS = {"width": 128, "depth": 3, "dropout": 0.0, "dtype": "float32"}
+
 KINDS: dict[str, Kind] = {
-    "unet": Kind(UNET_OPTIONS, lambda o, rngs: UNet(rngs=rngs, **_arguments(o, UNET_OPTIONS)), _check_unet),
-    "dit": Kind(DIT_OPTIONS, lambda o, rngs: DiT(rngs=rngs, **_arguments(o, DIT_OPTIONS)), _check_dit),
+    "unet": Kind(UNET_OPTIONS, lambda o, rngs: UNet(rngs=rngs, **_video_arguments(o, UNET_OPTIONS)), _check_unet),
+    "dit": Kind(DIT_OPTIONS, lambda o, rngs: DiT(rngs=rngs, **_video_arguments(o, DIT_OPTIONS)), _check_dit),
+    "mlp": Kind(
+        MLP_OPTIONS,
+        lambda o, rngs: MLP(rngs=rngs, shape=o["shape"], **_arguments(o, MLP_OPTIONS)),
+        lambda o: None,
+        attends=False,
+    ),
 }
 
 
@@ -141,6 +161,13 @@ def _check_common(options: dict[str, Any]) -> None:
         raise ValueError(f"shape is (frames, height, width, channels), got {shape!r}")
     if not isinstance(classes, int) or classes < 0:
         raise ValueError(f"num_classes is the number of classes or 0 for none, got {classes!r}")
+    if not isinstance(options["cond"], tuple):
+        raise ValueError(f"cond is a tuple of names among {INPUTS}, got {options['cond']!r}")
+    for name in options["cond"]:
+        if name not in INPUTS:
+            raise ValueError(f"cond has names among {INPUTS}, got {name!r}{_hint(name, INPUTS)}")
+    if options["level"] not in LEVELS:
+        raise ValueError(f"level is one of {tuple(LEVELS)}, got {options['level']!r}{_hint(options['level'], LEVELS)}")
     if options["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', got {options['dtype']!r}")
 

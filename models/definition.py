@@ -12,10 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.attention import JVP_KINDS
+from models.attention import JVP_KINDS, NO_ATTENTION
 from models.layers import Normals
 
 Params = dict[str, Any]
+
+INPUTS = ("logsnr_to", "guidance")
+"""Conditioning that a model may be built to take; its weights stand under the same name at the top of the params."""
 
 
 class ModelDef(NamedTuple):
@@ -24,9 +27,14 @@ class ModelDef(NamedTuple):
     `init(key) -> params`: a nested dict of float32 arrays, with string keys and nothing else in it.
     `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x is [b, f, h, w, c], as is the
     prediction, in float32; logsnr is [], [b|1] or [b|1, f] (trailing ones allowed), of any value up to both
-    infinities; cond is a dict with some of `cond_keys`, or None; a label left out means "no class", as does
-    the index `num_classes`. `key` is the dropout key, needed when training with dropout.
-    `jvp`: whether this network can be differentiated forward (`jax.jvp`); its attention decides.
+    infinities; cond is a dict with some of `cond_keys`, or None. `key` is the dropout key, needed when training
+    with dropout.
+    cond_keys: "label", integers [b]; left out it means "no class", as does the index `num_classes`. "logsnr_to",
+    the level to jump to, shaped as a level; left out it is logsnr itself, a jump of no length, whose answer is the
+    denoiser's (Kim et al. 2023, consistency trajectory models, section 3.1). "guidance", the scale g, [] or [b];
+    left out it is 1, none.
+    `attention`: its kind, "none" where the network has none. `jvp`: whether this network can be differentiated
+    forward (`jax.jvp`), which its attention decides.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -45,15 +53,17 @@ def define(
     *,
     shape: tuple[int, int, int, int],
     num_classes: int,
+    inputs: tuple[str, ...],
     attention: str,
     dropout: float,
 ) -> ModelDef:
     """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
 
+    In cond the module finds all of `inputs`, of `INPUTS`: the level to jump to as [b|1, f], the scale as [b|1, 1].
     `key` is None unless dropout is to be applied. The module's structure is fixed here, once; its weights are
     never part of it.
     """
-    cond_keys = ("label",) if num_classes else ()
+    cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
     numbers = Normals()
     graph, blank = nnx.eval_shape(lambda: nnx.split(construct(numbers)))
     expected = _flat(_named(nnx.to_pure_dict(blank)))
@@ -75,7 +85,7 @@ def define(
         x = jnp.asarray(x)
         _check_clip(x, shape)
         level = frame_level(logsnr, x.shape[0], x.shape[1])
-        cond = _checked_cond(cond, cond_keys, x.shape[0])
+        cond = _checked_cond(cond, cond_keys, level, *x.shape[:2])
         _check_params(params, expected)
         if train and dropout and key is None:
             raise ValueError(f"training with dropout {dropout} needs a key: apply(..., key=key, train=True)")
@@ -83,7 +93,21 @@ def define(
         nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
         return nnx.merge(graph, state)(x, level, cond, key if train and dropout else None)
 
-    return ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, attention in JVP_KINDS)
+    jvp = attention in (NO_ATTENTION, *JVP_KINDS)
+    return ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp)
+
+
+def inherit(params: Params, definition: ModelDef, key: PRNGKeyArray) -> Params:
+    """The weights of a network without some of `INPUTS`, completed for one that takes them: a student from its teacher.
+
+    What is missing comes from init(key), where the new paths end in zeros: the student's answers are the teacher's,
+    whatever it is told to jump to or to be guided by. Nothing else may differ: KeyError and ValueError as in `apply`.
+    """
+    fresh = definition.init(key)
+    new = {name: fresh[name] for name in INPUTS if name in fresh and name not in params}
+    params = {**params, **new}
+    _check_params(params, _flat(fresh))
+    return params
 
 
 def frame_level(logsnr: Float[Array, "..."], batch: int, frames: int) -> Float[Array, "b f"]:
@@ -109,7 +133,10 @@ def _check_clip(x: Array, shape: tuple[int, int, int, int]) -> None:
         raise ValueError(f"this model takes clips [b, f, h, w, {shape[-1]}], got shape {x.shape}")
 
 
-def _checked_cond(cond: Mapping[str, Any] | None, keys: tuple[str, ...], batch: int) -> dict[str, Any]:
+def _checked_cond(
+    cond: Mapping[str, Any] | None, keys: tuple[str, ...], level: Float[Array, "b f"], batch: int, frames: int
+) -> dict[str, Any]:
+    """What the module gets: the known keys, checked, with the defaults of `INPUTS` filled in."""
     cond = dict(cond or {})
     unknown = [name for name in cond if name not in keys]
     if unknown:
@@ -119,6 +146,15 @@ def _checked_cond(cond: Mapping[str, Any] | None, keys: tuple[str, ...], batch: 
         if label.shape not in ((batch,), (1,)) or not jnp.issubdtype(label.dtype, jnp.integer):
             raise ValueError(f"cond['label'] is integers [{batch}], got {label.dtype} of shape {label.shape}")
         cond["label"] = label
+    if "logsnr_to" in keys:
+        target = cond.get("logsnr_to")
+        cond["logsnr_to"] = level if target is None else frame_level(target, batch, frames)
+    if "guidance" in keys:
+        scale = 1.0 if cond.get("guidance") is None else cond["guidance"]
+        scale = jnp.asarray(scale, jnp.float32)
+        if scale.shape not in ((), (1,), (batch,)):
+            raise ValueError(f"cond['guidance'] is [] or [{batch}], got shape {scale.shape}")
+        cond["guidance"] = scale.reshape(-1, 1)
     return {name: value for name, value in cond.items() if value is not None}
 
 

@@ -11,16 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention
-from models.layers import (
-    Embedding,
-    LevelEmbedding,
-    Linear,
-    Rngs,
-    dropout,
-    fan_in_normal,
-    modulate,
-    rms_normalise,
-)
+from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, rms_normalise
 from models.rope import grid_angles, rotate
 from models.unet import depth_to_space, space_to_depth
 
@@ -61,7 +52,7 @@ class Layers(nnx.Module):
         return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
 
 
-class DiT(nnx.Module):
+class DiT(Conditioned):
     """Patches of 1 x `patch` x `patch`, `depth` blocks of `width` channels; predicts zero at initialisation.
 
     `scan` runs the blocks as one scanned block, which keeps compile time and code size flat in depth; the
@@ -72,6 +63,8 @@ class DiT(nnx.Module):
         self,
         channels: int,
         num_classes: int,
+        inputs: tuple[str, ...],
+        level: str,
         patch: int,
         width: int,
         depth: int,
@@ -84,10 +77,9 @@ class DiT(nnx.Module):
         dtype: str,
         rngs: Rngs,
     ):
+        super().__init__(width, num_classes, inputs, level, rngs)
         self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
-        self.level = LevelEmbedding(width, rngs)
-        self.label = Embedding(num_classes, width, rngs) if num_classes else None
         self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
         self.embed = Linear(channels * patch**2, width, rngs)
         self.layers = Layers(depth, width, head_dim, mlp_ratio, rngs)
@@ -97,10 +89,7 @@ class DiT(nnx.Module):
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
-        embedding = self.level(level)
-        if self.label is not None:
-            label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
-            embedding = embedding + label[:, None]
+        embedding = self.condition(level, cond)
         # float32, [b|1, f, 6, d]; each block adds its own table, which costs nothing per frame.
         modulation = self.modulation(jax.nn.silu(embedding))
         modulation = modulation.reshape(*modulation.shape[:2], 6, -1)

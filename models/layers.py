@@ -1,10 +1,11 @@
-"""The few layers that both networks are made of.
+"""The few layers that the networks are made of, and what they share of their conditioning.
 
 Parameters are float32; a layer computes in the dtype of what it is given, except for norms and the level
 embedding, which are always computed in float32.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -91,24 +92,75 @@ class Embedding(nnx.Module):
         return self.table[...][-1:]
 
 
-class LevelEmbedding(nnx.Module):
-    """Embeds a log-SNR per frame: clipped to +-20 (so infinite levels are legal), sinusoids, a two-layer MLP.
+def clipped_logsnr(logsnr: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The log-SNR within +-20, float32: infinite levels are legal.
+
+    At the limits the derivative is that of the inside; jnp.clip would halve it just where a trajectory begins.
+    """
+    level = logsnr.astype(jnp.float32)
+    return jnp.where(level < -LOGSNR_LIMIT, -LOGSNR_LIMIT, jnp.where(level > LOGSNR_LIMIT, LOGSNR_LIMIT, level))
+
+
+def angle(logsnr: Float[Array, "..."]) -> Float[Array, "..."]:
+    """arctan(sigma / alpha), from 0 at clean data to pi/2 at noise: the t of TrigFlow (Lu & Song 2024, section 3)."""
+    return jnp.arctan(jnp.exp(-clipped_logsnr(logsnr) / 2))
+
+
+# Coordinate of the level, lowest and highest frequency of its sinusoids. The lowest is monotone over the range. Of the
+# log-SNR the highest has a period of 3: fine enough to tell levels apart. The angle's are few and low, so that what
+# objectives in continuous time differentiate by it stays bounded (Lu & Song 2024, section 4.1).
+LEVELS: dict[str, tuple[Callable[[Array], Array], float, float]] = {
+    "logsnr": (clipped_logsnr, np.pi / (4 * LOGSNR_LIMIT), 2.0),
+    "angle": (angle, 0.5, 8.0),
+}
+
+
+class Sinusoids(nnx.Module):
+    """Sines and cosines of some numbers, then a two-layer MLP; `scale` is the gain of its last layer.
 
     Always float32: in bfloat16 neighbouring levels would be the same level.
     """
 
-    def __init__(self, width: int, rngs: Rngs, features: int = 32):
-        # From a wave that is monotone over the whole range to one of period 3: fine enough to tell levels
-        # apart, and smooth enough for objectives that differentiate by the level.
-        self.frequencies = tuple(np.geomspace(np.pi / (4 * LOGSNR_LIMIT), 2.0, features // 2).tolist())
-        self.hidden = Linear(2 * len(self.frequencies), width, rngs)
-        self.out = Linear(width, width, rngs)
+    def __init__(self, numbers: int, low: float, high: float, width: int, rngs: Rngs, scale: float = 1.0):
+        self.frequencies = tuple(np.geomspace(low, high, 16).tolist())
+        self.hidden = Linear(2 * numbers * len(self.frequencies), width, rngs)
+        self.out = Linear(width, width, rngs, scale)
 
-    def __call__(self, logsnr: Float[Array, "b f"]) -> Float[Array, "b f d"]:
-        level = jnp.clip(logsnr.astype(jnp.float32), -LOGSNR_LIMIT, LOGSNR_LIMIT)
-        angle = level[..., None] * jnp.asarray(self.frequencies, jnp.float32)
-        waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    def __call__(self, *numbers: Float[Array, "b f"]) -> Float[Array, "b f d"]:
+        angles = [x[..., None] * jnp.asarray(self.frequencies, jnp.float32) for x in jnp.broadcast_arrays(*numbers)]
+        waves = jnp.concatenate([wave(x) for x in angles for wave in (jnp.sin, jnp.cos)], axis=-1)
         return self.out(jax.nn.silu(self.hidden(waves)))
+
+
+class Conditioned(nnx.Module):
+    """A network's conditioning, one embedding per frame: the sum of its level's, its class's and its optional inputs'.
+
+    `inputs` may hold "logsnr_to", the level to jump to, and "guidance", a scale. Their paths end in zeros: at the start
+    they change nothing, so that a network with them and the weights of one without them gives the same answers.
+    """
+
+    def __init__(self, width: int, num_classes: int, inputs: tuple[str, ...], level: str, rngs: Rngs):
+        coordinate, low, high = LEVELS[level]
+        self.coordinate = coordinate
+        self.level = Sinusoids(1, low, high, width, rngs)
+        self.label = Embedding(num_classes, width, rngs) if num_classes else None
+        # It sees both levels: a jump is a matter of the distance between them.
+        self.logsnr_to = Sinusoids(2, low, high, width, rngs, scale=0.0) if "logsnr_to" in inputs else None
+        # Monotone up to a scale of 15.
+        self.guidance = Sinusoids(1, 0.1, 2.0, width, rngs, scale=0.0) if "guidance" in inputs else None
+
+    def condition(self, level: Float[Array, "b f"], cond: dict) -> Float[Array, "b f d"]:
+        """`cond` holds every optional input that the network takes; a label may be missing."""
+        here = self.coordinate(level)
+        embedding = self.level(here)
+        if self.label is not None:
+            label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
+            embedding = embedding + label[:, None]
+        if self.logsnr_to is not None:
+            embedding = embedding + self.logsnr_to(here, self.coordinate(cond["logsnr_to"]))
+        if self.guidance is not None:
+            embedding = embedding + self.guidance(cond["guidance"])
+        return embedding
 
 
 def fan_in_normal(rngs: Rngs, shape: tuple[int, ...], scale: float = 1.0) -> Float[Array, "..."]:

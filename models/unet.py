@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention
-from models.layers import Conv, Embedding, LevelEmbedding, Linear, RMSNorm, Rngs, dropout, modulate, rms_normalise
+from models.layers import Conditioned, Conv, Linear, RMSNorm, Rngs, dropout, modulate, rms_normalise
 from models.rope import grid_angles, rotate
 
 Clip = Float[Array, "b f h w c"]
@@ -68,7 +68,7 @@ class JointAttention(nnx.Module):
         return x + self.out(out.reshape(x.shape))
 
 
-class UNet(nnx.Module):
+class UNet(Conditioned):
     """Levels of `widths` channels, each half as large as the one above; `blocks[i]` blocks on either side.
 
     The prediction is zero at initialisation. Frames are not counted anywhere: a clip may be of any length.
@@ -78,6 +78,8 @@ class UNet(nnx.Module):
         self,
         channels: int,
         num_classes: int,
+        inputs: tuple[str, ...],
+        level: str,
         widths: tuple[int, ...],
         blocks: tuple[int, ...],
         patch: int,
@@ -89,9 +91,8 @@ class UNet(nnx.Module):
         dtype: str,
         rngs: Rngs,
     ):
+        super().__init__(embed, num_classes, inputs, level, rngs)
         self.patch, self.dtype, self.before = patch, jnp.dtype(dtype), blocks[-1]
-        self.level = LevelEmbedding(embed, rngs)
-        self.label = Embedding(num_classes, embed, rngs) if num_classes else None
         self.stem = Conv(channels * patch**2, widths[0], rngs)
 
         def stack(inputs: list[int], width: int) -> nnx.List:
@@ -112,11 +113,7 @@ class UNet(nnx.Module):
         factor = self.patch * 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}")
-        embedding = self.level(level)
-        if self.label is not None:
-            label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
-            embedding = embedding + label[:, None]
-        embedding = jax.nn.silu(embedding)
+        embedding = jax.nn.silu(self.condition(level, cond))
 
         def run(stack: nnx.List, h: Clip) -> Clip:
             nonlocal key

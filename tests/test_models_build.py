@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from models import KINDS, build
+from models import KINDS, build, inherit
 
 SMALL = dict(kind="unet", shape=(3, 8, 8, 2), num_classes=4, widths=(8, 12), blocks=(1, 1), embed=8, head_dim=6)
 
@@ -73,7 +73,7 @@ def test_the_definition_says_what_a_stage_must_know(net):
     )
     assert net.cond_keys == ("label",)
     assert build(SMALL | dict(num_classes=0)).cond_keys == ()
-    assert set(KINDS) == {"unet", "dit"}
+    assert set(KINDS) == {"unet", "dit", "mlp"}
 
 
 def test_equal_configs_give_the_same_definition(net):
@@ -89,7 +89,7 @@ def test_equal_configs_give_the_same_definition(net):
         (
             dict(kind="unett"),
             KeyError,
-            "unknown model kind 'unett', expected one of unet, dit; did you mean 'unet'",
+            "unknown model kind 'unett', expected one of unet, dit, mlp; did you mean 'unet'",
         ),
         (dict(width=(8, 12)), KeyError, "unknown key 'width' for a 'unet' model; did you mean 'widths'"),
         (dict(attention="flash"), KeyError, "unknown attention kind 'flash'"),
@@ -103,6 +103,9 @@ def test_equal_configs_give_the_same_definition(net):
         (dict(dropout=1.0), ValueError, r"dropout is in \[0, 1\), got 1.0"),
         (dict(dtype="float16"), ValueError, "dtype is 'float32' or 'bfloat16', got 'float16'"),
         (dict(embed=True), ValueError, "embed is of the type of its default, 128, got True"),
+        (dict(cond="guidance"), ValueError, r"cond is a tuple of names among .*, got 'guidance'"),
+        (dict(cond=("logsnr_two",)), ValueError, "got 'logsnr_two'; did you mean 'logsnr_to'"),
+        (dict(level="angel"), ValueError, r"level is one of \('logsnr', 'angle'\), got 'angel'; did you mean 'angle'"),
         (dict(rope_base=1), ValueError, "rope_base is above 1, got 1"),
     ],
 )
@@ -143,6 +146,46 @@ def test_dit_sizes_are_checked():
 def test_conditioning_is_refused_by_name(net, params, cond, message):
     with pytest.raises(ValueError, match=message):
         net.apply(params, jnp.zeros((1, 3, 8, 8, 2)), 0.0, cond)
+
+
+def test_inputs_that_a_model_does_not_take_or_of_a_wrong_shape_are_refused():
+    net = build(SMALL | dict(cond=("guidance",)))
+    params, x = net.init(jax.random.key(0)), jnp.zeros((2, 3, 8, 8, 2))
+    with pytest.raises(ValueError, match=r"takes cond keys \('label', 'guidance'\), got 'logsnr_to'"):
+        net.apply(params, x, 0.0, {"logsnr_to": 1.0})
+    with pytest.raises(ValueError, match=r"cond\['guidance'\] is \[\] or \[2\], got shape \(2, 3\)"):
+        net.apply(params, x, 0.0, {"guidance": jnp.ones((2, 3))})
+    both = build(SMALL | dict(cond=["logsnr_to", "guidance"]))
+    assert both.cond_keys == build(SMALL | dict(cond=("guidance", "logsnr_to"))).cond_keys
+    with pytest.raises(ValueError, match=r"axis 1 must have length 1 or the clip's 3 frames, got \(2, 4\)"):
+        both.apply(both.init(jax.random.key(0)), x, 0.0, {"logsnr_to": jnp.ones((2, 4))})
+
+
+def test_inheriting_adds_only_the_inputs_paths(net, params):
+    more = build(SMALL | dict(cond=("logsnr_to",)))
+    completed = inherit(params, more, jax.random.key(3))
+    assert completed.keys() == params.keys() | {"logsnr_to"} and "logsnr_to" not in params
+    assert all(completed[name] is params[name] for name in params)
+    assert not np.any(completed["logsnr_to"]["out"]["weight"]) and np.any(completed["logsnr_to"]["hidden"]["weight"])
+    again = inherit(completed, more, jax.random.key(4))
+    assert again["logsnr_to"] is completed["logsnr_to"], "what is there stays"
+    with pytest.raises(KeyError, match="params lack 'head/bias'"):
+        inherit({name: leaf for name, leaf in params.items() if name != "head"}, more, jax.random.key(3))
+    with pytest.raises(KeyError, match="params have 'logsnr_to/hidden/bias', which this model has not"):
+        inherit(completed, net, jax.random.key(3))
+    wrong = params | {"stem": params["stem"] | {"bias": jnp.zeros(9)}}
+    with pytest.raises(ValueError, match=r"parameter 'stem/bias' must have shape \(8,\), got \(9,\)"):
+        inherit(wrong, more, jax.random.key(3))
+
+
+def test_a_network_without_attention_takes_no_kind_of_it():
+    mlp = dict(kind="mlp", shape=(2, 1, 1, 2), num_classes=0)
+    assert build(mlp, attention="fused") is build(mlp) and build(mlp).jvp
+    net = build(mlp)
+    with pytest.raises(ValueError, match=r"this MLP takes clips of shape \(2, 1, 1, 2\), got \(3, 1, 1, 2\)"):
+        net.apply(net.init(jax.random.key(0)), jnp.zeros((1, 3, 1, 1, 2)), 0.0)
+    with pytest.raises(ValueError, match="depth is made of whole numbers from 1 up, got 0"):
+        build(mlp | dict(depth=0))
 
 
 def test_an_unconditional_network_takes_no_label():

@@ -1,4 +1,4 @@
-"""Both networks behind ModelDef: levels, labels, conditioning per frame, kinds of attention, precision."""
+"""All networks behind ModelDef: levels, labels, jumps and scales, conditioning per frame, kinds of attention, precision."""
 
 import functools
 
@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import build
-from models.definition import frame_level
+from models import build, inherit
+from models.definition import INPUTS, frame_level
+from models.layers import LEVELS
 
 BATCH, SHAPE, CLASSES = 2, (4, 8, 8, 1), 3
 TINY = {
     "unet": dict(kind="unet", widths=(8, 12), blocks=(1, 1), embed=16, head_dim=6),
     "dit": dict(kind="dit", patch=4, width=16, depth=2, head_dim=8, mlp_ratio=2),
+    "mlp": dict(kind="mlp", width=16, depth=2),
 }
-both = pytest.mark.parametrize("kind", TINY)
+every = pytest.mark.parametrize("kind", TINY)
+video = pytest.mark.parametrize("kind", ["unet", "dit"])
 
 
 def model(kind, attention=None, **options):
@@ -49,7 +52,7 @@ def run(kind, x, level, label=CLASSES, **options):
     return np.asarray(compiled(kind, **options)(weights(kind), x, level, cond))
 
 
-@both
+@every
 def test_prediction_is_zero_at_initialisation_and_float32(kind):
     params = model(kind).init(jax.random.key(0))
     out = compiled(kind)(params, clip(), jnp.zeros((BATCH, 4)), {"label": jnp.array([0, 1])})
@@ -57,7 +60,7 @@ def test_prediction_is_zero_at_initialisation_and_float32(kind):
     assert not np.any(out)
 
 
-@both
+@every
 @pytest.mark.parametrize("shape", [(), (1, 4)])
 def test_a_constant_level_of_another_shape_is_the_same_level(kind, shape):
     x = clip()
@@ -80,7 +83,7 @@ def test_a_level_broadcasts_from_its_left(shape):
     np.testing.assert_array_equal(np.broadcast_to(got, want.shape), want)
 
 
-@both
+@every
 def test_each_frame_is_conditioned_on_its_own_level(kind):
     x = clip()
     base = np.full((BATCH, 4), 1.0, np.float32)
@@ -90,13 +93,13 @@ def test_each_frame_is_conditioned_on_its_own_level(kind):
         moved = base.copy()
         moved[0, frame] = -6.0
         change = np.abs(run(kind, x, moved) - out).max(axis=(2, 3, 4))
-        assert change[0, frame] > 1e-2
+        assert change[0, frame] > 1e-3
         assert change[1].max() == 0, "the other clip of the batch does not change"
         changes.append(change)
-    assert np.abs(changes[0] - changes[1]).max() > 1e-2
+    assert np.abs(changes[0] - changes[1]).max() > 1e-3
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "shape, message",
     [
@@ -112,7 +115,7 @@ def test_levels_of_a_wrong_shape_are_refused(kind, shape, message):
         model(kind).apply(weights(kind), clip(), jnp.zeros(shape), {})
 
 
-@both
+@every
 def test_infinite_levels_are_the_clipped_ones_and_finite(kind):
     x = clip()
     infinite = run(kind, x, [[np.inf, -np.inf, 25.0, 0.0]])
@@ -120,7 +123,7 @@ def test_infinite_levels_are_the_clipped_ones_and_finite(kind):
     np.testing.assert_array_equal(infinite, run(kind, x, [[20.0, -20.0, 20.0, 0.0]]))
 
 
-@both
+@every
 def test_no_class_is_the_index_after_the_last_and_the_default(kind):
     x, level = clip(), 0.5
     default = run(kind, x, level, CLASSES)
@@ -132,13 +135,13 @@ def test_no_class_is_the_index_after_the_last_and_the_default(kind):
     assert np.abs(first[0] - default[0]).max() > 1e-3
 
 
-@both
+@every
 def test_a_label_out_of_range_shows(kind):
     out = run(kind, clip(), 0.0, [1, CLASSES + 1])
     assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 
-@both
+@every
 def test_the_batch_is_a_batch(kind):
     x, levels, labels = clip(), np.array([[0.0, 1, 2, 3], [-4, -3, -2, -1]]), np.array([0, 2])
     out = run(kind, x, levels, labels)
@@ -146,7 +149,7 @@ def test_the_batch_is_a_batch(kind):
     np.testing.assert_allclose(swapped[::-1], out, atol=1e-5)
 
 
-@both
+@every
 def test_time_has_an_order_and_both_neighbours_are_seen(kind):
     x = clip()
     out = run(kind, x, 0.0)
@@ -156,13 +159,13 @@ def test_time_has_an_order_and_both_neighbours_are_seen(kind):
         assert (change > 1e-5).all(), "every frame sees every other"
 
 
-@both
+@video
 def test_clips_may_be_longer_than_in_training(kind):
     x = clip(frames=6)
     assert np.isfinite(run(kind, x, np.zeros((1, 6)))).all()
 
 
-@both
+@video
 @pytest.mark.parametrize("attention", ["checkpoint", "fused"])
 def test_attention_kinds_share_params_values_and_gradients(kind, attention):
     x, params = clip(), weights(kind)
@@ -178,11 +181,12 @@ def test_attention_kinds_share_params_values_and_gradients(kind, attention):
     np.testing.assert_allclose(got_grad, want_grad, atol=1e-6)
 
 
-@both
+@every
 def test_jvp_is_promised_and_kept(kind):
     """The derivative by x and by the level against a central difference of the same network."""
-    assert [model(kind, name).jvp for name in ("xla", "checkpoint", "fused")] == [True, True, False]
-    assert model(kind, "fused").attention == "fused"
+    attends = kind != "mlp"
+    assert [model(kind, name).jvp for name in ("xla", "checkpoint", "fused")] == [True, True, not attends]
+    assert model(kind, "fused").attention == ("fused" if attends else "none")
     params, x, direction = weights(kind), clip(), clip()[:, ::-1]
 
     def along(s):
@@ -196,6 +200,74 @@ def test_jvp_is_promised_and_kept(kind):
     np.testing.assert_allclose(tangent / scale, slope / scale, atol=5e-3)
 
 
+@functools.cache
+def student(kind, level="logsnr"):
+    """(network that takes every input, the weights of one that takes none, completed; the same, moved off their zeros)."""
+    net = model(kind, cond=INPUTS, level=level)
+    params = inherit(weights(kind), net, jax.random.key(1))
+    rng = np.random.default_rng(1)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), params)
+    return net, params, moved, jax.jit(net.apply)
+
+
+@every
+def test_a_student_starts_as_its_teacher_wherever_it_jumps(kind):
+    net, params, moved, apply = student(kind)
+    assert net.cond_keys == ("label", *INPUTS)
+    x, level, label = clip(), np.array([[-3.0, 0, 1, 5], [2, 2, 2, 2]]), jnp.array([0, 2])
+    want = run(kind, x, level, label)
+    for to, scale in ((level + 3, 7.5), (np.inf, [0.0, 4.0]), (-2.0, 1.0)):
+        to, scale = np.broadcast_to(np.float32(to), (BATCH, 4)), np.broadcast_to(np.float32(scale), (BATCH,))
+        got = apply(params, x, jnp.asarray(level, jnp.float32), {"label": label, "logsnr_to": to, "guidance": scale})
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_inputs_left_out_are_a_jump_of_no_length_and_no_guidance():
+    _, _, moved, apply = student("mlp")
+    x, level = clip(), jnp.array([[-3.0, 0, 1, 5], [2, 2, 2, 2]])
+    out = apply(moved, x, level, {})
+    np.testing.assert_allclose(apply(moved, x, level, {"logsnr_to": level, "guidance": 1.0}), out, atol=1e-6)
+    shaped = {"logsnr_to": level[..., None, None, None], "guidance": jnp.ones(BATCH)}
+    np.testing.assert_allclose(apply(moved, x, level, shaped), out, atol=1e-6)
+    for cond in ({"logsnr_to": level + 1.0}, {"guidance": 2.0}):
+        assert np.abs(apply(moved, x, level, cond) - out).max() > 1e-3
+    # A scale per clip moves that clip alone.
+    change = np.abs(apply(moved, x, level, {"guidance": jnp.array([1.0, 3.0])}) - out).max(axis=(1, 2, 3, 4))
+    assert change[0] < 1e-5 < 1e-3 < change[1]
+
+
+@pytest.mark.parametrize("kind, level", [("unet", "logsnr"), ("dit", "angle"), ("mlp", "logsnr"), ("mlp", "angle")])
+def test_derivatives_by_every_level_are_finite_up_to_the_infinite_ends(kind, level):
+    _, _, moved, apply = student(kind, level)
+    x = clip()
+
+    def derivative(here, to):
+        inputs = (x, here, to)
+        call = lambda x, here, to: apply(moved, x, here, {"logsnr_to": to})  # noqa: E731
+        return jax.jvp(call, inputs, (jnp.ones_like(x), jnp.ones_like(here), -jnp.ones_like(to)))
+
+    ends = jnp.array([[-np.inf, -20.0, 20.0, np.inf], [-25.0, 0.0, 3.0, 25.0]])
+    for here in (ends, ends[:, ::-1]):
+        assert all(np.isfinite(part).all() for part in jax.jit(derivative)(here, ends))
+
+
+def test_at_its_limit_a_level_moves_as_it_does_inside():
+    """A trajectory begins at -20: half a derivative there would be wrong in every objective in continuous time."""
+    for kind in LEVELS.values():
+        slope = jax.vmap(jax.grad(kind[0]))(jnp.array([-20.0, -19.999, 19.999, 20.0]))
+        np.testing.assert_allclose(slope[jnp.array([0, 3])], slope[jnp.array([1, 2])], rtol=2e-3)
+        np.testing.assert_array_equal(jax.vmap(jax.grad(kind[0]))(jnp.array([-21.0, 21.0, np.inf])), 0)
+
+
+def test_the_angle_keeps_derivatives_by_flow_time_bounded():
+    """d/dt = (dl/dt) d/dl with dl/dt = -2 / (t (1 - t)): 40,000 near the ends, where the angle's own slope makes up for it."""
+    level = jnp.linspace(-19.9, 19.9, 101)
+    t = jax.nn.sigmoid(-level / 2)
+    slope = jax.vmap(jax.grad(LEVELS["angle"][0]))(level) * -2 / (t * (1 - t))
+    # arctan(t / (1 - t)) by t is 1 / (t^2 + (1 - t)^2).
+    np.testing.assert_allclose(slope, 1 / (t**2 + (1 - t) ** 2), rtol=3e-3)
+
+
 def test_scanned_layers_equal_unrolled_ones():
     x, params, cond = clip(), weights("dit"), {"label": jnp.array([0, 1])}
 
@@ -207,7 +279,7 @@ def test_scanned_layers_equal_unrolled_ones():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@both
+@every
 def test_bfloat16_is_finite_and_near_float32(kind):
     x, level = clip(), [[-3.0, 0.0, 3.0, np.inf]]
     wide = run(kind, x, level)
@@ -216,7 +288,7 @@ def test_bfloat16_is_finite_and_near_float32(kind):
     assert 0 < np.abs(half - wide).max() < 0.06 * np.abs(wide).max()
 
 
-@both
+@every
 def test_dropout_follows_its_key(kind):
     net, params, x = model(kind, dropout=0.5), weights(kind), clip()
     apply = compiled(kind, dropout=0.5)

@@ -1,0 +1,183 @@
+"""MeanFlow: the average velocity of the flow, learnt from its own derivative (Geng et al. 2025, arXiv 2505.13447).
+
+A flow map like those of flow_maps.py, in velocity prediction: u(x, t, r) is the mean of the velocity between t and r, and the
+jump is x - (t - r) u. Instead of composing jumps it differentiates the definition of u by t, with one `jax.jvp` a step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from diffusion import levels, predictions
+from diffusion.levels import expand
+from distill import regression
+from distill.consistency import conditioned, finite
+from distill.continuous import path
+from distill.flow_maps import check, single_phase, spread
+from distill.inputs import Network, clean
+from distill.jumps import guided_teacher
+from distill.method import Method, Metrics
+
+
+def as_velocity(network: Network) -> Network:
+    """The same network, its answer converted to the velocity eps - x0. A derivative needs the conversion in it."""
+
+    def apply(params, x, logsnr, cond, **options):
+        value = network.apply(params, x, logsnr, cond, **options)
+        return predictions.convert(value, x, logsnr, network.schedule, network.prediction, "velocity")
+
+    return network._replace(apply=apply, prediction="velocity")
+
+
+def average_velocity(velocity: Array, slope: Array, logsnr: Array, logsnr_to: Array) -> Array:
+    """u = v - (t - r) du/dt (Geng et al. 2025, arXiv 2505.13447, eq. 6), t and r the flow times sigma / (alpha + sigma).
+
+    slope: t (1 - t) du/dt along the trajectory, r held. (t - r) / (t (1 - t)) is written without a difference of times.
+    """
+    length = -jnp.expm1((logsnr - logsnr_to) / 2) * jax.nn.sigmoid(logsnr_to / 2) / jax.nn.sigmoid(logsnr / 2)
+    return velocity - expand(length, velocity) * slope
+
+
+def objective(
+    network: Network,
+    *,
+    law: Callable,
+    share: float,
+    kappa: float = 0.0,
+    guidance_range: tuple[float, float] | None = None,
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
+) -> Callable[..., regression.Problem]:
+    """MeanFlow on a network that predicts the velocity (`as_velocity`): its answer is to be v - (t - r) du/dt.
+
+    Both levels are drawn from `law`; t is the noisier. 1 - share of the clips have r = t. The identity is one of flow
+    coordinates z = x / (alpha + sigma), whose velocity is eps - x0; the network is differentiated in its own, x and
+    log-SNR, as t (1 - t) d/dt = -2 d/dlogsnr.
+
+    v is that of frozen["teacher"], guided at hyper["guidance"] or at a g per clip that the student is told; without a
+    teacher that of the clip and its noise, and where g isn't 1, of the student's own answers at r = t too (eq. 19 and
+    appendix B.1): omega v + (1 - omega - kappa) u + kappa c with omega = g (1 - kappa), which makes g the scale for any
+    kappa. A clip whose label was dropped keeps v.
+
+    Logged by level: `tangent`, the root mean square of the correction (t - r) du/dt; with a teacher `gap`, the squared
+    distance from its velocity where r = t.
+    """
+    schedule = network.schedule
+
+    def construct(state, frozen, batch, key, hyper) -> regression.Problem:
+        key_first, key_second, key_noise, key_cond = jax.random.split(key, 4)
+        x0 = clean(batch)
+        shape = x0.shape[:2] if per_frame else x0.shape[:1]
+        ends = [jnp.clip(law(k, shape), schedule.logsnr_start, schedule.logsnr_end) for k in (key_first, key_second)]
+        here, there = jnp.minimum(*ends), jnp.maximum(*ends)
+        _, others = spread(len(x0), share)
+        there = there.at[others].set(here[others])
+        eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        x = levels.forward(x0, eps, here, schedule)
+        cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
+        if "teacher" in frozen:
+            denoised = guided_teacher(network, frozen["teacher"], teacher_cond, scale)(x, here)
+            velocity = predictions.convert(denoised, x, here, schedule, "x0", "velocity")
+        else:
+            velocity = guided_velocity(network, state.params, cond, x, here, eps - x0, scale, kappa)
+            denoised = predictions.denoised("velocity", velocity, x, here, schedule)
+        cond = {**cond, "logsnr_to": there}
+
+        def target(value: Array, slope: Array) -> Array:
+            goal, bad = finite(average_velocity(velocity, slope, here, there))
+            return jnp.where(bad, value, goal)
+
+        def report(value: Array, slope: Array) -> Metrics:
+            goal, bad = finite(average_velocity(velocity, slope, here, there))
+            change = jnp.where(bad, 0.0, velocity - goal)
+            size = jnp.sqrt(jnp.mean(change**2, tuple(range(here.ndim, x.ndim)), keepdims=True))
+            metrics = {"non_finite": jnp.sum(bad), **regression.by_level("tangent", size, here)}
+            if "teacher" in frozen and len(others):
+                metrics |= regression.by_level("gap", (value - velocity)[others] ** 2, here[others])
+            return metrics
+
+        return regression.Problem(
+            x,
+            here,
+            cond,
+            lambda value: value,
+            target,
+            jnp.ones_like(here),
+            tangents=(*path(schedule, denoised, x, here), jax.tree.map(_still, cond)),
+            report=report,
+        )
+
+    return construct
+
+
+def guided_velocity(network: Network, params, cond, x, logsnr, velocity: Array, scale, kappa: float) -> Array:
+    """omega v + (1 - omega - kappa) u + kappa c at g = scale, and v itself at g = 1 or where there is no class."""
+    if not network.num_classes:
+        return velocity
+    scale, none = expand(jnp.asarray(scale), x), network.num_classes
+
+    def mixed():
+        omega = scale * (1.0 - kappa)
+        instant = {**cond, "logsnr_to": logsnr}
+        u = network.apply(params, x, logsnr, {**instant, "label": jnp.full_like(cond["label"], none)})
+        mix = omega * velocity + (1.0 - omega - kappa) * u
+        mix = mix + kappa * network.apply(params, x, logsnr, instant) if kappa else mix
+        keeps = (cond["label"] == none).astype(x.dtype)
+        return jnp.where(expand(keeps, x) > 0, velocity, mix)
+
+    return jax.lax.cond(jnp.all(scale == 1.0), lambda: velocity, mixed)
+
+
+def _still(leaf: Array) -> Any:
+    """A zero tangent; that of whole numbers has a type of its own."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+def adaptive(p: float, c: float) -> Callable[[Array, Array], Array]:
+    """|u - target|^2 / (|u - target|^2 + c)^p, the divisor without gradient and the norms over a clip (eq. 22)."""
+
+    def metric(output: Array, target: Array) -> Array:
+        square = jnp.square(output - target)
+        total = jnp.sum(square, tuple(range(1, square.ndim)), keepdims=True)
+        return square * jax.lax.stop_gradient((total + c) ** -p)
+
+    return metric
+
+
+def method(
+    network: Network,
+    *,
+    optimiser: optax.GradientTransformation,
+    law: Callable,
+    share: float = 0.25,
+    p: float = 1.0,
+    c: float = 1e-2,
+    kappa: float = 0.0,
+    guidance_range: tuple[float, float] | None = None,
+    ema: float = 0.999,
+    label_dropout: float = 0.1,
+    per_frame: bool = False,
+) -> Method:
+    """MeanFlow as a `Method`. The paper's law is levels.logit_normal(-.4), its share of r != t .25, p = 1 (.75 on CIFAR).
+
+    It needs an attention that `jax.jvp` can take, and a network that embeds its levels as angles: near pure noise dlogsnr/dt
+    is 40,000, and only the angle's slope makes up for it.
+    """
+    check(network, share, guidance_range)
+    if not 0.0 <= kappa < 1.0:
+        raise ValueError(f"kappa: expected from 0 up to 1, without 1, got {kappa}")
+    if p < 0.0 or c <= 0.0:
+        raise ValueError(f"p, c: expected p from 0 up and c above 0, got {p} and {c}")
+    network = as_velocity(network)
+    target = objective(
+        network, law=law, share=share, kappa=kappa, guidance_range=guidance_range, label_dropout=label_dropout,
+        per_frame=per_frame,
+    )  # fmt: skip
+    return single_phase(network, target, optimiser, ema, adaptive(p, c))
