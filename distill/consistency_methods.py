@@ -33,19 +33,6 @@ from distill.method import Method
 from distill.pairs import noise_ratio
 
 
-def method(
-    network: Network,
-    construct: Callable[..., regression.Problem],
-    optimiser: optax.GradientTransformation,
-    *,
-    ema: float,
-    metric: Callable[[Array, Array], Array],
-) -> Method:
-    """An objective as a `Method` with the one phase `train`."""
-    train = regression.phase(network, construct, optimiser, ema=ema, metric=metric)
-    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
-
-
 def consistency_distillation(
     network: Network,
     *,
@@ -76,7 +63,7 @@ def consistency_distillation(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+    return regression.method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
 
 
 def consistency_training(
@@ -110,7 +97,7 @@ def consistency_training(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+    return regression.method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
 
 
 def improved(
@@ -147,7 +134,7 @@ def improved(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+    return regression.method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
 
 
 def easy(
@@ -191,7 +178,7 @@ def easy(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+    return regression.method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
 
 
 def latent(
@@ -223,7 +210,7 @@ def latent(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=pseudo_huber(huber, axes=None))
+    return regression.method(network, construct, optimiser, ema=ema, metric=pseudo_huber(huber, axes=None))
 
 
 def multistep(
@@ -264,7 +251,9 @@ def multistep(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=pseudo_huber(huber, axes=2 if per_frame else 1))
+    return regression.method(
+        network, construct, optimiser, ema=ema, metric=pseudo_huber(huber, axes=2 if per_frame else 1)
+    )
 
 
 def truncated(
@@ -317,7 +306,7 @@ def truncated(
         label_dropout=label_dropout,
         per_frame=per_frame,
     )
-    return method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
+    return regression.method(network, construct, optimiser, ema=ema, metric=_metric(metric, per_frame))
 
 
 def _boundary(schedule: Schedule, boundary: float | None, finite: bool = True) -> float:

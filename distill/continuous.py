@@ -188,8 +188,7 @@ def _method(network, optimiser, distilled, mean, std, sigma_data, normalise, ema
         normalise=choice(normalise, NORMALISE, "normalise"),
         **options,
     )
-    train = regression.phase(trig, construct, optimiser, ema=ema)
-    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
+    return regression.method(trig, construct, optimiser, ema=ema)
 
 
 def distillation(

@@ -51,5 +51,4 @@ def method(
 ) -> Method:
     """Denoising as a `Method` with the one phase `train`."""
     target = objective(network, law=law, weight=weight, label_dropout=label_dropout, per_frame=per_frame)
-    train = regression.phase(network, target, optimiser, ema=ema)
-    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
+    return regression.method(network, target, optimiser, ema=ema)

@@ -144,8 +144,9 @@ def composed(
         x_there, first = compose(jump, x[jumping], estimate, teacher(jumping), _rows(scale, jumping))
         goal = x0.at[jumping].set(inverse_ddim(schedule, x[jumping], x_there, jump.here, jump.there))
         compared = (jumping, first)
-        if "teacher" in frozen and not data and len(others):
-            answer = teacher(others)(x[others], here[others])
+        denoise = teacher(others)
+        if denoise is not None and not data and len(others):
+            answer = denoise(x[others], here[others])
             goal, compared = goal.at[others].set(answer), (others, answer)
         goal, bad = finite(goal)
 
@@ -173,18 +174,6 @@ def composed(
 def _rows(tree: PyTree, rows: Int[np.ndarray, " n"]) -> PyTree:
     """These clips of every leaf that has a batch axis."""
     return jax.tree.map(lambda leaf: leaf[rows] if jnp.ndim(leaf) else leaf, tree)
-
-
-def single_phase(
-    network: Network,
-    objective: Callable[..., regression.Problem],
-    optimiser: optax.GradientTransformation,
-    ema: float,
-    metric: Callable[[Array, Array], Array] = regression.squared_error,
-) -> Method:
-    """A regression as a `Method` with the one phase `train`."""
-    train = regression.phase(network, objective, optimiser, ema=ema, metric=metric)
-    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
 
 
 def _whole(key: Array, shape: tuple[int, ...], count) -> Array:
@@ -265,7 +254,7 @@ def consistency_trajectory(
         target=choice(target, TARGETS, "target"), guidance_range=guidance_range, label_dropout=label_dropout,
         per_frame=per_frame,
     )  # fmt: skip
-    return single_phase(network, objective, optimiser, ema)
+    return regression.method(network, objective, optimiser, ema=ema)
 
 
 # Shortcut models ----------------------------------------------------------------------------------------------
@@ -334,4 +323,4 @@ def shortcut(
         target=choice(target, TARGETS, "target"), guidance_range=guidance_range, label_dropout=label_dropout,
         per_frame=per_frame,
     )  # fmt: skip
-    return single_phase(network, objective, optimiser, ema)
+    return regression.method(network, objective, optimiser, ema=ema)

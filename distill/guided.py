@@ -13,7 +13,6 @@ from jaxtyping import Array
 from diffusion import levels, predictions
 from distill import regression
 from distill.consistency import check_range, conditioned, finite
-from distill.flow_maps import single_phase
 from distill.inputs import Network, clean
 from distill.jumps import guided_teacher
 from distill.method import Method, Metrics
@@ -80,4 +79,4 @@ def method(
         network, law=law, weight=weight, guidance_range=check_range(network, tuple(guidance_range)),
         label_dropout=label_dropout, per_frame=per_frame,
     )  # fmt: skip
-    return single_phase(network, target, optimiser, ema)
+    return regression.method(network, target, optimiser, ema=ema)

@@ -18,7 +18,7 @@ from diffusion.levels import expand
 from distill import regression
 from distill.consistency import conditioned, finite
 from distill.continuous import path
-from distill.flow_maps import check, single_phase, spread
+from distill.flow_maps import check, spread
 from distill.inputs import Network, clean
 from distill.jumps import guided_teacher
 from distill.method import Method, Metrics
@@ -180,4 +180,4 @@ def method(
         network, law=law, share=share, kappa=kappa, guidance_range=guidance_range, label_dropout=label_dropout,
         per_frame=per_frame,
     )  # fmt: skip
-    return single_phase(network, target, optimiser, ema, adaptive(p, c))
+    return regression.method(network, target, optimiser, ema=ema, metric=adaptive(p, c))

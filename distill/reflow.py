@@ -18,7 +18,6 @@ from diffusion import grids, levels, predictions, sampling, solvers
 from diffusion.solvers import Table
 from distill import regression
 from distill.consistency import check_range, choice, conditioned, finite
-from distill.flow_maps import single_phase
 from distill.inputs import Network
 from distill.jumps import guided_teacher
 from distill.method import Method
@@ -108,4 +107,4 @@ def method(
         network, law=law, weight=weight, table=table, guidance_range=guidance_range, label_dropout=label_dropout,
         per_frame=per_frame,
     )  # fmt: skip
-    return single_phase(network, target, optimiser, ema)
+    return regression.method(network, target, optimiser, ema=ema)

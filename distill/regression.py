@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from diffusion.levels import expand
 from distill.inputs import Network
-from distill.method import Metrics, exponential_moving_average
+from distill.method import Method, Metrics, exponential_moving_average
 
 LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
 """Log-SNR edges of the loss by level: one mean loss hides which noise levels learn."""
@@ -116,6 +116,19 @@ def phase(
         return RegressionState(params, averaged, opt, state.step + 1), metrics
 
     return step
+
+
+def method(
+    network: Network,
+    objective: Callable[..., Problem],
+    optimiser: optax.GradientTransformation,
+    *,
+    ema: float,
+    metric: Callable[[Array, Array], Array] = squared_error,
+) -> Method:
+    """An objective as a `Method` with the one phase `train`."""
+    train = phase(network, objective, optimiser, ema=ema, metric=metric)
+    return Method(init(optimiser), {"train": train}, lambda step: ("train",))
 
 
 def by_level(name: str, error: Array, logsnr: Array) -> Metrics:

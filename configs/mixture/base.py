@@ -16,7 +16,6 @@ def base(name: str, **model) -> ConfigDict:
     # Between s = e^5 and e^-5: the laws have a spread near 1, and their finest detail is .1.
     config.schedule = ConfigDict(dict(kind="vp_cosine", logsnr_min=-10.0, logsnr_max=10.0))
     config.prediction = "v"
-    config.stages = ConfigDict()
     return config
 
 

@@ -70,8 +70,12 @@ def get_config(argument: str = "progressive") -> ConfigDict:
     student = STUDENTS[method]
     config = base(law or "eight_mode_ring", **student.model)
     first = dict(law="uniform_time", weight="v", ema=0.995)
-    config.stages.denoiser = train_stage("denoising", 3000, options=first)
     stage = dict(steps=4000, init="denoiser", options=student.options) | student.stage
-    config.stages.student = train_stage(method, stage.pop("steps"), **stage)
-    config.stages.exact = exact_stage(student.solver, student.weights, student.counts)
+    config.stages = ConfigDict(
+        dict(
+            denoiser=train_stage("denoising", 3000, options=first),
+            student=train_stage(method, stage.pop("steps"), **stage),
+            exact=exact_stage(student.solver, student.weights, student.counts),
+        )
+    )
     return config

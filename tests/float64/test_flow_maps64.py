@@ -137,7 +137,7 @@ def test_the_table_with_an_exact_map_lands_on_the_truth(name, prediction, calls)
 
 @every_schedule
 @per_frame
-@pytest.mark.parametrize("prediction", ["velocity", "v", "x0"])
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
 def test_the_exact_map_is_a_fixed_point_of_mean_flow(name, frames, prediction):
     schedule = SCHEDULES[name]
     network = mean_flow.as_velocity(exact_map(schedule, prediction))
