@@ -138,6 +138,11 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             f"{where}: {block['method']} takes a forward derivative (jax.jvp), which config.model.attention "
             f"{definition.attention!r} doesn't have; choose one of {', '.join(JVP_KINDS)}"
         )
+    if block["method"] in FORWARD and context.config["model"].get("level", "logsnr") != "angle":
+        log.warning(
+            "%s: %s differentiates by the level; config.model.level='angle' keeps that finite near pure noise",
+            name, block["method"],
+        )  # fmt: skip
     if block.get("guidance", 1.0) != 1.0:
         if not block.get("teacher"):
             raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")

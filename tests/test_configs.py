@@ -7,6 +7,7 @@ import pytest
 from configs.mixture import students
 from configs.mixture.base import SHAPES
 from configs.moving_digits import classifier, quickstart, teacher
+from configs.moving_digits import students as digit_students
 from distill import METHODS
 from experiments import config as configs
 from experiments import mesh, run, stages
@@ -28,6 +29,11 @@ def test_moving_digits(module, tmp_path):
 def test_mixtures(method, tmp_path):
     for law in ("", *(f",{name}" for name in SHAPES)):
         checked(students.get_config(method + law), tmp_path)
+
+
+@pytest.mark.parametrize("method", digit_students.STUDENTS)
+def test_moving_digits_students(method, tmp_path):
+    checked(digit_students.get_config(method), tmp_path)
 
 
 def test_names_and_shapes_are_those_of_the_program():
