@@ -58,7 +58,7 @@ def get_config(method: str = "consistency_trajectory") -> ConfigDict:
         raise ValueError(f"unknown student {method!r}, expected one of {', '.join(STUDENTS)}")
     student = STUDENTS[method]
     config = base()
-    config.model.update(student.model)
+    config.model = ConfigDict({**config.model, **student.model})
     rounds = len(student.stage.get("student_steps", (1,)))
     stage = dict(
         kind="train", method=method, steps=round(BUDGET / student.forwards / rounds), batch_size=16,
