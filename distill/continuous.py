@@ -164,7 +164,7 @@ def objective(
             lambda value: value,
             target,
             jnp.ones_like(logsnr),
-            tangents=(*path(schedule, denoised, x, logsnr), jax.tree.map(_still, cond)),
+            tangents=(*path(schedule, denoised, x, logsnr), jax.tree.map(still, cond)),
             dropout=key_dropout,
             report=report,
         )
@@ -172,7 +172,7 @@ def objective(
     return construct
 
 
-def _still(leaf: Any) -> Any:
+def still(leaf: Any) -> Any:
     """A zero tangent; that of whole numbers has a type of its own."""
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jnp.zeros_like(leaf)

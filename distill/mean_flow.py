@@ -5,11 +5,9 @@ jump is x - (t - r) u. Instead of composing jumps it differentiates the definiti
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -17,7 +15,7 @@ from diffusion import levels, predictions
 from diffusion.levels import expand
 from distill import regression
 from distill.consistency import conditioned, finite
-from distill.continuous import path
+from distill.continuous import path, still
 from distill.flow_maps import check, spread
 from distill.inputs import Network, clean
 from distill.jumps import guided_teacher
@@ -108,7 +106,7 @@ def objective(
             lambda value: value,
             target,
             jnp.ones_like(here),
-            tangents=(*path(schedule, denoised, x, here), jax.tree.map(_still, cond)),
+            tangents=(*path(schedule, denoised, x, here), jax.tree.map(still, cond)),
             report=report,
         )
 
@@ -131,13 +129,6 @@ def guided_velocity(network: Network, params, cond, x, logsnr, velocity: Array, 
         return jnp.where(expand(keeps, x) > 0, velocity, mix)
 
     return jax.lax.cond(jnp.all(scale == 1.0), lambda: velocity, mixed)
-
-
-def _still(leaf: Array) -> Any:
-    """A zero tangent; that of whole numbers has a type of its own."""
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.zeros_like(leaf)
-    return np.zeros(leaf.shape, jax.dtypes.float0)
 
 
 def adaptive(p: float, c: float) -> Callable[[Array, Array], Array]:

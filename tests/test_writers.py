@@ -114,7 +114,6 @@ def test_an_animated_png_is_lossless():
 
 
 def test_tensorboard_events(tmp_path):
-    pytest.importorskip("tensorboardX", reason="the TensorBoard writer is an optional extra")
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
