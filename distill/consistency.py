@@ -16,7 +16,7 @@ s = sigma/alpha, so the choices hold for any schedule; levels may be per frame.
 import difflib
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array, PyTree
 from diffusion import levels, predictions
 from diffusion.levels import expand
 from distill import regression
-from distill.inputs import Network, clean, condition
+from distill.inputs import Network, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim
 from distill.method import Metrics
 from distill.pairs import Pairs, noise_ratio
@@ -73,11 +73,12 @@ def heun(schedule, denoise, x, x0, here, there) -> tuple[Array, Array]:
 
 
 def addim(eta: float | None = None) -> Callable[..., tuple[Array, Array]]:
-    """DDIM with the noise raised by the variance that the estimate lacks (Heek et al. 2024, algorithm 1):
+    """DDIM with the noise raised by the variance that the estimate lacks (Heek et al. 2024, section 3.2 and algorithm 3):
 
         x_s = a_s D + sqrt(s_s^2 + (d / |e|^2) (a_s - a_t s_s/s_t)^2 var) e,   e = (x - a_t D) / s_t.
 
-    eta: var is eta |D - x0|^2 / d; None: the closed form .1 / (2 + SNR). The paper takes D without guidance in var,
+    eta: var is eta |D - x0|^2 / d; None: the closed form .1 / (2 + SNR), which the paper finds
+    equally good (its runs have eta = .75). The paper takes D without guidance in var,
     which is one more call of a guided teacher; here var has the D of the step, so under guidance prefer the closed form.
     """
 
@@ -140,19 +141,6 @@ def inverse_gap(here: Array, there: Array) -> Array:
 # The objective ------------------------------------------------------------------------------------------------
 
 
-def conditioned(
-    network: Network, batch, key: Array, hyper, label_dropout: float, guidance_range: tuple[float, float] | None
-) -> tuple[dict[str, Array], dict[str, Array], Array | float]:
-    """(the student's cond, its teacher's, the teacher's g): hyper["guidance"], or a g per clip that the student is told."""
-    key_label, key_scale = jax.random.split(key)
-    cond = condition(network, batch, key_label, label_dropout)
-    if guidance_range is None:
-        return cond, cond, hyper.get("guidance", 1.0)
-    low, high = guidance_range
-    scale = jax.random.uniform(key_scale, batch["video"].shape[:1], minval=low, maxval=high)
-    return {**cond, "guidance": scale}, cond, scale
-
-
 def objective(
     network: Network,
     *,
@@ -162,7 +150,7 @@ def objective(
     target: Callable[[regression.RegressionState], PyTree] = TARGETS["student"],
     compare_denoised: bool = False,
     cut: float | None = None,
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
@@ -202,7 +190,7 @@ def objective(
             return compared(predictions.denoised(network.prediction, prediction, x, here, schedule))
 
         goal = inverse_ddim(schedule, x, point, here, boundary) if compare_denoised else point
-        goal, bad = finite(goal)
+        goal, bad = regression.finite(goal)
 
         def report(primal: Array, tangent: Array | None) -> Metrics:
             if solver is None:
@@ -222,30 +210,6 @@ def objective(
         )
 
     return construct
-
-
-def finite(goal: Array) -> tuple[Array, Array]:
-    """(goal with 0 for clips that hold a number that isn't finite, which clips these are)."""
-    bad = ~jnp.all(jnp.isfinite(goal), tuple(range(1, goal.ndim)), keepdims=True)
-    return jnp.where(bad, 0.0, goal), bad
-
-
-def check_range(network: Network, guidance_range: tuple[float, float] | None) -> tuple[float, float] | None:
-    """A range of g, held against what the network takes; ValueError if it doesn't fit."""
-    if guidance_range is None:
-        return None
-    if not network.num_classes:
-        raise ValueError(
-            f"guidance_range {tuple(guidance_range)}: the teacher has no classes to guide by; expected None"
-        )
-    if "guidance" not in network.cond_keys:
-        raise ValueError(
-            f"guidance_range {tuple(guidance_range)}: the student must take cond 'guidance', its network takes"
-            f" {list(network.cond_keys)}"
-        )
-    if not (len(guidance_range) == 2 and guidance_range[0] <= guidance_range[1]):
-        raise ValueError(f"guidance_range: expected (low, high) with low <= high, got {tuple(guidance_range)}")
-    return tuple(guidance_range)
 
 
 def choice(name: str, choices: Mapping[str, Any], what: str) -> Any:

@@ -6,7 +6,7 @@ frozen["teacher"], and hyper["guidance"] where it is guided.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import optax
@@ -16,19 +16,8 @@ from diffusion import clocks, levels
 from diffusion.schedules import Schedule
 from distill import pairs as pairings
 from distill import regression
-from distill.consistency import (
-    METRICS,
-    TARGETS,
-    addim,
-    check_range,
-    choice,
-    euler,
-    heun,
-    inverse_gap,
-    objective,
-    pseudo_huber,
-)
-from distill.inputs import Network
+from distill.consistency import METRICS, TARGETS, addim, choice, euler, heun, inverse_gap, objective, pseudo_huber
+from distill.inputs import Network, check_range
 from distill.method import Method
 from distill.pairs import noise_ratio
 
@@ -49,8 +38,8 @@ def consistency_distillation(
 ) -> Method:
     """Consistency distillation (Song et al. 2023, algorithm 2): one teacher step on Karras' grid of `num_levels`.
 
-    The numbers are those of CIFAR-10, with the target weights the student's own; target="ema" takes the averaged ones, and
-    `ema` is then the paper's mu. boundary: None is the schedule's clean end.
+    Grid, solver and target are those of CIFAR-10, with the target weights the student's own; target="ema" takes the averaged
+    ones, and `ema` is then the paper's mu. boundary: None is the schedule's clean end.
     """
     boundary = _boundary(network.schedule, boundary)
     _at_least("num_levels", num_levels, 2)
@@ -185,7 +174,7 @@ def latent(
     network: Network,
     *,
     optimiser: optax.GradientTransformation,
-    guidance_range: tuple[float, float] | None = (3.0, 15.0),
+    guidance_range: Sequence[float] | None = (3.0, 15.0),
     steps: int = 50,
     huber: float = 1e-3,
     target: str = "ema",
@@ -278,9 +267,9 @@ def truncated(
     """Truncated consistency, TCM (Lee et al. 2024, arXiv 2410.14895), the second stage: trained at levels noisier than
     `cut` only (a log-SNR, s = 1), where a finished consistency model, frozen["previous"], takes over as the target.
 
-    A share `probability` of the clips sits at the cut, with weight `at_cut`: it ties the student to that model, so that no
-    constant is a solution. Begin with the weights of frozen["previous"]. At levels cleaner than
-    the cut the student learns nothing: sample it at noisier ones.
+    A share `probability` of the clips sits at the cut, and their mean error counts `at_cut` times that of the others: it ties
+    the student to that model, so that no constant is a solution. Begin with the weights of frozen["previous"]. At levels
+    cleaner than the cut the student learns nothing: sample it at noisier ones.
     """
     schedule = network.schedule
     boundary = _boundary(schedule, boundary, finite=solver == "heun")
@@ -289,6 +278,9 @@ def truncated(
             f"cut: expected a log-SNR between the noisy end {schedule.logsnr_start:g} and the boundary {boundary:g},"
             f" got {cut}"
         )
+    if not 0.0 < probability < 1.0:
+        raise ValueError(f"probability: expected a share of the clips above 0 and below 1, got {probability}")
+    share = at_cut * (1.0 - probability) / probability  # the two means have different counts
     construct = objective(
         network,
         pairs=pairings.easy(
@@ -301,7 +293,7 @@ def truncated(
             limit=limit,
         ),
         solver=choice(solver, {"data": None, "euler": euler, "heun": heun}, "solver"),
-        weight=lambda here, there: jnp.where(here >= cut, at_cut, 1.0) * inverse_gap(here, there),
+        weight=lambda here, there: jnp.where(here >= cut, share, 1.0) * inverse_gap(here, there),
         cut=cut,
         label_dropout=label_dropout,
         per_frame=per_frame,

@@ -5,12 +5,12 @@ rescaling of x, with t = arctan(exp(-logsnr/2) / sd). The consistency function w
 estimate, f = D = cos(t) x - sin(t) sd F, and it must not change along the trajectory.
 
 The tangent is taken in the coordinate that networks have, the log-SNR: cos(t) sin(t) d/dt is exactly -2 d/dlogsnr. So the
-factor that the paper moves into its JVP for stability near t = pi/2 (section 4.1) is there from the start, and the network
+factor that the paper moves into its JVP for stability near t = pi/2 (section 5.1) is there from the start, and the network
 is differentiated in its own inputs, x in the schedule's scale and the log-SNR.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +22,11 @@ from jaxtyping import Array
 from diffusion import levels, predictions
 from diffusion.levels import expand
 from distill import regression
-from distill.consistency import check_range, choice, conditioned, finite
-from distill.inputs import Network, clean
+from distill.consistency import choice
+from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
 from distill.method import Method, Metrics
+from distill.regression import finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def tangent(
     sigma_data: float,
     ratio: Array | float,
 ) -> Array:
-    """g = -cos^2 (sd F - dx/dt) - r (cos sin x + sd cos sin dF/dt) (section 4.1); cos(t) df/dt at r = 1.
+    """g = -cos^2 (sd F - dx/dt) - r (cos sin x + sd cos sin dF/dt) (algorithm 1); cos(t) df/dt at r = 1.
 
     value: F; slope: cos(t) sin(t) dF/dt; velocity: (dx/dt) / sd; x: in the schedule's scale; ratio: r.
     """
@@ -114,7 +115,7 @@ def objective(
     warmup: int = 10_000,
     normalise: Callable[[Array, int, float], Array] = NORMALISE["rms"],
     c: float = 0.1,
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
@@ -122,7 +123,7 @@ def objective(
 
     distilled: dx/dt is that of frozen["teacher"], guided at hyper["guidance"] or at a g per clip (as in `consistency`); else
     of the clip and its noise. warmup: updates in which r rises from 0 to 1; at r = 0 g is the velocity's error.
-    The adaptive weight exp(w(t)) is left out: a network of its own, whose effect the normalised tangent mostly has.
+    The adaptive weight exp(w(t)), a network of its own that the paper finds useful beside the normalised tangent, is left out.
 
     Logged by level: `tangent`, the root mean square of g before it is normalised, and for a teacher `gap`, the squared
     distance of the student's F from its teacher's.
@@ -201,12 +202,14 @@ def distillation(
     warmup: int = 10_000,
     normalise: str = "rms",
     c: float = 0.1,
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Method:
-    """sCD: the velocity is the teacher's. log(sigma/alpha) ~ N(mean, std^2). Needs an attention that `jax.jvp` can take."""
+    """sCD: the velocity is the teacher's. log(sigma/alpha) ~ N(mean, std^2), the paper's numbers for CIFAR-10, whose own
+    spread is .5. Needs an attention that `jax.jvp` can take.
+    """
     return _method(
         network, optimiser, True, mean, std, sigma_data, normalise, ema,
         warmup=warmup, c=c, guidance_range=check_range(network, guidance_range), label_dropout=label_dropout,

@@ -9,7 +9,7 @@ Consistency trajectory models and shortcut models learn by composing jumps: two 
 what they share: some clips of the batch learn jumps, the others the denoiser. MeanFlow (mean_flow.py) differentiates instead.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +21,11 @@ from jaxtyping import Array, Int, PyTree
 from diffusion import guidance, levels, predictions
 from diffusion.levels import expand
 from distill import regression
-from distill.consistency import TARGETS, check_range, choice, conditioned, euler, finite, heun
-from distill.inputs import Network, clean
+from distill.consistency import TARGETS, choice, euler, heun
+from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
 from distill.method import Method, Metrics
+from distill.regression import finite
 
 
 def exponential_heun(schedule, denoise, x, x0, here, there) -> tuple[Array, Array]:
@@ -63,7 +64,7 @@ def spread(batch: int, share: float) -> tuple[Int[np.ndarray, " m"], Int[np.ndar
     return jumping, np.setdiff1d(np.arange(batch), jumping)
 
 
-def check(network: Network, share: float, guidance_range: tuple[float, float] | None) -> None:
+def check(network: Network, share: float, guidance_range: Sequence[float] | None) -> None:
     """ValueError for a network that can't be told where to jump, a share outside (0, 1], a range that doesn't fit."""
     needed = ("logsnr_to",) if guidance_range is None else ("logsnr_to", "guidance")
     for name in needed:
@@ -95,7 +96,7 @@ def composed(
     share: float,
     data: bool = False,
     target: Callable[[regression.RegressionState], PyTree] = TARGETS["ema"],
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
@@ -189,8 +190,8 @@ def trajectories(network: Network, intervals: int, substeps: int, solver: Callab
 
     On a grid of `intervals` equal steps of the schedule's time, a jump goes from t to any s below it. Its target: the
     teacher makes h ~ U{1..substeps} steps t -> u, not past s, and the target network jumps on, u -> s; from u = s it stays
-    where it is. (The paper draws one h for the batch, up to all intervals; one per clip within a fixed number of calls is
-    the same law of targets at a known cost.)
+    where it is. (In the paper u is uniform in [s, t); the authors' code draws one h a batch, with probability proportional
+    to h, and t and s to fit. One h per clip, cut at s, costs a known number of calls, but the law of u is another.)
     """
     schedule = network.schedule
 
@@ -226,13 +227,13 @@ def consistency_trajectory(
     optimiser: optax.GradientTransformation,
     law: Callable,
     weight: Callable[[Array], Array],
-    intervals: int = 18,
+    intervals: int = 17,
     substeps: int = 1,
     solver: str = "exponential_heun",
     share: float = 0.75,
     data: bool = True,
     target: str = "ema",
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.0,
     per_frame: bool = False,
@@ -241,8 +242,8 @@ def consistency_trajectory(
 
     Denoising score matching, a second loss in the paper, is a share of the batch here: 1 - share of the clips learn
     D(x, l, l), from the clip (data) or from the teacher's answer. Each update calls the teacher substeps times (twice that
-    but for DDIM) and the target network once, on the jumping clips. The paper's numbers on CIFAR: EDM's schedule, 18
-    intervals, Heun, up to 17 substeps, EMA .999.
+    but for DDIM) and the target network once, on the jumping clips. The paper's numbers on CIFAR: EDM's schedule, 17
+    intervals, Heun, up to 17 substeps, EMA .999 (.9999 in the unconditional run with the adversarial term).
     """
     check(network, share, guidance_range)
     for name, value in (("intervals", intervals), ("substeps", substeps)):
@@ -304,7 +305,7 @@ def shortcut(
     finest: int = 128,
     share: float = 0.125,
     target: str = "ema",
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.1,
     per_frame: bool = False,

@@ -3,7 +3,7 @@
 The first of their two stages. The second is progressive distillation of this student.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jaxtyping import Array
 
 from diffusion import levels, predictions
 from distill import regression
-from distill.consistency import check_range, conditioned, finite
-from distill.inputs import Network, clean
+from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
 from distill.method import Method, Metrics
+from distill.regression import finite
 
 
 def objective(
@@ -23,7 +23,7 @@ def objective(
     *,
     law: Callable,
     weight: Callable[[Array], Array],
-    guidance_range: tuple[float, float],
+    guidance_range: Sequence[float],
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
@@ -69,7 +69,7 @@ def method(
     optimiser: optax.GradientTransformation,
     law: Callable,
     weight: Callable[[Array], Array],
-    guidance_range: tuple[float, float] = (1.0, 5.0),
+    guidance_range: Sequence[float] = (1.0, 5.0),
     ema: float = 0.999,
     label_dropout: float = 0.0,
     per_frame: bool = False,

@@ -1,5 +1,6 @@
-"""From a batch to the student's inputs: scaling, conditioning, label dropout. Done once per step, before any call."""
+"""From a batch to the student's inputs: scaling, conditioning, label dropout, a drawn guidance scale. Once per step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,11 +25,9 @@ class Network(NamedTuple):
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:
-    """The batch's clips in [-1, 1], float32. uint8 travels to the device and is scaled here."""
+    """The batch's clips in [-1, 1]. uint8 travels to the device and is scaled here, to float32; others stay as they are."""
     video = batch["video"]
-    if video.dtype == jnp.uint8:
-        return video.astype(jnp.float32) / 127.5 - 1.0
-    return video.astype(jnp.float32)
+    return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video
 
 
 def drop_labels(key: Array, label: Int[Array, " b"], probability: float, num_classes: int) -> Int[Array, " b"]:
@@ -41,3 +40,34 @@ def condition(network: Network, batch: dict[str, Array], key: Array, drop: float
     if not network.num_classes:
         return {}
     return {"label": drop_labels(key, batch["label"], drop, network.num_classes)}
+
+
+def conditioned(
+    network: Network, batch, key: Array, hyper, label_dropout: float, guidance_range: Sequence[float] | None
+) -> tuple[dict[str, Array], dict[str, Array], Array | float]:
+    """(the student's cond, its teacher's, the teacher's g): hyper["guidance"], or a g per clip that the student is told."""
+    key_label, key_scale = jax.random.split(key)
+    cond = condition(network, batch, key_label, label_dropout)
+    if guidance_range is None:
+        return cond, cond, hyper.get("guidance", 1.0)
+    low, high = guidance_range
+    scale = jax.random.uniform(key_scale, batch["video"].shape[:1], minval=low, maxval=high)
+    return {**cond, "guidance": scale}, cond, scale
+
+
+def check_range(network: Network, guidance_range: Sequence[float] | None) -> tuple[float, float] | None:
+    """A range of g, held against what the network takes; ValueError if it doesn't fit."""
+    if guidance_range is None:
+        return None
+    if not network.num_classes:
+        raise ValueError(
+            f"guidance_range {tuple(guidance_range)}: the teacher has no classes to guide by; expected None"
+        )
+    if "guidance" not in network.cond_keys:
+        raise ValueError(
+            f"guidance_range {tuple(guidance_range)}: the student must take cond 'guidance', its network takes"
+            f" {list(network.cond_keys)}"
+        )
+    if not (len(guidance_range) == 2 and guidance_range[0] <= guidance_range[1]):
+        raise ValueError(f"guidance_range: expected (low, high) with low <= high, got {tuple(guidance_range)}")
+    return tuple(guidance_range)

@@ -4,7 +4,7 @@ A flow map like those of flow_maps.py, in velocity prediction: u(x, t, r) is the
 jump is x - (t - r) u. Instead of composing jumps it differentiates the definition of u by t, with one `jax.jvp` a step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,12 @@ from jaxtyping import Array
 from diffusion import levels, predictions
 from diffusion.levels import expand
 from distill import regression
-from distill.consistency import conditioned, finite
 from distill.continuous import path, still
 from distill.flow_maps import check, spread
-from distill.inputs import Network, clean
+from distill.inputs import Network, clean, conditioned
 from distill.jumps import guided_teacher
 from distill.method import Method, Metrics
+from distill.regression import finite
 
 
 def as_velocity(network: Network) -> Network:
@@ -47,7 +47,7 @@ def objective(
     law: Callable,
     share: float,
     kappa: float = 0.0,
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
@@ -59,7 +59,7 @@ def objective(
 
     v is that of frozen["teacher"], guided at hyper["guidance"] or at a g per clip that the student is told; without a
     teacher that of the clip and its noise, and where g isn't 1, of the student's own answers at r = t too (eq. 19 and
-    appendix B.1): omega v + (1 - omega - kappa) u + kappa c with omega = g (1 - kappa), which makes g the scale for any
+    appendix B): omega v + (1 - omega - kappa) u + kappa c with omega = g (1 - kappa), which makes g the scale for any
     kappa. A clip whose label was dropped keeps v.
 
     Logged by level: `tangent`, the root mean square of the correction (t - r) du/dt; with a teacher `gap`, the squared
@@ -151,7 +151,7 @@ def method(
     p: float = 1.0,
     c: float = 1e-2,
     kappa: float = 0.0,
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.1,
     per_frame: bool = False,

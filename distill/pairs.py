@@ -85,7 +85,7 @@ def ict(schedule: Schedule, intervals: Callable, boundary: float, mean: float = 
 def easy_map(
     s: Array, stage: Array | float | int, q: float = 2.0, k: float = 8.0, b: float = 1.0, limit: float = 1.0
 ) -> Array:
-    """r(s) = s (1 - q^-(stage + 1) (1 + k sigmoid(-b s))), not below 0 (Geng et al. 2024, arXiv 2406.14548, section 3.2).
+    """r(s) = s (1 - q^-(stage + 1) (1 + k sigmoid(-b s))), not below 0 (Geng et al. 2024, arXiv 2406.14548).
 
     limit: an upper bound of 1 - q^-(stage + 1).
     """
@@ -135,12 +135,12 @@ def ct_intervals(step: Array, total_steps: int, s0: int = 2, s1: int = 150) -> A
 
 
 def ict_intervals(step: Array, total_steps: int, s0: int = 10, s1: int = 1280) -> Array:
-    """N(k) - 1 = min(s0 2^floor(k/K'), s1), K' = floor(K / (log2(s1/s0) + 1)) (Song & Dhariwal 2023, section 3.4)."""
-    each = max(1, math.floor(total_steps / (math.floor(math.log2(s1 / s0)) + 1)))
+    """N(k) - 1 = min(s0 2^floor(k/K'), s1), K' = floor(K / (log2 floor(s1/s0) + 1)) (Song & Dhariwal 2023, section 3.4)."""
+    each = max(1, math.floor(total_steps / (math.log2(s1 // s0) + 1)))
     return jnp.minimum(s0 * jnp.exp2(jnp.minimum(step // each, 30).astype(jnp.float32)), float(s1))
 
 
 def annealed_steps(step: Array, anneal_steps: int, first: int = 64, last: int = 1280) -> Array:
-    """T(i) from `first` to `last`, geometric (Heek et al. 2024, arXiv 2403.06807, section 3)."""
+    """T(i) from `first` to `last`, geometric (Heek et al. 2024, arXiv 2403.06807, appendix A.1)."""
     share = jnp.minimum(step / max(anneal_steps, 1), 1.0)
     return jnp.exp(math.log(first) + share * (math.log(last) - math.log(first)))

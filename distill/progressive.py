@@ -1,6 +1,6 @@
 """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): one step of the student matches two of the teacher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,41 +9,67 @@ from jaxtyping import Array
 
 from diffusion import levels, predictions
 from distill import regression
-from distill.inputs import Network, clean, condition
+from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
-from distill.method import Method
+from distill.method import Method, Metrics
+from distill.regression import finite
 
 
-def objective(network: Network, *, weight: Callable, label_dropout: float = 0.0) -> Callable[..., regression.Problem]:
+def objective(
+    network: Network,
+    *,
+    weight: Callable,
+    guidance_range: Sequence[float] | None = None,
+    label_dropout: float = 0.0,
+) -> Callable[..., regression.Problem]:
     """Algorithm 2. hyper["steps"] is the student's number of steps N and hyper["guidance"] the teacher's scale g, traced
     numbers []; frozen["teacher"] holds the teacher's weights.
 
     i ~ U{0..N-1}, t = (i+1)/N; the teacher makes DDIM steps t -> t - 1/(2N) -> t - 1/N, and the target is the x0 that
     takes the student there in one.
+
+    guidance_range: the second stage of Meng et al. 2023 (arXiv 2210.03142, algorithm 2). Teacher and student are both told g as
+    cond["guidance"], drawn per clip; the teacher is a student of `guided`, and no call is made twice.
+
+    Logged: `non_finite`, clips whose target isn't finite and teaches nothing; `gap` by level, the squared distance from the
+    target without the weight.
     """
     schedule = network.schedule
 
     def construct(state, frozen, batch, key, hyper) -> regression.Problem:
         del state
-        key_step, key_noise, key_label = jax.random.split(key, 3)
+        key_step, key_noise, key_cond = jax.random.split(key, 3)
         x0 = clean(batch)
-        steps = jnp.asarray(hyper["steps"], jnp.float32)
+        steps = jnp.asarray(hyper["steps"], x0.dtype)
         index = jnp.floor(jax.random.uniform(key_step, x0.shape[:1]) * steps)
         # Rounding may lift uniform * N up to N itself.
         time = (jnp.minimum(index, steps - 1.0) + 1.0) / steps
         here, middle, there = (time_to_level(schedule, time - k / (2.0 * steps)) for k in (0, 1, 2))
         eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, here, schedule)
-        cond = condition(network, batch, key_label, label_dropout)
-        teacher = guided_teacher(network, frozen["teacher"], cond, hyper["guidance"])
+        cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
+        if guidance_range is None:
+            teacher = guided_teacher(network, frozen["teacher"], teacher_cond, scale)
+        else:
+            teacher = predictions.denoiser(
+                network.apply, frozen["teacher"], cond, schedule=schedule, prediction=network.prediction
+            )
         x_middle = ddim_step(schedule, x, teacher(x, here), here, middle)
         x_there = ddim_step(schedule, x_middle, teacher(x_middle, middle), middle, there)
-        target = inverse_ddim(schedule, x, x_there, here, there)
+        goal, bad = finite(inverse_ddim(schedule, x, x_there, here, there))
 
         def output(prediction: Array) -> Array:
             return predictions.denoised(network.prediction, prediction, x, here, schedule)
 
-        return regression.Problem(x, here, cond, output, lambda *_: target, weight(here))
+        def target(primal: Array, tangent: Array | None) -> Array:
+            return jnp.where(bad, primal, goal)
+
+        def report(primal: Array, tangent: Array | None) -> Metrics:
+            return regression.by_level("gap", (primal - target(primal, None)) ** 2, here)
+
+        return regression.Problem(
+            x, here, cond, output, target, weight(here), metrics={"non_finite": jnp.sum(bad)}, report=report
+        )
 
     return construct
 
@@ -53,17 +79,21 @@ def method(
     *,
     optimiser: optax.GradientTransformation,
     weight: Callable,
+    guidance_range: Sequence[float] | None = None,
     ema: float = 0.0,
     label_dropout: float = 0.0,
 ) -> Method:
     """Progressive distillation as a `Method`: `next` makes the student the teacher and halves the steps.
 
-    Guidance acts in the first round only: from then on the teacher is a student that has it built in.
+    hyper["guidance"] acts in the first round only: from then on the teacher is a student that has it built in. With
+    guidance_range it is an input of teacher and student in every round.
 
     Teacher, N and the learning-rate scale are arguments of the compiled phase, so all halvings share one program. The
     optimiser starts afresh in each round, as in the paper.
     """
-    target = objective(network, weight=weight, label_dropout=label_dropout)
+    target = objective(
+        network, weight=weight, guidance_range=check_range(network, guidance_range), label_dropout=label_dropout
+    )
     train = regression.phase(network, target, optimiser, ema=ema)
     initial = regression.init(optimiser)
 

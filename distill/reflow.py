@@ -5,7 +5,7 @@ average over, so its own flow is straighter and takes fewer steps; a second stag
 2-reflow. The pairs are made inside the step, so nothing is stored and no pair is seen twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from jaxtyping import Array
 from diffusion import grids, levels, predictions, sampling, solvers
 from diffusion.solvers import Table
 from distill import regression
-from distill.consistency import check_range, choice, conditioned, finite
-from distill.inputs import Network
+from distill.consistency import choice
+from distill.inputs import Network, check_range, conditioned
 from distill.jumps import guided_teacher
 from distill.method import Method
+from distill.regression import finite
 
 SOLVERS = {"ddim": solvers.ddim, "dpmpp": solvers.dpmpp, "unipc": solvers.unipc}
 """name -> (schedule, grid) -> the deterministic sampler that makes the pairs, one call a step."""
@@ -32,7 +33,7 @@ def objective(
     law: Callable,
     weight: Callable[[Array], Array],
     table: Table,
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
@@ -92,7 +93,7 @@ def method(
     weight: Callable[[Array], Array],
     steps: int = 16,
     solver: str = "dpmpp",
-    guidance_range: tuple[float, float] | None = None,
+    guidance_range: Sequence[float] | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.0,
     per_frame: bool = False,

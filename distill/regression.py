@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from diffusion import predictions
 from diffusion.levels import expand
-from distill.inputs import Network
+from distill.inputs import Network, clean
 from distill.method import Method, Metrics, exponential_moving_average
 
 LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
@@ -82,29 +83,32 @@ def phase(
     """The shared step: (state, frozen, batch, key, hyper) -> (state, metrics).
 
     hyper["learning_rate_scale"], [], scales the update. metrics: `loss` (weighted), `grad_norm`, and for each band of
-    log-SNR `loss_by_level/..` as a pair (sum, count).
+    log-SNR, as pairs (sum, count), `loss_by_level/..` and `diversity_by_level/..`: how far the student's clean estimates lie
+    from their mean over the batch, squared, in units of the clips' own variance. A denoiser's falls to 0 towards noise; a
+    one-step student's must stay near 1 there, and tells of a collapse to the mean while its loss looks well.
     """
 
-    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, tuple[Array, Metrics]]:
+    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, tuple[Array, Array, Metrics]]:
         def student(x, logsnr, cond):
-            return problem.output(network.apply(params, x, logsnr, cond, key=key, train=True))
+            prediction = network.apply(params, x, logsnr, cond, key=key, train=True)
+            return problem.output(prediction), prediction
 
         inputs = (problem.x, problem.logsnr, problem.cond)
         if problem.tangents is None:
-            primal, tangent = student(*inputs), None
+            (primal, prediction), tangent = student(*inputs), None
         else:
-            primal, tangent = jax.jvp(student, inputs, problem.tangents)
+            primal, tangent, prediction = jax.jvp(student, inputs, problem.tangents, has_aux=True)
             tangent = jax.lax.stop_gradient(tangent)
         detached = jax.lax.stop_gradient(primal)
         target = jax.lax.stop_gradient(problem.target(detached, tangent))
         error = expand(problem.weight, primal) * metric(primal, target)
-        return jnp.mean(error), (error, problem.report(detached, tangent))
+        return jnp.mean(error), (error, prediction, problem.report(detached, tangent))
 
     def step(state: RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
         key_problem, key_dropout = jax.random.split(key)
         problem = objective(state, frozen, batch, key_problem, hyper)
         key_dropout = key_dropout if problem.dropout is None else problem.dropout
-        (value, (error, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(
+        (value, (error, prediction, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, problem, key_dropout
         )
         update, opt = optimiser.update(gradient, state.opt, state.params)
@@ -112,10 +116,25 @@ def phase(
         params = optax.apply_updates(state.params, update)
         averaged = exponential_moving_average(state.ema, params, state.step, ema)
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), **by_level("loss", error, problem.logsnr)}
+        denoised = predictions.denoised(network.prediction, prediction, problem.x, problem.logsnr, network.schedule)
+        # Of equal clips, or of one alone, there is no variance to compare with.
+        variance = jnp.maximum(jnp.mean(spread(clean(batch))), 1e-6)
+        metrics |= by_level("diversity", spread(denoised) / variance, problem.logsnr)
         metrics |= problem.metrics | reported
         return RegressionState(params, averaged, opt, state.step + 1), metrics
 
     return step
+
+
+def finite(goal: Array) -> tuple[Array, Array]:
+    """(goal with 0 for clips that hold a number that isn't finite, which clips these are)."""
+    bad = ~jnp.all(jnp.isfinite(goal), tuple(range(1, goal.ndim)), keepdims=True)
+    return jnp.where(bad, 0.0, goal), bad
+
+
+def spread(clips: Array) -> Array:
+    """The squared distance of every number of the clips from its mean over the batch."""
+    return jnp.square(clips - jnp.mean(clips, 0, keepdims=True))
 
 
 def method(

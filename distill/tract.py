@@ -55,7 +55,8 @@ def method(
     """TRACT as a `Method`: begin with hyper["steps"] = rounds[1]; `next` makes the student the teacher.
 
     The paper's weight is truncated SNR. ema: the decay of the average that is both the self-teacher and the result; the
-    paper keeps a second, slower one for the result. Guidance acts in the first round only: the next teacher has it built in.
+    paper keeps a second, slower one for the result and the next teacher. Guidance acts in the first round only: the next
+    teacher has it built in.
     Teacher and counts are arguments of the compiled phase, so all rounds share one program.
     """
     rounds = tuple(rounds)

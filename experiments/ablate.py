@@ -1,6 +1,7 @@
-"""`python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results]`: measures, and writes a page with figures.
+"""`python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results] [--runs=runs]`: a page with figures.
 
---only makes the named sections again and leaves the others of the page as they are.
+--only makes the named sections again and leaves the others of the page as they are. --runs is for a page that is made from
+finished runs: the folder that holds them.
 """
 
 import pathlib
@@ -8,31 +9,41 @@ import sys
 
 import jax
 
-from experiments.ablations import ABLATIONS
+from experiments.ablations import ABLATIONS, READS_RUNS
 from experiments.config import ConfigError, choose, nearest
 from experiments.run import fail
 
-USAGE = "usage: python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results]"
-OPTIONS = ("only", "out")
+USAGE = "usage: python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results] [--runs=runs]"
+OPTIONS = ("only", "out", "runs")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     try:
-        name, only, out = parse(sys.argv[1:] if argv is None else argv)
+        name, only, out, runs = parse(sys.argv[1:] if argv is None else argv)
         ablation = choose(name, ABLATIONS, "the ablation")
+        options = {} if runs is None else {"runs": checked(runs, name)}
         # Orders of convergence need float64; a context, so that who calls this keeps the precision that they had.
         with jax.enable_x64(True):
-            ablation(out, only)
+            ablation(out, only, **options)
     except ConfigError as error:
         return fail(str(error), 2)
     return 0
 
 
-def parse(argv: list[str]) -> tuple[str, tuple[str, ...], pathlib.Path]:
-    """(name, sections, folder) from the command line."""
+def checked(runs: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder of runs, if it is there and the ablation reads any."""
+    if name not in READS_RUNS:
+        raise ConfigError(f"{name} reads no finished runs: --runs is for {', '.join(sorted(READS_RUNS))}")
+    if not runs.is_dir():
+        raise ConfigError(f"--runs: there is no folder {runs}")
+    return runs
+
+
+def parse(argv: list[str]) -> tuple[str, tuple[str, ...], pathlib.Path, pathlib.Path | None]:
+    """(name, sections, folder, runs or None) from the command line."""
     names = [a for a in argv if not a.startswith("-")]
-    given = {"only": "", "out": "docs/results"}
+    given = {"only": "", "out": "docs/results", "runs": ""}
     for argument in argv:
         if argument.startswith("-"):
             key, equals, value = argument.lstrip("-").partition("=")
@@ -43,7 +54,8 @@ def parse(argv: list[str]) -> tuple[str, tuple[str, ...], pathlib.Path]:
             given[key] = value
     if len(names) != 1:
         raise ConfigError(f"{USAGE}; one NAME of: {', '.join(sorted(ABLATIONS))}")
-    return names[0], tuple(part for part in given["only"].split(",") if part), pathlib.Path(given["out"])
+    only, runs = tuple(part for part in given["only"].split(",") if part), given["runs"]
+    return names[0], only, pathlib.Path(given["out"]), pathlib.Path(runs) if runs else None
 
 
 if __name__ == "__main__":

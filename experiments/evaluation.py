@@ -34,11 +34,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     """Names and keys of every sampler, before any work."""
     if not block["samplers"]:
         raise ConfigError(f"{where}.samplers is empty")
-    digits = config["data"]
-    if digits["kind"] != "moving_digits" or digits.get("digits", 1) != 1 or digits.get("frames", 8) < 3:
-        raise ConfigError(
-            f"{where}: these metrics know one moving digit over at least 3 frames; config.data is {digits}"
-        )
+    check_data(config, where)
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
     if num % batch:  # all batches of one size: one compiled program, and seconds that mean something
         raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
@@ -46,6 +42,14 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         here = f"{where}.samplers.{name}"
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
         tables.check(_table_block(sampler), sampler["steps"], configs.schedule(config), here)
+
+
+def check_data(config: Mapping[str, Any], where: str) -> None:
+    digits = config["data"]
+    if digits["kind"] != "moving_digits" or digits.get("digits", 1) != 1 or digits.get("frames", 8) < 3:
+        raise ConfigError(
+            f"{where}: these metrics know one moving digit over at least 3 frames; config.data is {digits}"
+        )
 
 
 def _table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +65,12 @@ def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str,
     schedule = schedules.restore(record["schedule"])
     network = Network(definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys)
     return params, network, record
+
+
+def load_classifier(path: pathlib.Path) -> metrics.Classify:
+    """The frozen metric network."""
+    params, record = weights.load(path)
+    return classifier_training.classify_fn(build_classifier(record["model"]), params)
 
 
 def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float, jumps: bool = False):
@@ -100,8 +110,11 @@ def draw(
     *,
     batch_size: int,
     scale: float = 1.0,
+    timed: bool = True,
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
-    """(clips in [-1, 1], seconds per clip). All batches have one size; the first runs twice, so that compiling isn't timed."""
+    """(clips in [-1, 1], seconds per clip). All batches have one size. timed: the first runs twice, so that compiling isn't
+    in the seconds.
+    """
     level = np.asarray(table.logsnr)[0]
     # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
     scale_of_start = np.hypot(network.schedule.alpha(level), network.schedule.sigma(level))
@@ -113,7 +126,7 @@ def draw(
         step_key = jax.random.fold_in(key, index)
         denoise = denoiser(network, params, label, scale, table.target is not None)
         run = lambda: sampling.sample(denoise, table, x, step_key)  # noqa: B023, E731
-        if index == 0:
+        if timed and index == 0:
             jax.block_until_ready(run())
         begun = time.perf_counter()
         clips.append(np.asarray(run()))
@@ -130,39 +143,44 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     held_out = data.Batches(source, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
     other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
     classifier_path = weights.find(block.get("classifier", CLASSIFIER), context.workdir)
-    classifier_params, classifier_record = weights.load(classifier_path)
-    classify = classifier_training.classify_fn(build_classifier(classifier_record["model"]), classifier_params)
+    classify = load_classifier(classifier_path)
     key = context.key(name)
     noise = np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32)
     labels = other["label"]
     # Described once: every sampler is judged against the same clips.
     real_sample = metrics.describe(reference["video"], classify)
     floor_sample = metrics.describe(other["video"], classify, other["label"])
-    rows, clips, seconds, networks = {}, {}, {}, {}
+    rows, clips, seconds, evaluations, networks = {}, {}, {}, {}, {}
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
         path = weights.find(sampler["weights"], context.workdir)
         params, network, _ = networks.setdefault(path, load_network(path))
-        model = tables.Model(classes_in_turn(network, params, sampler.get("guidance", 1.0)), source.shape, key)
+        scale = sampler.get("guidance", 1.0)
+        model = tables.Model(classes_in_turn(network, params, scale), source.shape, key)
         where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
-        table = tables.make(_table_block(sampler), sampler["steps"], network.schedule, where, model, folder)
+        table = tables.make(
+            tables.searched(sampler, path, where), sampler["steps"], network.schedule, where, model, folder
+        )
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
         clips[row], seconds[row] = draw(
             network, params, table, labels, noise, jax.random.fold_in(key, index + 1),
-            batch_size=batch, scale=sampler.get("guidance", 1.0),
+            batch_size=batch, scale=scale,
         )  # fmt: skip
+        # A network that is told g answers in one call.
+        evaluations[row] = table.nfe * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
         rows[row] = metrics.evaluate(
             clips[row], real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
             floor_labels=other["label"], bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
-    report(context, name, block, rows, clips, seconds, other["video"], classifier_path.name)
+    report(context, name, block, rows, clips, seconds, evaluations, other["video"], classifier_path.name)
 
 
-def report(context, name, block, rows, clips, seconds, real, classifier: str) -> None:
+def report(context, name, block, rows, clips, seconds, evaluations, real, classifier: str) -> None:
     """Writes what was measured, as JSON, Markdown and pictures."""
     folder = context.workdir / name
-    calls = {row: s["steps"] * (2 if s.get("guidance", 1.0) != 1.0 else 1) for row, s in block["samplers"].items()}
-    table = metrics.table(rows, extra={"evaluations": calls, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}})
+    table = metrics.table(
+        rows, extra={"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}}
+    )
     shown = min(block.get("shown", 8), len(real))
     pictures = {"real": real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
     figures.comparison(folder / "comparison.png", pictures)
@@ -193,7 +211,7 @@ def report(context, name, block, rows, clips, seconds, real, classifier: str) ->
         "device": jax.devices()[0].device_kind,
         "samplers": {
             row: {
-                **block["samplers"][row], "evaluations": calls[row], "seconds_per_clip": seconds[row],
+                **block["samplers"][row], "evaluations": evaluations[row], "seconds_per_clip": seconds[row],
                 "metrics": {k: m._asdict() for k, m in measures.items()},
             }
             for row, measures in rows.items()

@@ -1,7 +1,8 @@
 """`python -m experiments.publish --workdir=DIR --stage=NAME --name=moving_digits/teacher`: weights to start from.
 
-Copies a finished stage's weights into pretrained/ and writes their provenance beside them as JSON: config, seed, commit,
-steps, data, and the metrics that the run measured. `--sampler` names the row of the run's report that belongs to them.
+Copies a finished stage's weights into pretrained/, with the times that were searched for them, and writes their provenance
+beside them as JSON: config, seed, commit, steps, data, and the metrics that the run measured. `--sampler` names the row of
+the run's report that belongs to them.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import shutil
 import sys
 
 from experiments import config as configs
-from experiments import weights
+from experiments import tables, weights
 from experiments.config import ConfigError
 from experiments.run import DONE, fail
 
@@ -50,8 +51,14 @@ def run(given: argparse.Namespace) -> None:
         row = configs.choose(given.sampler or "", rows, "--sampler")
         metrics |= {"sampler": {k: v for k, v in row.items() if k not in ("metrics", "weights", "seconds_per_clip")}}
         metrics |= {k: m["value"] for k, m in row["metrics"].items()}
+    times = tables.times_path(source)
+    if times.is_file():
+        tables.read_times(source, "--stage")  # of other weights: refused before anything is copied
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+    tables.times_path(target).unlink(missing_ok=True)
+    if times.is_file():
+        shutil.copyfile(times, tables.times_path(target))
     configs.write_json(target.with_suffix(".json"), {**record, "metrics": metrics})
     print(f"{target.relative_to(weights.PRETRAINED.parent)}: {source.stat().st_size} bytes")
 

@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    params, network, record = evaluation.load_network(weights.find(given.weights, pathlib.Path(given.workdir)))
+    path = weights.find(given.weights, pathlib.Path(given.workdir))
+    params, network, record = evaluation.load_network(path)
     classes = network.num_classes
     if given.num < 1:
         raise ConfigError(f"--num must be at least 1, got {given.num}")
@@ -52,7 +53,7 @@ def run(given: argparse.Namespace) -> None:
     out, key = pathlib.Path(given.out), jax.random.key(given.seed)
     denoise = evaluation.classes_in_turn(network, params, given.guidance)
     model = tables.Model(denoise, tuple(record["shape"]), key)
-    table = chosen_table(given, network, model, out / "tables")
+    table = chosen_table(given, path, network, model, out / "tables")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = np.asarray(jax.random.normal(key, (given.num, *record["shape"])))
     clips, seconds = evaluation.draw(
@@ -65,7 +66,9 @@ def run(given: argparse.Namespace) -> None:
     print(f"{given.num} clips, {table.nfe} calls, {1e3 * seconds:.1f} ms a clip: {out}/samples.webp")
 
 
-def chosen_table(given: argparse.Namespace, network: Network, model: tables.Model, folder: pathlib.Path) -> Table:
+def chosen_table(
+    given: argparse.Namespace, path: pathlib.Path, network: Network, model: tables.Model, folder: pathlib.Path
+) -> Table:
     """The table that --table, or --solver, --grid and --steps, ask for."""
     if given.table is not None:
         for name in ("solver", "grid", "steps"):
@@ -76,6 +79,7 @@ def chosen_table(given: argparse.Namespace, network: Network, model: tables.Mode
         raise ConfigError("--steps (network calls) is needed, or a --table")
     block = {part: _part(getattr(given, part)) for part in ("solver", "grid") if getattr(given, part)}
     tables.check(block, given.steps, network.schedule, "--steps")
+    block = tables.searched({**block, "steps": given.steps, "guidance": given.guidance}, path, "--grid")
     return tables.make(block, given.steps, network.schedule, "--steps", model, folder)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import pathlib
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,9 +17,9 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from diffusion import schedules
-from distill import FORWARD, STUDENTS
+from distill import FORWARD, STUDENTS, Network
 from experiments import config as configs
-from experiments import data, evaluation, exact, loop, weights
+from experiments import data, evaluation, exact, loop, times, weights
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
@@ -61,6 +62,7 @@ KEYS = {
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
     "exact": (exact.KEYS, {"samplers"}),
+    "times": (times.KEYS, {"weights", "counts"}),
 }
 
 
@@ -88,6 +90,11 @@ def check(context: Context) -> None:
         elif block["kind"] == "exact":
             exact.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values() if s["weights"] != exact.ORACLE]
+        elif block["kind"] == "times":
+            times.check(block, config, where)
+            references += [block["weights"]]
+            if config["data"]["kind"] != "exact":
+                references += [block.get("classifier", evaluation.CLASSIFIER)]
         elif block["kind"] == "train":
             if block.get("teacher") == exact.ORACLE:
                 exact.source_of(config, "train", f"{where}.teacher")
@@ -102,6 +109,8 @@ def check(context: Context) -> None:
                     f"{where} refers to {reference!r}, which is no stage before it; {configs.nearest(stage, earlier)} "
                     "(or pretrained:NAME, or a path to a .safetensors file)"
                 )
+        for row, sampler in block.get("samplers", {}).items():
+            times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
         earlier[name] = block
 
 
@@ -133,6 +142,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         raise ConfigError(
             f"{where} lacks the key 'previous': the finished consistency model that takes over at the cut"
         )
+    check_eps_loss(network, block, where)
     if block["method"] in FORWARD and not definition.jvp:
         raise ConfigError(
             f"{where}: {block['method']} takes a forward derivative (jax.jvp), which config.model.attention "
@@ -149,6 +159,32 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     return definition, network, method, rounds
+
+
+NO_SIGNAL = 1e-6
+"""SNR below which a schedule's noisy end counts as noise alone: DDPM's ends at 4e-5, the cosine's at 2e-9."""
+
+
+def check_eps_loss(network: Network, block: Mapping[str, Any], where: str) -> None:
+    """Refuses an eps-loss on a schedule with zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, section 3.2).
+
+    There x is eps: a prediction of eps learns nothing at the level where sampling begins, and the SNR, as the weight of the
+    error of x0, is 0.
+    """
+    snr = math.exp(network.schedule.logsnr_start)
+    weight = block.get("options", {}).get("weight")
+    weight = weight.get("kind") if isinstance(weight, Mapping) else weight
+    if snr >= NO_SIGNAL:
+        return
+    for what, value, loss in (
+        ("config.prediction", network.prediction, "eps"),
+        (f"{where}.options.weight", weight, "snr"),
+    ):
+        if value == loss:
+            raise ConfigError(
+                f"{what} {value!r} is an eps-loss, and config.schedule has no signal at its noisy end (SNR {snr:.1g}): choose "
+                f"'v' or 'x0' (weight 'v' or 'truncated_snr'), or a schedule whose SNR ends at {NO_SIGNAL:g} or above"
+            )
 
 
 def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
@@ -321,4 +357,5 @@ KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | No
     "classifier": run_classifier,
     "evaluate": evaluation.run,
     "exact": exact.run,
+    "times": times.run,
 }

@@ -1,7 +1,8 @@
 """The sampling table of a run, from a block {solver, grid}, each a name or {kind: name, **options}.
 
 Some samplers ask the network before they sample: `best` and `fitted`, which choose their grid themselves, DPM-Solver-v3 for
-its statistics, and the `optimised` grid. What asking found is kept beside the run and used again.
+its statistics, and the `optimised` grid. What asking found is kept beside the run and used again. The `searched` grid is
+what a `times` stage found: it lies beside the weights, in WEIGHTS.times.json.
 """
 
 import hashlib
@@ -11,10 +12,12 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion import fitted, optimised, sampling, schedules, solvers
+from diffusion import fitted, grids, optimised, sampling, schedules, solvers
 from experiments import config as configs
+from experiments import weights
 from experiments.config import ConfigError
 
 
@@ -46,10 +49,23 @@ def dpm_solver_v3(
     return solvers.dpm_solver_v3(schedule, grid, statistics, order, corrector=corrector)
 
 
+def written(num_steps: int, levels: list[float]) -> Float[np.ndarray, " points"]:
+    """A grid whose num_steps + 1 levels of log-SNR are written out."""
+    if len(levels) != num_steps + 1:
+        raise ValueError(f"{num_steps} calls need {num_steps + 1} levels, got {len(levels)}")
+    return grids.validate(levels)
+
+
+def from_weights():
+    """Stands for the grid that `searched` puts in its place."""
+    raise ValueError("a searched grid lies beside weights, and there are none here")
+
+
+SEARCHED = "searched"
 ALONE = {"best": solvers.best, "fitted": fitted.fit_recorded}
 ASKING = {**ALONE, "dpm_solver_v3": dpm_solver_v3, "optimised": optimised.optimised}
 SOLVERS = {**configs.SOLVERS, **ALONE, "dpm_solver_v3": dpm_solver_v3}
-GRIDS = {**configs.GRIDS, "optimised": optimised.optimised}
+GRIDS = {**configs.GRIDS, "optimised": optimised.optimised, "levels": written, SEARCHED: from_weights}
 GIVEN = ("schedule", "grid", "nfe", "num_steps", *Model._fields)
 
 
@@ -58,6 +74,8 @@ def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, wh
     configs.check_keys(block, ("solver", "grid"), (), where)
     if asks(block, "solver") in ALONE and "grid" in block:
         raise ConfigError(f"{where}: solver {asks(block, 'solver')!r} chooses its own grid; remove the key 'grid'")
+    if is_searched(block):  # as the default grid: the levels may not be there yet
+        block = {part: block[part] for part in block if part != "grid"}
     silent = {part: block[part] for part in block if not asks(block, part)}
     for part in block.keys() - silent.keys():
         function, options = configs.chosen(block[part], ASKING, f"{where}.{part}")
@@ -132,3 +150,68 @@ def load(
         return solvers.load(path, fingerprint=fitted.fingerprint(model.denoise, schedule, model.shape))
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+# Searched times ---------------------------------------------------------------------------------------------
+
+
+def is_searched(sampler: Mapping[str, Any]) -> bool:
+    return sampler.get("grid") in (SEARCHED, {"kind": SEARCHED})
+
+
+def sampler_name(sampler: Mapping[str, Any]) -> str:
+    """What searched times are for: the solver with its options, and the guidance scale where there is any."""
+    function, options = configs.chosen(sampler.get("solver", "ddim"), SOLVERS, "solver")
+    text = ", ".join(f"{k}={v}" for k, v in sorted(options.items()))
+    scale = sampler.get("guidance", 1.0)
+    return function.__name__ + (f"({text})" if text else "") + (f" with guidance {scale:g}" if scale != 1.0 else "")
+
+
+def times_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the times searched for the weights at `path` lie."""
+    return path.with_suffix(".times.json")
+
+
+def searched(sampler: Mapping[str, Any], path: pathlib.Path, where: str) -> dict[str, Any]:
+    """The block {solver, grid} of a sampler {solver, grid, steps, guidance} of the weights at `path`: grid 'searched' has
+    become the levels that lie beside them. ConfigError where these times are missing or of other weights.
+    """
+    block = {part: sampler[part] for part in ("solver", "grid") if part in sampler}
+    if not is_searched(sampler):
+        return block
+    found, name, steps = read_times(path, where), sampler_name(sampler), str(sampler["steps"])
+    if steps not in found.get(name, {}):
+        raise ConfigError(
+            f"{where}: no times for {name} at {steps} calls in {times_path(path)}; it has {listed(found)}"
+        )
+    return block | {"grid": {"kind": "levels", "levels": found[name][steps]["levels"]}}
+
+
+def read_times(path: pathlib.Path, where: str) -> dict[str, dict[str, Any]]:
+    """{sampler's name: {calls: {levels, ...}}}, searched for the weights at `path`."""
+    file, own = times_path(path), weights.fingerprint(path)
+    if not file.is_file():
+        raise ConfigError(
+            f"{where}: no searched times at {file}; a stage of kind 'times' makes them for weights {path}"
+        )
+    kept = configs.read_json(file)
+    if kept.get("weights") != own:
+        raise ConfigError(
+            f"{where}: {file} holds times of other weights (fingerprint {kept.get('weights')}, that of {path} is {own}); "
+            "a stage of kind 'times' makes new ones"
+        )
+    return kept["samplers"]
+
+
+def keep_times(path: pathlib.Path, name: str, found: Mapping[str, Any]) -> None:
+    """Puts {calls: {levels, ...}} of a sampler to the times beside the weights; times of other weights go."""
+    file, own = times_path(path), weights.fingerprint(path)
+    kept = configs.read_json(file) if file.is_file() else {}
+    samplers = kept["samplers"] if kept.get("weights") == own else {}
+    samplers[name] = samplers.get(name, {}) | found
+    configs.write_json(file, {"format": 1, "weights": own, "samplers": samplers})
+
+
+def listed(found: Mapping[str, Any]) -> str:
+    """{sampler's name: calls} as text."""
+    return "; ".join(f"{name} at {', '.join(map(str, calls))} calls" for name, calls in found.items())

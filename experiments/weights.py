@@ -5,6 +5,7 @@ result, `pretrained:NAME` or a path. The record says what a later stage must kno
 shape, labels, EMA or raw, number of steps, and where the weights came from.
 """
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -62,6 +63,14 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path} is damaged or was not written by this program ({error}); remove it or restore it"
         ) from None
     return params, record
+
+
+def fingerprint(path: pathlib.Path) -> str:
+    """A short text that only these weights have, record and all: a digest of the file. ConfigError where there is none."""
+    if not path.is_file():
+        raise ConfigError(f"no weights at {path}")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:

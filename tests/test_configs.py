@@ -10,7 +10,7 @@ from configs.moving_digits import classifier, quickstart, teacher
 from configs.moving_digits import students as digit_students
 from distill import METHODS
 from experiments import config as configs
-from experiments import mesh, run, stages
+from experiments import loop, mesh, run, stages
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 
 STUDENTS = pathlib.Path(students.__file__)
@@ -25,10 +25,10 @@ def test_moving_digits(module, tmp_path):
     checked(module.get_config(), tmp_path)
 
 
-@pytest.mark.parametrize("method", students.STUDENTS)
-def test_mixtures(method, tmp_path):
+@pytest.mark.parametrize("names", ["all", *students.STUDENTS])
+def test_mixtures(names, tmp_path):
     for law in ("", *(f",{name}" for name in SHAPES)):
-        checked(students.get_config(method + law), tmp_path)
+        checked(students.get_config(names + law), tmp_path)
 
 
 @pytest.mark.parametrize("method", digit_students.STUDENTS)
@@ -39,8 +39,9 @@ def test_moving_digits_students(method, tmp_path):
 def test_names_and_shapes_are_those_of_the_program():
     assert SHAPES == TRUE_SHAPES
     assert set(students.STUDENTS) <= set(METHODS)
-    for wrong in ("progresive", "progressive,ring"):
-        with pytest.raises(ValueError, match="expected one of"):
+    assert set(METHODS) - set(students.STUDENTS) == {"denoising", "guided"}
+    for wrong in ("progresive", "progressive+shortcutt", "progressive,ring"):
+        with pytest.raises(ValueError, match="expected (all or some|one) of"):
             students.get_config(wrong)
 
 
@@ -49,19 +50,42 @@ def test_a_student_of_the_exact_teacher_beats_ddim_at_one_call(tmp_path):
     code = run.main([
         "run", f"--config={STUDENTS}:consistency_trajectory,a1d", f"--workdir={tmp_path}", "--config.data.size=4096",
         "--config.stages.denoiser.steps=150", "--config.stages.denoiser.batch_size=128",
-        "--config.stages.student.steps=250", "--config.stages.student.batch_size=128",
+        "--config.stages.consistency_trajectory.steps=250",
+        "--config.stages.consistency_trajectory.batch_size=128",
     ])  # fmt: skip
     assert not code
     report = configs.read_json(tmp_path / "report.json")["metrics"]
-    assert report["student_1"]["wasserstein"][2] < 0.7 * report["oracle_1"]["wasserstein"][1]
+    assert report["consistency_trajectory_1"]["wasserstein"][2] < 0.7 * report["oracle_1"]["wasserstein"][1]
+
+
+def test_ten_halvings_from_1024_steps_compile_once(tmp_path, monkeypatch):
+    """The mixture's progressive student, at two updates a round: every round is the same program."""
+    compiled = {}
+
+    def remember(method, mesh):
+        compiled.update(compile_phases(method, mesh))
+        return compiled
+
+    compile_phases = loop.compile_phases
+    monkeypatch.setattr(loop, "compile_phases", remember)
+    config = students.get_config("progressive")
+    with config.unlocked():
+        del config.stages["exact"]
+        config.stages.denoiser.steps = 1
+        config.stages.progressive.steps = 2
+    context = stages.Context(configs.plain(config), tmp_path, mesh.make())
+    run.run(context)
+    assert compiled["train"]._cache_size() == 1
+    left = sorted(int(path.stem.split("@")[1]) for path in (tmp_path / "progressive").glob("weights@*.safetensors"))
+    assert left == [2**k for k in range(10)]
 
 
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("--config.stages.student.teacher=denoser", "no stage before it; did you mean 'denoiser'"),
-        ("--config.stages.student.student_steps=(8,4,1)", "must halve"),
-        ("--config.stages.student.options.weight=snrr", "did you mean 'snr'"),
+        ("--config.stages.progressive.teacher=denoser", "no stage before it; did you mean 'denoiser'"),
+        ("--config.stages.progressive.student_steps=(8,4,1)", "must halve"),
+        ("--config.stages.progressive.options.weight=snrr", "did you mean 'snr'"),
         ("--config.data.name=a1d", "shape"),
     ],
 )
@@ -84,11 +108,34 @@ def test_wrong_pairs_are_refused_by_name(override, message, tmp_path, capsys):
 def test_stages_that_cannot_be_are_refused_by_name(method, change, message, tmp_path):
     config = students.get_config(method)
     with config.unlocked():
-        config.stages.student.update(change)
+        config.stages[method].update(change)
         if change.get("teacher", "") is None:
-            del config.stages.student["teacher"]
+            del config.stages[method]["teacher"]
     with pytest.raises(configs.ConfigError, match=message):
         checked(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(prediction="eps"),
+            r"config.prediction 'eps' is an eps-loss, .* no signal .*SNR 2e-09.*choose 'v' or 'x0'",
+        ),
+        (dict(weight="snr"), r"stages.student.options.weight 'snr' is an eps-loss, .*weight 'v' or 'truncated_snr'"),
+    ],
+)
+def test_an_eps_loss_refuses_zero_terminal_snr(change, message, tmp_path):
+    """On the cosine, which ends in noise alone; the mixtures' schedule keeps some signal, so there eps may stand beside v."""
+    config = quickstart.get_config()
+    config.prediction = change.get("prediction", "v")
+    config.stages.student.options.weight = change.get("weight", "v")
+    with pytest.raises(configs.ConfigError, match=message):
+        checked(config, tmp_path)
+    config = students.get_config("progressive")
+    config.prediction = "eps"
+    config.stages.progressive.options.weight = "snr"
+    checked(config, tmp_path)
 
 
 def test_a_forward_derivative_refuses_fused_attention(tmp_path):

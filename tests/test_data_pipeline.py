@@ -59,6 +59,17 @@ def test_a_batch_is_stacked_examples_of_the_source():
     np.testing.assert_array_equal(batch["video"][:, 0, 0, 0, 0], batch["label"])
 
 
+def test_a_source_that_reads_many_at_once_gives_the_same_batches():
+    class Many(Counting):
+        def take(self, indices):
+            return dict(video=np.stack([self[i]["video"] for i in indices]), label=np.asarray(indices, np.int32))
+
+    for one, many in zip(take(data.Batches(Counting(), 8), 5), take(data.Batches(Many(), 8), 5), strict=True):
+        assert equal(one, many)
+    with pytest.raises(ValueError, match="expected clips of 2 frames, got one of 3 frames"):
+        next(data.Batches(Many(frames=3), 4))
+
+
 def test_every_epoch_is_a_permutation_of_its_own():
     orders = np.concatenate([b["label"] for b in take(data.Batches(Counting(20), 8, 0), 10)]).reshape(4, 20)
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(20), (4, 1)))

@@ -103,12 +103,37 @@ def test_a_guided_teacher_takes_guided_steps_and_only_in_the_first_round():
         problem = objective(None, {"teacher": params}, batch, jax.random.key(1), {"steps": 1.0, "guidance": g})
         gain = levels.expand(0.25 + g * (params["gain"][batch["label"]] - 0.25), problem.x)
         two = sampling.sample(jax.tree_util.Partial(lambda k, x, l: k * x, gain), solvers.ddim(COSINE, fine), problem.x)
-        one = jumps.ddim_step(COSINE, problem.x, problem.target(None, None), *jnp.asarray(fine)[jnp.array([0, 2])])
+        one = jumps.ddim_step(COSINE, problem.x, problem.target(problem.x, None), *jnp.asarray(fine)[jnp.array([0, 2])])
         np.testing.assert_allclose(one, two, atol=1e-5)
     method = METHODS["progressive"](network, optimiser=optimiser(1e-2), weight=levels.v())
     state = method.init(jax.random.key(0), params)
     hyper = {"learning_rate_scale": 1.0, "steps": 4.0, "guidance": 1.5}
     assert method.next(state, {"teacher": params}, hyper)[2]["guidance"] == 1.0
+
+
+def test_a_student_that_is_told_g_steps_as_the_guided_teacher_does():
+    """The second stage of Meng et al.: a network that answers u + g (c - u) when told g, against guidance from outside."""
+
+    def apply(params, x, logsnr, cond, *, key=None, train=False):
+        gain = params["gain"]
+        scale = cond.get("guidance", 1.0)
+        return levels.expand(gain[3] + scale * (gain[cond["label"]] - gain[3]), x) * x
+
+    params = {"gain": jnp.array([0.1, 0.4, 0.7, 0.25])}
+    batch = {"video": jax.random.normal(jax.random.key(0), (9, 1, 2, 2, 1)), "label": jnp.arange(9) % 3}
+    plain = Network(apply, COSINE, "x0", 3, ("label",))
+    told = plain._replace(cond_keys=("label", "guidance"))
+    given = (None, {"teacher": params}, batch, jax.random.key(1))
+    for g in (1.0, 2.5):
+        outside = progressive.objective(plain, weight=levels.v())(*given, {"steps": 2.0, "guidance": g})
+        inside = progressive.objective(told, weight=levels.v(), guidance_range=(g, g))(*given, {"steps": 2.0})
+        np.testing.assert_allclose(inside.cond["guidance"], g)
+        targets = (problem.target(problem.x, None) for problem in (outside, inside))
+        np.testing.assert_allclose(*targets, rtol=1e-4, atol=1e-4)
+    drawn = progressive.objective(told, weight=levels.v(), guidance_range=(1.0, 4.0))(*given, {"steps": 2.0})
+    assert 1 <= drawn.cond["guidance"].min() < 2.5 < drawn.cond["guidance"].max() <= 4
+    with pytest.raises(ValueError, match="must take cond 'guidance'"):
+        METHODS["progressive"](plain, optimiser=optimiser(1e-2), weight=levels.v(), guidance_range=(1.0, 4.0))
 
 
 def test_next_makes_the_student_the_teacher_and_starts_the_optimiser_afresh():
@@ -153,11 +178,37 @@ def test_tangents_are_the_derivative_along_them():
     step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
     params = {"a": jnp.array(0.7), "b": jnp.array(0.4)}
     state = regression.init(optax.sgd(1.0))(jax.random.key(0), params)
-    new, metrics = step(state, {}, {}, jax.random.key(0), {"learning_rate_scale": 1.0})
+    new, metrics = step(
+        state, {}, {"video": jnp.ones((2, 1, 1, 1, 1))}, jax.random.key(0), {"learning_rate_scale": 1.0}
+    )
     tangent = 3 * (0.7 * 2 * x * dx + dlogsnr[:, None] * 0.4)
     np.testing.assert_allclose(metrics["loss"], jnp.mean(tangent**2), rtol=1e-6)
     # The target carries no gradient: d/da of mean((3 f - target)^2) = mean(2 tangent 3 x^2).
     np.testing.assert_allclose(params["a"] - new.params["a"], jnp.mean(2 * tangent * 3 * x**2), rtol=1e-5)
+
+
+def test_diversity_tells_a_collapse_to_the_mean_from_answers_as_varied_as_the_clips():
+    """By two students whose answers are known: the clips themselves, and their mean. A batch of one has none to tell of."""
+    video = jax.random.normal(jax.random.key(0), (64, 2, 1, 1, 3))
+
+    def objective(state, frozen, batch, key, hyper):
+        logsnr = jnp.linspace(-9.0, 9.0, len(batch["video"]))
+        return regression.Problem(
+            batch["video"], logsnr, {}, lambda prediction: prediction, lambda primal, _: primal, jnp.ones_like(logsnr)
+        )
+
+    def diversity(gain, video):
+        network = Network(lambda params, x, logsnr, cond, **_: params * x, COSINE, "x0")
+        step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
+        state = regression.init(optax.sgd(1.0))(jax.random.key(0), jnp.float32(gain))
+        _, metrics = step(state, {}, {"video": video}, jax.random.key(0), {"learning_rate_scale": 1.0})
+        return np.array([metrics[k] for k in metrics if k.startswith("diversity_by_level")])
+
+    for gain in (1.0, 0.5, 0.0):
+        total, count = diversity(gain, video).sum(0)
+        assert count == 64
+        np.testing.assert_allclose(total / count, gain**2, rtol=1e-5)
+    assert not diversity(1.0, video[:1])[:, 0].any()
 
 
 def test_learning_rate_scale_scales_the_update():

@@ -1,5 +1,7 @@
 """Data whose law is known, and the stage that holds samplers against it."""
 
+from statistics import NormalDist
+
 import jax
 import numpy as np
 import pytest
@@ -42,6 +44,23 @@ def test_the_wasserstein_distance_of_known_moves():
     # Two halves that only swap places cost nothing, though every point is far from its own.
     pair = np.repeat([[-2.0, 0.0], [2.0, 0.0]], 50, axis=0)
     assert exact.wasserstein(-pair, pair) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_energy_distance_has_no_floor_and_no_liking_for_pairs():
+    """Against its closed form for a shift d on the line, 2 E|N(d, 2)| - 2 E|N(0, 2)|; pairing must not change its mean."""
+    rng = np.random.default_rng(0)
+    draws = rng.standard_normal((40, 2, 300, 1))
+    x, y = draws[0]
+    assert exact.energy(x, x) == pytest.approx(0, abs=1e-12)
+    for shift in (0.0, 0.5, 2.0):
+        truth = 2 * (2 * np.exp(-(shift**2) / 4) / np.sqrt(np.pi) + shift * (2 * NormalDist().cdf(shift / 2**0.5) - 1))
+        truth -= 4 / np.sqrt(np.pi)
+        fresh = np.array([exact.energy(x + shift, y) for x, y in draws])
+        paired = np.array([exact.energy(x + shift, x) for x, _ in draws])
+        for values in (fresh, paired):
+            assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(len(values)) + 1e-12
+    points = rng.standard_normal((50, 3))
+    assert exact.energy(points + 5.0, points) > exact.energy(points + 1.0, points) > 0
 
 
 def test_modes_are_counted():

@@ -362,7 +362,7 @@ def test_intervals_are_those_of_the_bootstrap():
     np.testing.assert_allclose([measure.value - measure.low, measure.high - measure.value], 1.96 * error, rtol=0.15)
     for measure in many.values():
         assert measure.low <= measure.value <= measure.high
-    assert report._interval(3.0, np.array([])) == (3.0, 3.0)
+    assert report.interval(3.0, np.array([])) == (3.0, 3.0)
 
 
 def test_labelled_clips_are_resampled_class_by_class():

@@ -1,9 +1,11 @@
-"""A student of every method on moving digits, from the shipped teacher, at one budget: about 20,000 forwards at batch 16.
+"""A student of every method on moving digits, from the shipped teacher, at one budget counted in network forwards.
 
-    python -m experiments.run --config=configs/moving_digits/students.py:mean_flow --workdir=runs/digits_mean_flow
+    python -m experiments.run --config=configs/moving_digits/students.py:mean_flow --workdir=runs/digits/mean_flow
+    python -m experiments.run --config=configs/moving_digits/students.py:tract,20000 --workdir=runs/digits_long/tract
 
-The argument is METHOD. Guided teachers have g = 1.5 and count twice; a step costs `forwards` network forwards, of which 3 are
-the student's own update, and runs for BUDGET / forwards steps. `evaluate` compares with the teacher at 50 steps.
+The argument is METHOD or METHOD,BUDGET, the budget in forwards at batch 16 (6,000: some 6 minutes on two idle cores). A
+guided teacher (g = 1.5) counts twice, an update of the student itself 3 times. `evaluate` compares with the teacher at 50
+steps.
 """
 
 from typing import NamedTuple
@@ -12,63 +14,123 @@ from ml_collections import ConfigDict
 
 from configs.moving_digits.base import base
 
-TEACHER, GUIDANCE, BUDGET = "pretrained:moving_digits/teacher", 1.5, 20_000
+TEACHER, GUIDANCE, BUDGET = "pretrained:moving_digits/teacher", 1.5, 6_000
+
+
+class Stage(NamedTuple):
+    """A stage of a student: its method, what a step costs in forwards, its part of the budget, options, further keys."""
+
+    method: str
+    forwards: float
+    options: dict
+    block: dict = {}
+    share: float = 1.0
 
 
 class Student(NamedTuple):
-    """A step's cost in forwards, the method's options, its sampler, its stage's own keys, the network's further inputs."""
+    """Stages by name, the last of which makes the student; its sampler, as a block of `evaluate`; inputs that its network
+    has beside the teacher's; the numbers of calls at which it is judged; what its weights are called ({} is the number).
+    """
 
-    forwards: float
-    options: dict
-    solver: str = "consistency"
-    stage: dict = {}
-    model: dict = {}
+    stages: dict[str, Stage]
+    sampler: dict = dict(solver="consistency")
+    inputs: tuple[str, ...] = ()
     counts: tuple[int, ...] = (4, 2, 1)
     weights: str = "student"
 
 
 TAUGHT = dict(teacher=TEACHER, guidance=GUIDANCE)
-JUMPS = dict(cond=("logsnr_to",))
 COMMON = dict(ema=0.99, label_dropout=0.1)
+HALVINGS = (8, 4, 2, 1)
+# Of g, for students that are told it.
+RANGE = (1.0, 3.0)
+TOLD = dict(solver="consistency", guidance=GUIDANCE)
+JUMPS = dict(solver="flow_map")
+DDIM = dict(solver="ddim")
+
+
+def one(method: str, forwards: float, options: dict, block: dict = TAUGHT) -> dict[str, Stage]:
+    return {"student": Stage(method, forwards, {**COMMON, **options}, block)}
+
+
+EASY = dict(solver="euler", **COMMON)
 
 STUDENTS = {
     # Guidance acts in the first of the four rounds only.
     "progressive": Student(
-        5.5, dict(weight="v", **COMMON), "ddim", dict(student_steps=(8, 4, 2, 1), **TAUGHT), weights="student@{}"
+        one("progressive", 5.5, dict(weight="v"), dict(student_steps=HALVINGS, **TAUGHT)), DDIM, weights="student@{}"
+    ),
+    # First one call for what takes the guided teacher two, told g; then halvings of that.
+    "guided": Student(
+        {
+            "guided": Stage(
+                "guided", 5, dict(weight="v", law="uniform_time", guidance_range=RANGE, **COMMON), dict(teacher=TEACHER),
+                share=0.25,
+            ),
+            "student": Stage(
+                "progressive", 5, dict(weight="v", guidance_range=RANGE, **COMMON),
+                dict(teacher="guided", student_steps=HALVINGS), share=0.75,
+            ),
+        },
+        dict(solver="ddim", guidance=GUIDANCE), ("guidance",), weights="student@{}",
     ),
     "tract": Student(
-        6, dict(weight="v", rounds=(64, 8, 4), **COMMON), "ddim", dict(student_steps=(8, 4), **TAUGHT),
-        counts=(4,), weights="student@{}",
+        one("tract", 6, dict(weight="v", rounds=(64, 8, 4)), dict(student_steps=(8, 4), **TAUGHT)),
+        DDIM, counts=(4,), weights="student@{}",
     ),
-    "consistency_distillation": Student(6, dict(solver="euler", num_levels=32, **COMMON), stage=TAUGHT),
-    "easy_consistency": Student(6, dict(solver="euler", **COMMON), stage=TAUGHT),
+    "consistency_distillation": Student(
+        one("consistency_distillation", 6, dict(solver="euler", num_levels=32, target="ema", ema=0.95))
+    ),
+    "consistency_training": Student(one("consistency_training", 4, dict(s1=40, ema=0.99), {})),
+    "improved_consistency": Student(one("improved_consistency", 4, dict(s1=80), dict(init=TEACHER))),
+    "easy_consistency": Student(one("easy_consistency", 6, dict(solver="euler"))),
+    "truncated_consistency": Student(
+        {
+            "easy": Stage("easy_consistency", 6, EASY, TAUGHT, share=0.5),
+            "student": Stage(
+                "truncated_consistency", 7, EASY, dict(previous="easy", init="easy", **TAUGHT), share=0.5
+            ),
+        }
+    ),
+    "latent_consistency": Student(
+        one("latent_consistency", 6, dict(guidance_range=RANGE, ema=0.95), dict(teacher=TEACHER)), TOLD, ("guidance",)
+    ),
     "multistep_consistency": Student(
-        6, dict(weight="v", segments=4, first=32, last=128, **COMMON), "ddim", TAUGHT, counts=(4,)
+        one("multistep_consistency", 6, dict(weight="v", segments=4, solver="euler", first=32, last=128)),
+        DDIM, counts=(4,),
     ),
+    "continuous_distillation": Student(one("continuous_distillation", 6.1, dict(warmup=300))),
+    "continuous_training": Student(one("continuous_training", 4.2, dict(warmup=300), dict(init=TEACHER))),
     "consistency_trajectory": Student(
-        7.5, dict(law="uniform_time", weight="v", **COMMON), "flow_map", TAUGHT, JUMPS
+        one("consistency_trajectory", 7.5, dict(law="uniform_time", weight="v")), JUMPS, ("logsnr_to",)
     ),
-    "shortcut": Student(5.4, dict(law="uniform_time", weight="velocity", **COMMON), "flow_map", TAUGHT, JUMPS),
-    "mean_flow": Student(6.2, dict(law="uniform_time", share=0.5, **COMMON), "flow_map", TAUGHT, JUMPS),
+    "shortcut": Student(one("shortcut", 5.1, dict(law="uniform_time", weight="velocity")), JUMPS, ("logsnr_to",)),
+    "mean_flow": Student(one("mean_flow", 6.1, dict(law="uniform_time", share=0.5)), JUMPS, ("logsnr_to",)),
+    "reflow": Student(one("reflow", 19, dict(law="uniform_time", weight="v", steps=8)), DDIM),
 }  # fmt: skip
 
 
-def get_config(method: str = "consistency_trajectory") -> ConfigDict:
+def get_config(argument: str = "consistency_trajectory") -> ConfigDict:
+    method, _, budget = argument.partition(",")
     if method not in STUDENTS:
         raise ValueError(f"unknown student {method!r}, expected one of {', '.join(STUDENTS)}")
     student = STUDENTS[method]
     config = base()
-    config.model = ConfigDict({**config.model, **student.model})
-    rounds = len(student.stage.get("student_steps", (1,)))
-    stage = dict(
-        kind="train", method=method, steps=round(BUDGET / student.forwards / rounds), batch_size=16,
-        optimiser=dict(learning_rate=5e-4, decay="cosine", warmup=50, clip=1.0), options=student.options,
-        log_every=50, checkpoint_every=250,
-    ) | student.stage  # fmt: skip
+    if student.inputs:
+        config.model = ConfigDict({**config.model, "cond": student.inputs})
+    optimiser = dict(learning_rate=5e-4, decay="cosine", warmup=50, clip=1.0)
+    stages = {}
+    for name, stage in student.stages.items():
+        rounds = len(stage.block.get("student_steps", (1,)))
+        steps = round(float(budget or BUDGET) * stage.share / stage.forwards / rounds)
+        stages[name] = dict(
+            kind="train", method=stage.method, steps=steps, batch_size=16, optimiser=optimiser, options=stage.options,
+            log_every=50, checkpoint_every=250, **stage.block,
+        )  # fmt: skip
     samplers = {"teacher_50": dict(weights=TEACHER, steps=50, guidance=GUIDANCE)}
     for n in student.counts:
-        samplers[f"student_{n}"] = dict(weights=student.weights.format(n), steps=n, solver=student.solver)
+        samplers[f"student_{n}"] = dict(weights=student.weights.format(n), steps=n, **student.sampler)
     config.stages = ConfigDict(
-        dict(student=stage, evaluate=dict(kind="evaluate", num_clips=256, batch_size=64, samplers=samplers))
+        dict(**stages, evaluate=dict(kind="evaluate", num_clips=256, batch_size=64, samplers=samplers))
     )
     return config

@@ -1,8 +1,9 @@
 """Ablations by name: each is a function of (folder, only) that writes one page of results and its figures."""
 
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from experiments.ablations import samplers
+from experiments.ablations import distillation, samplers
 
-ABLATIONS: dict[str, Callable[[pathlib.Path, Sequence[str]], None]] = {"samplers": samplers.run}
+ABLATIONS: dict[str, Callable[..., None]] = {"distillation": distillation.run, "samplers": samplers.run}
+READS_RUNS = frozenset({"distillation"})
+"""Those that read finished runs, and take `runs`, the folder that holds them."""

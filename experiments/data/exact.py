@@ -72,3 +72,7 @@ class Exact:
     def __getitem__(self, index: int) -> source_lib.Example:
         index = source_lib.check_index(index, self.size)
         return dict(video=self.clips[index], label=np.int32(0))
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The clips of these indices as one batch: a step on these laws is over before 512 clips are read one by one."""
+        return dict(video=self.clips[indices], label=np.zeros(len(indices), np.int32))

@@ -10,6 +10,16 @@ import numpy as np
 from experiments.data.source import Source, check_example, check_whole
 
 
+def read(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """The clips of these indices, stacked: all at once where the source has `take`, else one by one."""
+    if hasattr(source, "take"):
+        batch = source.take(indices)
+        check_example({name: rows[0] for name, rows in batch.items()}, source)
+        return batch
+    examples = [check_example(source[i], source) for i in indices]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
 class Batches:
     """An endless iterator of this process's part of every global batch.
 
@@ -58,12 +68,11 @@ class Batches:
         self.batch_size = batch_size
         order = dict(seed=int(seed), batch_size=int(batch_size), shuffle=bool(shuffle))
         self._identity = dict(order, source=repr(source))
-        clips = grain.MapDataset.source(source).seed(int(seed))
+        indices = grain.MapDataset.range(len(source)).seed(int(seed))
         if shuffle:
-            clips = clips.shuffle()
-        clips = clips.repeat().map(functools.partial(check_example, source=source))
+            indices = indices.shuffle()
         # Parts of B/P rows in a row: global batch s is the parts s P .. s P + P - 1.
-        parts = clips.batch(batch_size // process_count)
+        parts = indices.repeat().batch(batch_size // process_count).map(functools.partial(read, source))
         self._dataset = parts[process_index::process_count]
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         self._iterator = iter(self._dataset.to_iter_dataset(options))

@@ -18,6 +18,8 @@ class Source(Protocol):
 
     `repr(source)` is stable between processes (it is part of a checkpoint's record). `num_classes` is 0 where
     the data has no labels; `label` is then 0, which is also the models' index of "no class".
+
+    It may have `take(indices)`, the examples of many indices stacked, where that is faster than one by one.
     """
 
     shape: tuple[int, int, int, int]

@@ -76,7 +76,7 @@ def evaluate(
         bottom = None
         if not metric.needs_labels or floor.labels is not None:
             bottom = float(metric.statistic(floor, floor_real, distances.equal_weights(len(floor.light)))[0])
-        measures[name] = Measure(float(value), *_interval(value, np.array(others)), bottom, metric.better)
+        measures[name] = Measure(float(value), *interval(value, np.array(others)), bottom, metric.better)
     return measures
 
 
@@ -110,7 +110,7 @@ def table(rows: Mapping[str, Mapping[str, Measure]], extra: Mapping[str, Mapping
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _interval(value: float, others: Float[np.ndarray, " k"]) -> tuple[float, float]:
+def interval(value: float, others: Float[np.ndarray, " k"]) -> tuple[float, float]:
     """The central COVERAGE of the resampled values, moved so that their mean is the value."""
     if not len(others):
         return float(value), float(value)

@@ -1,5 +1,14 @@
 """Float64 for this folder: the switch is read once a process, so tests/run starts the folder in a process of its own."""
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules of many small programs: optimising them takes longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -23,18 +23,7 @@ STD = 0.7
 HYPER = {"guidance": 1.0}
 
 
-@pytest.fixture(autouse=True)
-def wide_data(monkeypatch):
-    """Batches stay float64: the program scales to float32, too coarse for what is measured here."""
-    monkeypatch.setattr(consistency, "clean", lambda batch: batch["video"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Small programs, many of them: optimising them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def gain(schedule, logsnr, variance=STD**2):

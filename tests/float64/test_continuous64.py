@@ -24,18 +24,7 @@ FRAMES = 4
 VIDEO = oracles.gaussian_process(oracles.ornstein_uhlenbeck(FRAMES, 0.8), (1, 1, 1))
 
 
-@pytest.fixture(autouse=True)
-def wide_data(monkeypatch):
-    """Batches stay float64: the program scales to float32, too coarse for what is measured here."""
-    monkeypatch.setattr(continuous, "clean", lambda batch: batch["video"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Small programs, many of them: optimising them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def variance(schedule, logsnr):

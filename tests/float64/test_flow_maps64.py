@@ -17,13 +17,6 @@ every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 per_frame = pytest.mark.parametrize("frames", [False, True])
 
 
-@pytest.fixture(autouse=True)
-def wide_data(monkeypatch):
-    """Batches stay float64: the program scales to float32, too coarse for what is measured here."""
-    for module in (flow_maps, mean_flow, guided):
-        monkeypatch.setattr(module, "clean", lambda batch: batch["video"])
-
-
 def gaussian(seed=0):
     return {"video": STD * jax.random.normal(jax.random.key(seed), SHAPE)}
 

@@ -59,12 +59,11 @@ def test_one_step_with_the_target_is_two_steps_of_the_teacher(name, steps):
     problem = objective(None, {"teacher": ()}, batch, jax.random.key(2), {"steps": jnp.float64(steps), "guidance": 1.0})
     fine = grids.uniform_time(schedule, 2 * steps)
     index = np.argmin(np.abs(fine[None, :-1] - np.asarray(problem.logsnr)[:, None]), axis=1)
-    # hyper and times are float32 in the program: the levels agree to its precision.
-    np.testing.assert_allclose(fine[index], problem.logsnr, rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(fine[index], problem.logsnr, rtol=1e-9, atol=1e-9)
     assert set(index) <= set(range(0, 2 * steps, 2))
     if steps <= 2:
         assert set(index) == set(range(0, 2 * steps, 2)), "every step of the student must be drawn"
-    target = problem.target(None, None)
+    target = problem.target(problem.x, None)
     for i in range(0, 2 * steps, 2):
         rows = np.flatnonzero(index == i)
         if not len(rows):
@@ -73,14 +72,14 @@ def test_one_step_with_the_target_is_two_steps_of_the_teacher(name, steps):
         denoise = jax.tree_util.Partial(lambda x, l: gain(schedule, l) * x)
         two = sampling.sample(denoise, solvers.ddim(schedule, fine[i : i + 3]), x)
         one = jumps.ddim_step(schedule, x, target[rows], jnp.asarray(fine[i]), jnp.asarray(fine[i + 2]))
-        np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4 * float(jnp.abs(two).max()))
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6 * float(jnp.abs(two).max()))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_student_that_is_the_teachers_two_steps_has_no_residual(name):
     """On Gaussian data both are gains; the student's must be (G - r) / (a'' - r a) with G the product of the two steps."""
     schedule = SCHEDULES[name]
-    teacher, steps = exact(schedule), 4
+    steps = 4
 
     def product_gain(logsnr):
         time = jnp.round((schedule.time(logsnr) - schedule.time(schedule.logsnr_end)) / span * 2 * steps) / (2 * steps)
@@ -106,6 +105,6 @@ def test_a_student_that_is_the_teachers_two_steps_has_no_residual(name):
         None, {"teacher": teacher_params}, batch, jax.random.key(2), {"steps": jnp.float64(steps), "guidance": 1.0}
     )
     output = problem.output(apply(student, problem.x, problem.logsnr, {}))
-    residual = output - problem.target(None, None)
-    np.testing.assert_allclose(residual, 0, atol=2e-4)
-    del teacher
+    residual = output - problem.target(output, None)
+    # Recovering x0 from noise of scale s loses log10(s) digits: EDM begins at 80.
+    np.testing.assert_allclose(residual, 0, atol=1e-9)

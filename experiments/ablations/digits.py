@@ -1,0 +1,176 @@
+"""A student of every method on moving digits, at one budget, beside its guided teacher at 50 steps."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from distill import METHODS
+from experiments.ablations import costs, curves, finished, page
+from experiments.config import ConfigError
+from experiments.evaluation import QUALITY
+from experiments.metrics.report import Measure
+
+STUDENTS = tuple(name for name in METHODS if name != "denoising")
+STAGES = {
+    "guided": ("guided", "progressive"),
+    "truncated_consistency": ("easy_consistency", "truncated_consistency"),
+}  # fmt: skip
+"""The methods of a student's stages, where they are more than its own."""
+CONFIG = "configs/moving_digits/students.py"
+TEACHER = "teacher_50"
+TITLE = "teacher, 50 steps"
+SHOWN = {
+    "label_accuracy": "class asked for", "identity_kept": "identity kept", "law_residual": "off the law of motion, px",
+    "flicker": "flicker", "sharpness": "sharpness", "diversity": "diversity",
+}  # fmt: skip
+"""Measures beside the distance -> column."""
+WITHIN = {4: 1.3, 2: 1.6}
+"""calls -> how many times the teacher's distance is asked for."""
+
+
+class Row(NamedTuple):
+    """A sampler: its number of steps, seconds per clip, what was measured."""
+
+    steps: int
+    seconds: float
+    measures: dict[str, Measure]
+
+    @property
+    def distance(self) -> float:
+        return self.measures[QUALITY].value
+
+
+class Run(NamedTuple):
+    """A method: its teacher, the student by number of calls, its distance over the teacher's, what real clips get, the
+    forwards and seconds of all its training.
+    """
+
+    teacher: Row
+    students: dict[int, Row]
+    ratios: dict[int, float]
+    floor: dict[str, float]
+    forwards: float
+    seconds: float | None
+    shared: dict[str, Any]
+
+
+def read(runs: pathlib.Path) -> tuple[dict[str, Run], list[finished.Missing]]:
+    """(method -> run, what is missing) of RUNS/digits/METHOD."""
+    folder = runs / "digits"
+    wanted = {name: finished.Wanted(folder / name, (f"--config={CONFIG}:{name}",)) for name in STUDENTS}
+    return finished.gather(wanted, parse)
+
+
+def parse(method: str, workdir: pathlib.Path) -> Run:
+    """A workdir that the `evaluate` stage has finished."""
+    report, config = finished.report_and_config(workdir)
+    stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
+    found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(method, (method,)))
+    if found != expected:
+        raise ConfigError(f"its training stages have the methods {list(found)}, not {list(expected)}")
+    rows = {name: row(sampler) for name, sampler in report["samplers"].items()}
+    if TEACHER not in rows:
+        raise ConfigError(f"its report has no row {TEACHER!r}")
+    teacher = rows[TEACHER]
+    students = {one.steps: one for name, one in rows.items() if name.startswith("student_")}
+    floor = {name: float(measure.floor) for name, measure in teacher.measures.items()}
+    times = [finished.seconds(workdir, name) for name in stages]
+    return Run(
+        teacher=teacher,
+        students=students,
+        ratios={calls: one.distance / teacher.distance for calls, one in students.items()},
+        floor=floor,
+        forwards=sum(training(block) for block in stages.values()),
+        seconds=None if None in times else math.fsum(filter(None, times)),
+        shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": floor},
+    )
+
+
+def row(sampler: Mapping[str, Any]) -> Row:
+    measures = {name: Measure(**sampler["metrics"][name]) for name in (QUALITY, *SHOWN)}
+    return Row(int(sampler["steps"]), float(sampler["seconds_per_clip"]), measures)
+
+
+def training(stage: Mapping[str, Any]) -> float:
+    """Forwards of a stage's whole training, a batch each; guidance acts in the first round only."""
+    rounds, taught = len(stage.get("student_steps", [0])), bool(stage.get("teacher"))
+    scales = [stage.get("guidance", 1.0) != 1.0, *[False] * (rounds - 1)]
+    counts = {g: costs.forwards(stage["method"], stage.get("options", {}), taught=taught, guided=g) for g in {*scales}}
+    return stage["steps"] * sum(counts[guided] for guided in scales)
+
+
+def table(found: Mapping[str, Run]) -> str:
+    """A row for each method and number of calls; the teacher first, real clips last."""
+    first = next(iter(found.values()))
+
+    def cells(row: Row, ratio: float) -> list[Any]:
+        distance = row.measures[QUALITY]
+        values = [row.measures[name].value for name in SHOWN]
+        interval = f"{page.cell(distance.value)} [{page.cell(distance.low)}, {page.cell(distance.high)}]"
+        return [row.steps, interval, f"{ratio:.2f}", *values, row.seconds * 1e3]
+
+    rows = [[TITLE, *cells(first.teacher, 1.0), None, None]]
+    for method, run in found.items():
+        spent = [f"{run.forwards:,.0f}", None if run.seconds is None else round(run.seconds)]
+        for calls, student in sorted(run.students.items(), reverse=True):
+            rows.append([f"`{method}`", *cells(student, run.ratios[calls]), *spent])
+    floor = first.floor
+    rows.append(
+        ["real clips", None, page.cell(floor[QUALITY]), None, *(floor[name] for name in SHOWN), None, None, None]
+    )
+    header = ["", "calls", "Fréchet distance", "over the teacher's", *SHOWN.values(), "ms per clip"]
+    return page.table([*header, "training, forwards", "training, s"], rows)
+
+
+def verdicts(found: Mapping[str, Run]) -> str:
+    """How many methods come as near to their teacher as was asked for."""
+    lines = []
+    for calls, most in WITHIN.items():
+        ratios = {method: run.ratios[calls] for method, run in found.items() if calls in run.ratios}
+        near, far = (
+            [f"`{m}` {r:.2f}" for m, r in sorted(ratios.items(), key=lambda item: item[1]) if (r <= most) == inside]
+            for inside in (True, False)
+        )
+        line = f"- {calls} calls, within {most} times the teacher's distance: {len(near)} of {len(ratios)}"
+        lines.append(
+            line + (f": {', '.join(near)}" if near else "") + (f"; not: {', '.join(far)}" if far else "") + "."
+        )
+    return "\n".join(lines)
+
+
+def draw(found: Mapping[str, Run], folder: pathlib.Path) -> str:
+    first = next(iter(found.values()))
+    ratios = {method: run.ratios for method, run in found.items()}
+    quality = {TITLE: {first.teacher.seconds: first.teacher.distance}}
+    quality |= {method: {row.seconds: row.distance for row in run.students.values()} for method, run in found.items()}
+    figure, (left, right) = page.axes(2, 11.0, 4.4)
+    looks = curves.looks(quality, TITLE)
+    curves.draw(left, ratios, looks)
+    curves.mark_calls(left, ratios)
+    left.axhline(1.0, color=looks[TITLE]["color"], linewidth=looks[TITLE]["linewidth"])
+    left.set(xlabel="calls", ylabel="Fréchet distance over the teacher's")
+    curves.draw(right, quality, looks)
+    right.axhline(first.floor[QUALITY], color="0.4", linestyle="--", linewidth=1, label="real clips")
+    right.set(xlabel="seconds per clip", ylabel="Fréchet distance")
+    curves.legend(figure, (right, left))
+    return page.save(
+        figure, folder, "distillation_digits.png", "students on moving digits: quality over calls and seconds"
+    )
+
+
+def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
+    found, missing = read(runs)
+    parts = [table(found), verdicts(found), draw(found, folder)] if found else []
+    parts += [finished.commands(missing)] if missing else []
+    return f"""## Students of the moving-digits teacher
+
+This shows what few calls are worth on video: a student of every method, beside the shipped teacher at 50 steps with guidance
+(two evaluations a call). Students that learn from the teacher have the guidance built in, or are told it; those that learn
+from clips have none. *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over
+the teacher's* its ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds
+are of one machine that did other things too. *Training, forwards* are those of a batch of clips in all of a student's stages,
+counted as in the section on what a step costs, with each method's own options.
+
+{(chr(10) * 2).join(parts)}
+"""

@@ -1,0 +1,35 @@
+"""`python -m experiments.ablate distillation`: students of every method, from finished runs, and what training them costs."""
+
+import functools
+import pathlib
+import platform
+import textwrap
+from collections.abc import Sequence
+
+import jax
+
+from experiments.ablations import costs, digits, mixture, page
+
+RUNS = pathlib.Path("runs")
+
+
+def sections(runs: pathlib.Path) -> dict[str, page.Section]:
+    return {
+        "mixture": functools.partial(mixture.section, runs),
+        "digits": functools.partial(digits.section, runs),
+        "cost": costs.section,
+    }
+
+
+def run(folder: pathlib.Path, only: Sequence[str] = (), runs: pathlib.Path = RUNS) -> None:
+    """Writes distillation.md and its figures from the finished runs in `runs`; it trains nothing."""
+    page.write("distillation", introduction(), sections(runs), folder, only)
+
+
+def introduction() -> str:
+    text = (
+        f"`--only=NAME` makes one section again: {', '.join(sections(RUNS))}. The page is made from finished runs, "
+        f"RUNS/mixture/LAW_SEED and RUNS/digits/METHOD with RUNS given by `--runs` (`{RUNS}`), and trains nothing: runs that "
+        f"are missing are listed with the command that makes them. Python {platform.python_version()}, jax {jax.__version__}."
+    )
+    return textwrap.fill(text, 125, break_on_hyphens=False)

@@ -1,0 +1,225 @@
+"""Students of every method on data whose law is known, beside the exact denoiser: a table over seeds for every law."""
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from distill import METHODS
+from experiments.ablations import curves, finished, page
+from experiments.config import ConfigError
+
+RING = "eight_mode_ring"
+LAWS = ("a1d", RING, "gaussian_process")
+SEEDS = (0, 1, 2)
+CALLS = (1, 2, 4)
+CONFIG = "configs/mixture/students.py"
+ORACLE, FLOOR = "oracle", "fresh draws"
+TITLES = {ORACLE: "exact denoiser, DDIM", FLOOR: FLOOR}
+DISTANCE, ENERGY, ERROR, MODES = "wasserstein", "energy", "flow_map_rmse", "modes"
+UNITS = {ENERGY: 1000}
+HEADS = {DISTANCE: "distance", ENERGY: "energy distance", ERROR: "error of the map"}
+
+REASONS: dict[str, str] = {}
+"""method -> why it doesn't beat DDIM, one sentence. By hand: a page with new numbers may need new ones."""
+
+Measures = Mapping[str, Sequence[float]]
+"""name -> (value, low, high)"""
+
+
+class Run(NamedTuple):
+    """One seed of a law. rows: method -> calls -> measures; floor: those of fresh draws; seconds: of a method's training."""
+
+    rows: dict[str, dict[int, Measures]]
+    floor: Measures
+    seconds: dict[str, float | None]
+    shared: dict[str, Any]
+
+
+# Reading ------------------------------------------------------------------------------------------------------
+
+
+def read(runs: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
+    """(seed -> run, what is missing): every RUNS/mixture/LAW_SEED that is there, and the seeds that should be."""
+    folder = runs / "mixture"
+    there = {int(m[1]) for path in folder.glob(f"{law}_*") if (m := re.fullmatch(rf"{law}_(\d+)", path.name))}
+    wanted = {
+        seed: finished.Wanted(folder / f"{law}_{seed}", (f"--config={CONFIG}:all,{law}", f"--config.seed={seed}"))
+        for seed in sorted({*SEEDS} | there)
+    }
+    return finished.gather(wanted, lambda seed, workdir: parse(law, seed, workdir))
+
+
+def parse(law: str, seed: int, workdir: pathlib.Path) -> Run:
+    """A workdir that the `exact` stage has finished."""
+    report, config = finished.report_and_config(workdir)
+    if "law" not in report:
+        raise ConfigError("its report is not one of the `exact` stage")
+    for what, found, expected in (("law", report["law"], law), ("seed", config["seed"], seed)):
+        if found != expected:
+            raise ConfigError(f"its {what} is {found!r}, not {expected!r}")
+    rows: dict[str, dict[int, Measures]] = {}
+    seconds: dict[str, float | None] = {}
+    for name, sampler in report["samplers"].items():
+        method, _, calls = name.rpartition("_")
+        rows.setdefault(method, {})[int(calls)] = checked(report["metrics"][name], law)
+        seconds[method] = finished.seconds(workdir, sampler["weights"].split("@")[0])
+    if ORACLE not in rows:
+        raise ConfigError("its report has no row of the exact denoiser")
+    floor = checked(report["metrics"][FLOOR], law)
+    return Run(rows, floor, seconds, {k: v for k, v in config.items() if k != "seed"})
+
+
+def checked(measures: Mapping[str, Any], law: str) -> Measures:
+    """The measures that the table of this law shows."""
+    names = (*HEADS, MODES) if law == RING else tuple(HEADS)
+    triples = {name: tuple(UNITS.get(name, 1) * float(number) for number in measures[name]) for name in names}
+    if any(len(triple) != 3 for triple in triples.values()):
+        raise ConfigError(f"its rows should hold {', '.join(names)} as [value, low, high]")
+    return triples
+
+
+# Means over seeds ---------------------------------------------------------------------------------------------
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, half the width of its interval (None: one seed), and the interval's upper end."""
+
+    mean: float
+    half: float | None
+    high: float
+
+    def __str__(self) -> str:
+        # Two digits are all that an interval over three seeds knows.
+        return page.cell(self.mean) + ("" if self.half is None else f" ± {page.cell(float(f'{self.half:.2g}'))}")
+
+
+Estimates = dict[str, dict[int, dict[str, Estimate]]]
+"""method -> calls -> measure -> estimate"""
+
+
+def over_seeds(triples: Sequence[Sequence[float]]) -> Estimate:
+    """Mean of the values with its 95 % t-interval; of one seed the value, with the upper end of its own interval."""
+    values = [triple[0] for triple in triples]
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Estimate(mean, None, triples[0][2])
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Estimate(mean, half, mean + half)
+
+
+def summary(found: Mapping[int, Run]) -> Estimates:
+    """Over the seeds that have a row; the exact denoiser first, then as in METHODS."""
+    order = {name: i for i, name in enumerate([ORACLE, *METHODS])}
+    names = {method for run in found.values() for method in run.rows}
+    result: Estimates = {}
+    for method in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
+        tables = [run.rows[method] for run in found.values() if method in run.rows]
+        result[method] = {
+            n: {name: over_seeds([t[n][name] for t in tables if n in t]) for name in next(iter(found.values())).floor}
+            for n in sorted({n for rows in tables for n in rows})
+        }
+    return result
+
+
+def beats(estimates: Estimates, method: str, calls: int, measure: str) -> bool:
+    """Better than the exact denoiser at as many calls, beyond chance: the interval's upper end is below its mean."""
+    teacher = estimates[ORACLE].get(calls)
+    return method != ORACLE and teacher is not None and estimates[method][calls][measure].high < teacher[measure].mean
+
+
+def failing(estimates: Estimates) -> dict[str, list[int]]:
+    """method -> the numbers of calls at which its distance doesn't beat the exact denoiser's."""
+    students = {method: rows for method, rows in estimates.items() if method != ORACLE}
+    worse = {m: [n for n in rows if not beats(estimates, m, n, DISTANCE)] for m, rows in students.items()}
+    return {method: calls for method, calls in worse.items() if calls}
+
+
+# Writing ------------------------------------------------------------------------------------------------------
+
+
+def table(found: Mapping[int, Run]) -> str:
+    """A row for each method; bold: better than the exact denoiser at as many calls."""
+    estimates, columns = summary(found), [(measure, n) for measure in HEADS for n in CALLS]
+    floor = {name: over_seeds([run.floor[name] for run in found.values()]) for name in next(iter(found.values())).floor}
+
+    def cell(method: str, measure: str, calls: int) -> str | None:
+        if calls not in estimates[method]:
+            return None
+        text = str(estimates[method][calls][measure])
+        return f"**{text}**" if beats(estimates, method, calls, measure) else text
+
+    header = ["method", *(f"{HEADS[measure]}, {n} call{'s'[: n > 1]}" for measure, n in columns)]
+    rows: list[list[Any]] = [
+        [TITLES.get(method, f"`{method}`"), *(cell(method, *column) for column in columns)] for method in estimates
+    ]
+    rows.append([FLOOR, *(str(floor[measure]) for measure, _ in columns)])
+    if MODES in floor:
+        header.append("modes kept")
+        fewest = [str(by_calls[min(by_calls)][MODES]) for by_calls in estimates.values()]
+        rows = [[*row, kept] for row, kept in zip(rows, [*fewest, str(floor[MODES])], strict=True)]
+    for row, method in zip(rows, [*estimates, FLOOR], strict=True):
+        times = [seconds for run in found.values() if (seconds := run.seconds.get(method)) is not None]
+        row.append(round(float(np.mean(times))) if times else None)
+    return page.table([*header, "training, s"], rows)
+
+
+def verdicts(estimates: Mapping[str, Estimates]) -> str:
+    """Which methods don't beat DDIM, a line for each law, and why, a line for each of these methods."""
+    lines, places = [], {}
+    for law, of_law in estimates.items():
+        worse = failing(of_law)
+        named = [f"`{method}` ({', '.join(map(str, calls))})" for method, calls in worse.items()]
+        lines.append(f"- `{law}`: {len(worse)} of {len(of_law) - 1} methods{': ' if worse else ''}{', '.join(named)}.")
+        for method in worse:
+            places.setdefault(method, []).append(f"`{law}`")
+    why = [f"- `{name}` ({', '.join(laws)}): {REASONS.get(name, 'not explained.')}" for name, laws in places.items()]
+    head = "Methods whose distance, with its interval, isn't below DDIM's, and at how many calls:"
+    return "\n\n".join([head, "\n".join(lines), *(["Why:", "\n".join(why)] if why else [])])
+
+
+def draw(estimates: Mapping[str, Estimates], folder: pathlib.Path) -> str:
+    lines = {
+        law: {TITLES.get(m, m): {n: row[DISTANCE].mean for n, row in rows.items()} for m, rows in of_law.items()}
+        for law, of_law in estimates.items()
+    }
+    figure, panels = page.axes(len(lines), 3.2 + 3.4 * len(lines), 4.4)
+    looks = curves.looks({name: None for by_name in lines.values() for name in by_name}, TITLES[ORACLE])
+    for axes, (law, by_name) in zip(panels, lines.items(), strict=True):
+        curves.draw(axes, by_name, looks)
+        curves.mark_calls(axes, by_name)
+        axes.set(title=law, xlabel="calls")
+    panels[0].set_ylabel("Wasserstein distance")
+    curves.legend(figure, panels)
+    return page.save(figure, folder, "distillation_mixture.png", "Wasserstein distance over calls, by method and law")
+
+
+def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
+    found, missing, parts = {}, [], []
+    for law in LAWS:
+        seeds, absent = read(runs, law)
+        missing += absent
+        if seeds:
+            found[law] = summary(seeds)
+            parts.append(f"`{law}`, seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}:\n\n{table(seeds)}")
+    if found:
+        parts += [verdicts(found), draw(found, folder)]
+    parts += [finished.commands(missing)] if missing else []
+    return f"""## Students where the truth is known
+
+This shows how near a student of every method comes to the law of its data and to the exact flow, beside a teacher without a
+fault: the exact denoiser, sampled by DDIM at as many calls. *Distance* is the Wasserstein-2 distance between the samples and
+those of the exact flow from the same noise, *error of the map* the root mean square distance of the two sample by sample. A
+consistency model draws new noise before its second call: from there on it has no map, and its distance has the floor of two
+draws of the law. *Energy distance* (times 1000) is over pairs from different noises; it has no floor, and chance can make it
+negative. All are in units of the data, whose standard deviation is 2.2 (`a1d`), 1.4 (`{RING}`) and 1
+(`gaussian_process`). *{FLOOR.capitalize()}* are as many of the law itself. *Modes kept* are those of the ring's eight, at the
+fewest calls. ± is half of the 95 % t-interval over seeds. Bold: its upper end is below DDIM's mean at as many calls. A dash:
+the method isn't judged there. *Training* is the method's own stage, after the denoiser whose weights it begins with.
+
+{(chr(10) * 2).join(parts)}
+"""

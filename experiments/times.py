@@ -1,0 +1,262 @@
+"""The `times` stage: intermediate levels of a few-step sampler, found by search on held-out noise and saved with the weights.
+
+Song et al. 2023 (arXiv 2303.01469, section 3) find the times of multistep consistency sampling one after another, by ternary
+search on the FID. Here every level between the ends of the default grid moves in turn, by golden-section search over the
+log-SNR between its neighbours, and the best grid seen is kept if it beats the default on a second set of noises too: what
+dozens of grids were chosen by says little. Noises, labels and judging clips are none of those that `evaluate` and `exact` use;
+every grid gets the same noises, so that what is compared is the grid alone. A sampler takes what was found with
+`grid="searched"`.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion import grids, sampling, schedules, solvers
+from distill import Network
+from experiments import config as configs
+from experiments import data, evaluation, exact, metrics, tables, weights
+from experiments.config import ConfigError
+from experiments.data.exact import Exact
+from experiments.data.source import Source, check_whole
+from experiments.metrics import distances
+
+COMMON = {"weights", "counts", "solver", "num_clips", "sweeps", "evaluations"}
+CLIPS = {"guidance", "num_reference", "batch_size", "classifier"}
+"""Keys of a stage whose samples are judged against clips, and not against a law."""
+KEYS = COMMON | CLIPS
+APART = 2**31 - 2
+"""Folded into the stage's key: its noise is no other stage's, whatever that one's name."""
+
+Levels = Float[np.ndarray, " points"]
+Quality = Callable[[solvers.Table, int], float]
+"""How far the samples of a table are from the data, from the noises searched on (0) or the fresh ones (1); lower is better."""
+
+
+def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Everything that a search needs, before any work."""
+    known = config["data"]["kind"] == "exact"
+    configs.check_keys(block, COMMON | {"kind"} | (set() if known else CLIPS), (), where)
+    least = dict(num_clips=2, sweeps=1, evaluations=2) | ({} if known else dict(num_reference=2, batch_size=1))
+    counts = block["counts"]
+    if not isinstance(counts, list | tuple) or not counts:
+        raise ConfigError(f"{where}.counts must be numbers of calls, as [2, 4], got {counts!r}")
+    try:
+        for key in least.keys() & block.keys():
+            check_whole(f"{where}.{key}", block[key], least[key])
+        for count in counts:
+            check_whole(f"{where}.counts (with one call there is no level between the ends)", count, 2)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    solver = {"solver": block.get("solver", "ddim")}
+    if name := tables.asks(solver, "solver"):
+        raise ConfigError(
+            f"{where}.solver: {name!r} asks the network itself; choose one of {', '.join(configs.SOLVERS)}"
+        )
+    for count in counts:
+        tables.check(solver, count, configs.schedule(config), where)
+    if not known:
+        evaluation.check_data(config, where)
+        num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+        if num % batch:  # as in evaluate: all batches of one size
+            raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+        num += block.get("num_reference", 1024)
+        if num > (have := len(configs.source(config, "train"))):
+            raise ConfigError(f"{where}: num_clips and num_reference ask for {num} clips, the train split has {have}")
+
+
+def check_searched(sampler: Mapping[str, Any], earlier: Mapping[str, Any], workdir, where: str) -> None:
+    """A sampler with grid 'searched', before any work: a stage before it will find these times, or, for weights from
+    elsewhere, they lie beside them already.
+    """
+    if not tables.is_searched(sampler):
+        return
+    reference, name, steps = sampler["weights"], tables.sampler_name(sampler), sampler["steps"]
+    search = {s: b for s, b in earlier.items() if b["kind"] == "times" and b["weights"] == reference}
+    if any(tables.sampler_name(block) == name and steps in block["counts"] for block in search.values()):
+        return
+    if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
+        tables.searched(sampler, weights.find(reference, workdir), where)
+        return
+    there = [f"{stage} finds {tables.listed({tables.sampler_name(b): b['counts']})}" for stage, b in search.items()]
+    raise ConfigError(
+        f"{where}: no stage before it searches the times of {reference!r} for {name} at {steps} calls; "
+        + ("; ".join(there) or "there is none of kind 'times' with these weights")
+    )
+
+
+def run(context, name: str, block: Mapping[str, Any]) -> None:
+    """Searches, count after count, and saves what was found beside the weights. report.json in the stage's folder holds the
+    counts that are done: a broken stage goes on after them.
+    """
+    config, where = context.config, f"config.stages.{name}"
+    path = weights.find(block["weights"], context.workdir)
+    params, network, record = evaluation.load_network(path)
+    source, known = configs.source(config, "train"), config["data"]["kind"] == "exact"
+    expected = {"schedule": schedules.record(configs.schedule(config))} if known else {}
+    weights.check_fits(record, {"shape": list(source.shape)} | expected, f"{where}.weights")
+    keys = jax.random.split(jax.random.fold_in(context.key(name), APART))
+    num, params = block.get("num_clips", 1024 if known else 256), jax.tree.map(jnp.asarray, params)
+
+    def table_of(levels: Levels) -> solvers.Table:
+        made = {"solver": block.get("solver", "ddim"), "grid": {"kind": "levels", "levels": levels.tolist()}}
+        return tables.make(made, len(levels) - 1, network.schedule, where)
+
+    if known:
+        noisy = table_of(grids.uniform_time(network.schedule, block["counts"][0])).stochastic
+        measure, distance = ("energy", exact.energy) if noisy else ("wasserstein", exact.wasserstein)
+        quality = to_the_law(distance, num, source, params, network, keys)
+    else:
+        measure, quality = evaluation.QUALITY, to_real_clips(context, block, num, source, params, network, keys)
+    sampler, sweeps, evaluations = tables.sampler_name(block), block.get("sweeps", 1), block.get("evaluations", 8)
+    file, own = context.workdir / name / "report.json", weights.fingerprint(path)
+    report = configs.read_json(file) if file.is_file() else {}
+    if report.get("weights") != own:
+        report = {"weights": own, "sampler": sampler, "times": {}}
+    for count in block["counts"]:
+        if str(count) in report["times"]:
+            continue
+        start, head = grids.uniform_time(network.schedule, count), f"{name}: {sampler} at {count} calls"
+        found = find(lambda levels, part: quality(table_of(levels), part), start, sweeps, evaluations, head, measure)
+        report["times"][str(count)] = found | {"quality": measure, "noises": num}
+        configs.write_json(file, report)
+    tables.keep_times(path, sampler, report["times"])
+    print(f"{name}: saved as {tables.times_path(path)}", flush=True)
+
+
+def find(
+    quality: Callable[[Levels, int], float], start: Levels, sweeps: int, evaluations: int, head: str, measure: str
+) -> dict[str, Any]:
+    """The levels to be kept for one number of calls, and what they and `start` were worth."""
+    values, total = [], 1 + sweeps * (len(start) - 2) * evaluations
+
+    def judge(levels: Levels) -> float:
+        values.append(quality(levels, 0))
+        said = f"{measure} {values[-1]:.4g} at log-SNR {shown(levels)}, the best so far is {min(values):.4g}"
+        print(f"{head}: {len(values)}/{total}: {said}", file=sys.stderr, flush=True)
+        return values[-1]
+
+    levels, before, after = search(judge, start, sweeps=sweeps, evaluations=evaluations)
+    fresh = [quality(grid, 1) for grid in (start, levels)]
+    changed = f"{before:.4g} at log-SNR {shown(start)}, {after:.4g} at {shown(levels)}"
+    print(f"{head}: {measure} {changed}; {fresh[0]:.4g} and {fresh[1]:.4g} on fresh noises", flush=True)
+    if not fresh[1] < fresh[0]:
+        print(f"{head}: the default grid stays", flush=True)
+        levels, after, fresh = start, before, fresh[:1] * 2
+    return dict(levels=levels.tolist(), before=before, after=after, fresh_before=fresh[0], fresh_after=fresh[1])
+
+
+def shown(levels: Levels) -> str:
+    """The levels that move, as text."""
+    return ", ".join(f"{level:.3f}" for level in levels[1:-1])
+
+
+# The search -------------------------------------------------------------------------------------------------
+
+
+def search(
+    quality: Callable[[Levels], float], levels: Levels, *, sweeps: int, evaluations: int
+) -> tuple[Levels, float, float]:
+    """(the best grid seen, quality of `levels`, quality of the best) by coordinate search from `levels`, whose ends stay.
+
+    In the first sweep a level moves between its neighbours; in every further one in half the range of the one before,
+    around where it stands. 1 + sweeps * (N - 1) * evaluations calls of `quality`.
+    """
+    best, before = levels, quality(levels)
+    after = before
+    for sweep in range(sweeps):
+        for i in range(1, len(levels) - 1):
+
+            def moved(level: float, best=best, i=i) -> Levels:
+                return np.concatenate([best[:i], [level], best[i + 1 :]])
+
+            low, high = (best[i] + 0.5**sweep * (best[j] - best[i]) for j in (i - 1, i + 1))
+            value, level = golden_section(lambda level, moved=moved: quality(moved(level)), low, high, evaluations)
+            if value < after:
+                best, after = moved(level), value
+    return best, before, after
+
+
+def golden_section(f: Callable[[float], float], low: float, high: float, evaluations: int) -> tuple[float, float]:
+    """(least value seen, where) in `evaluations` >= 2 calls of f inside (low, high); each call but the first two shrinks the
+    range by .618 around the smaller of the two inner points (Kiefer 1953): the minimum of a function with only one.
+    """
+    ratio = (math.sqrt(5) - 1) / 2
+
+    def ask(point: float) -> tuple[float, float]:
+        return f(point), point
+
+    left, right = ask(high - ratio * (high - low)), ask(low + ratio * (high - low))
+    best = min(left, right)
+    for _ in range(evaluations - 2):
+        if left[0] <= right[0]:
+            high, right = right[1], left
+            new = left = ask(high - ratio * (high - low))
+        else:
+            low, left = left[1], right
+            new = right = ask(low + ratio * (high - low))
+        best = min(best, new)
+    return best
+
+
+# Qualities: made once, so that all grids of one number of calls run in one compiled program -----------------
+
+
+def to_the_law(
+    distance: Callable[[exact.Points, exact.Points], float],
+    num: int,
+    source: Exact,
+    params: Any,
+    network: Network,
+    keys: Array,
+) -> Quality:
+    """The distance between samples and the exact flow's samples from the same noise, which are draws of the law."""
+    schedule = network.schedule
+    noises, flows = zip(*(exact.truth(source, schedule, key, num) for key in keys), strict=True)
+    noises, flows = jnp.asarray(np.stack(noises), jnp.float32), np.reshape(flows, (len(keys), num, -1))
+
+    def quality(table: solvers.Table, part: int) -> float:
+        denoise = evaluation.denoiser(network, params, None, 1.0, table.target is not None)
+        drawn = np.asarray(sampling.sample(denoise, table, noises[part], keys[part]), np.float64)
+        drawn = finite(drawn, table).reshape(num, -1) / schedule.alpha(schedule.logsnr_end)
+        return distance(drawn, flows[part])
+
+    return quality
+
+
+def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, params, network, keys: Array) -> Quality:
+    """Frechet distance of clip features, as `evaluate` measures it, but to clips of the train split: those that the verdict
+    falls by are never looked at. Labels are those of further train clips.
+    """
+    scale = block.get("guidance", 1.0)
+    if scale != 1.0 and not network.num_classes:
+        raise ConfigError(f"weights {block['weights']!r} are unconditional: there is nothing to guide")
+    clips = data.Batches(source, num + block.get("num_reference", 1024), seed=context.config["seed"]).batch_at(0)
+    labels, real = clips["label"][:num], clips["video"][num:]
+    path = weights.find(block.get("classifier", evaluation.CLASSIFIER), context.workdir)
+    classify = evaluation.load_classifier(path)
+    reference = metrics.describe(real, classify)
+    noises = [np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32) for key in keys]
+
+    def quality(table: solvers.Table, part: int) -> float:
+        drawn, _ = evaluation.draw(
+            network, params, table, labels, noises[part], keys[part],
+            batch_size=block.get("batch_size", 64), scale=scale, timed=False,
+        )  # fmt: skip
+        sample = metrics.describe(finite(drawn, table), classify)
+        statistic = metrics.METRICS[evaluation.QUALITY].statistic
+        return float(statistic(sample, reference, distances.equal_weights(num))[0])
+
+    return quality
+
+
+def finite(drawn: np.ndarray, table: solvers.Table) -> np.ndarray:
+    if not np.isfinite(drawn).all():
+        raise FloatingPointError(f"samples are not finite with calls at log-SNR {np.asarray(table.logsnr).tolist()}")
+    return drawn

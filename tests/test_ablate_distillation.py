@@ -1,0 +1,289 @@
+"""The distillation page on made-up reports: its numbers, what it calls missing, and what a step costs."""
+
+import json
+import re
+
+import pytest
+
+from configs.mixture import base as mixture_config
+from configs.moving_digits import students as digits_config
+from experiments import ablate
+from experiments.ablations import costs, digits, distillation, mixture
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def measures(distance, error=9.0, modes=8.0):
+    return {
+        "calls": 1, "wasserstein": [distance, distance - 0.1, distance + 0.1], "flow_map_rmse": [error, 8, 10],
+        "flow_map_median": [error, 8, 10], "energy": [0.003, 0.002, 0.004], "modes": [modes, modes, modes],
+    }  # fmt: skip
+
+
+def mixture_run(runs, law, seed, distances, /, *, seconds=None, **changes):
+    """distances: row -> distance; the exact denoiser's are 1 and .5. changes: keys of the report or the config."""
+    rows = {"oracle_1": 1.0, "oracle_2": 0.5, **distances}
+    workdir = runs / "mixture" / f"{law}_{seed}"
+    report = {
+        "law": law,
+        "samplers": {name: {"weights": name.rpartition("_")[0], "steps": int(name[-1])} for name in rows},
+        "metrics": {"fresh draws": measures(0.25, 7.0)} | {name: measures(value) for name, value in rows.items()},
+    }
+    write(workdir / "report.json", report | {k: v for k, v in changes.items() if k in report})
+    write(workdir / "config.json", {"seed": seed, "steps": 10} | {k: v for k, v in changes.items() if k not in report})
+    for stage, value in (seconds or {}).items():
+        write(workdir / stage / "done.json", {"seconds": value})
+    return workdir
+
+
+def digits_run(runs, method, distances, *, stages=None, teacher=2.0, clips=256):
+    """distances: calls -> distance."""
+
+    def sampler(steps, distance):
+        entries = {name: dict(value=0.5, low=0.4, high=0.6, floor=0.9, better=None) for name in digits.SHOWN}
+        distances = dict(value=distance, low=distance - 0.5, high=distance + 0.5, floor=1.0, better="lower")
+        return {"steps": steps, "seconds_per_clip": steps / 1000, "metrics": entries | {"frechet_clip": distances}}
+
+    samplers = {f"student_{n}": sampler(n, distance) for n, distance in distances.items()}
+    workdir = runs / "digits" / method
+    report = {
+        "clips": clips,
+        "classifier": "c",
+        "device": "cpu",
+        "samplers": {"teacher_50": sampler(50, teacher)} | samplers,
+    }
+    write(workdir / "report.json", report)
+    blocks = stages or {"student": dict(method=method, steps=100, teacher="pretrained:t", guidance=1.5)}
+    blocks = {name: {"kind": "train", **block} for name, block in blocks.items()}
+    write(workdir / "config.json", {"seed": 0, "stages": {**blocks, "evaluate": {"kind": "evaluate"}}})
+    for stage in blocks:
+        write(workdir / stage / "done.json", {"seconds": 40})
+    return workdir
+
+
+def cells(text, first):
+    """The cells of the table row whose first cell this is."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Forwards of a step as a rule, so that nothing is compiled."""
+    monkeypatch.setattr(costs, "forwards", lambda method, options, *, taught, guided: 7.0 if guided else 5.0)
+
+
+# Means over seeds -----------------------------------------------------------------------------------------------
+
+
+def test_an_interval_over_seeds_is_students():
+    """t(.975) is 4.302653 at two degrees of freedom, 12.706205 at one (tables)."""
+    three = mixture.over_seeds([(v, 0, 0) for v in (1.0, 2.0, 3.0)])
+    assert three.mean == 2 and three.half == pytest.approx(4.302653 / 3**0.5) and three.high == three.mean + three.half
+    two = mixture.over_seeds([(0.1, 0, 0), (0.124, 0, 0)])
+    assert two.half == pytest.approx(12.706205 * 0.012) and str(two) == "0.112 ± 0.15"
+    one = mixture.over_seeds([(0.5, 0.3, 0.8)])
+    assert one == (0.5, None, 0.8) and str(one) == "0.5"
+
+
+def test_mixture_table(tmp_path):
+    """Two seeds: the half-width is 12.706 times half their difference. Bold only where all of it is below DDIM."""
+    for seed, distances in enumerate(
+        [
+            {"shortcut_1": 0.5, "shortcut_2": 0.3, "tract_2": 0.4},
+            {"shortcut_1": 0.52, "shortcut_2": 0.4, "tract_2": 0.4},
+        ]
+    ):
+        mixture_run(tmp_path, "eight_mode_ring", seed, distances, seconds={"shortcut": 10 + 20 * seed})
+    text = mixture.section(tmp_path, tmp_path)
+    assert cells(text, "`shortcut`") == [
+        "**0.51 ± 0.13**", "0.35 ± 0.64", "-", "3 ± 0", "3 ± 0", "-", "9 ± 0", "9 ± 0", "-", "8 ± 0", "20",
+    ]  # fmt: skip
+    assert cells(text, "`tract`") == ["-", "**0.4 ± 0**", "-", "-", "3 ± 0", "-", "-", "9 ± 0", "-", "8 ± 0", "-"]
+    assert cells(text, "exact denoiser, DDIM") == [
+        "1 ± 0", "0.5 ± 0", "-", "3 ± 0", "3 ± 0", "-", "9 ± 0", "9 ± 0", "-", "8 ± 0", "-",
+    ]  # fmt: skip
+    assert cells(text, "fresh draws") == [*["0.25 ± 0"] * 3, *["3 ± 0"] * 3, *["7 ± 0"] * 3, "8 ± 0", "-"]
+    assert (tmp_path / "distillation_mixture.png").stat().st_size > 10_000
+
+
+def test_one_seed_is_judged_by_its_own_interval(tmp_path):
+    mixture_run(tmp_path, "a1d", 7, {"shortcut_1": 0.85, "tract_1": 0.95})
+    text = mixture.section(tmp_path, tmp_path)
+    assert cells(text, "`shortcut`")[0] == "**0.85**" and cells(text, "`tract`")[0] == "0.95"
+    assert "modes kept |" not in text and "`a1d`, seed 7:" in text
+
+
+def test_methods_that_do_not_beat_ddim_are_named_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture, "REASONS", {"tract": "It has too few updates a round."})
+    for law in ("a1d", "gaussian_process"):
+        mixture_run(tmp_path, law, 0, {"tract_1": 2.0, "tract_2": 0.1, "shortcut_1": 0.1, "shortcut_2": 0.6})
+    mixture_run(tmp_path, "eight_mode_ring", 0, {"tract_1": 0.1})
+    text = mixture.section(tmp_path, tmp_path)
+    assert "- `a1d`: 2 of 2 methods: `tract` (1), `shortcut` (2)." in text
+    assert "- `eight_mode_ring`: 0 of 1 methods." in text
+    assert "- `tract` (`a1d`, `gaussian_process`): It has too few updates a round." in text
+    assert "- `shortcut` (`a1d`, `gaussian_process`): not explained." in text
+
+
+# Runs that can't be read ----------------------------------------------------------------------------------------
+
+
+def test_missing_runs_are_listed_with_their_command(tmp_path):
+    mixture_run(tmp_path, "a1d", 0, {"shortcut_1": 0.5})
+    (tmp_path / "mixture" / "a1d_1").mkdir()
+    write(tmp_path / "mixture" / "a1d_2" / "config.json", {})
+    write(tmp_path / "mixture" / "a1d_2" / "report.json", '{"law": ')
+    mixture_run(tmp_path, "a1d", 3, {}, law="eight_mode_ring")
+    mixture_run(tmp_path, "a1d", 4, {}, seed=5)
+    mixture_run(tmp_path, "a1d", 5, {"shortcut_1": 0.5}, steps=20)
+    for seed, report in ((6, []), (7, {"law": "a1d", "samplers": {"x": 1}}), (8, {"law": "a1d", "samplers": {}})):
+        workdir = mixture_run(tmp_path, "a1d", seed, {})
+        write(workdir / "report.json", report)
+    text = mixture.section(tmp_path, tmp_path)
+    assert "`a1d`, seed 0:" in text
+    reasons = dict(re.findall(r"# \S+/mixture/(\w+): (.*)", text))
+    assert reasons["a1d_1"] == "not finished: it has no report.json"
+    assert "report.json is not readable JSON" in reasons["a1d_2"]
+    assert reasons["a1d_3"] == "its law is 'eight_mode_ring', not 'a1d'"
+    assert reasons["a1d_4"] == "its seed is 5, not 4"
+    assert reasons["a1d_5"] == f"not run as {tmp_path}/mixture/a1d_0 was: run.steps: 10 -> 20"
+    assert "not one of the `exact` stage" in reasons["a1d_6"]
+    assert "isn't one of these runs" in reasons["a1d_7"]
+    assert reasons["a1d_8"] == "its report has no row of the exact denoiser"
+    assert [reasons[f"gaussian_process_{seed}"] for seed in (0, 1, 2)] == ["not run"] * 3
+    assert (
+        "python -m experiments.run --config=configs/mixture/students.py:all,gaussian_process --config.seed=2 "
+        f"--workdir={tmp_path}/mixture/gaussian_process_2\n"
+    ) in text
+
+
+def test_a_page_without_any_run_lists_them_all(tmp_path, counted):
+    distillation.run(tmp_path, ("mixture", "digits"), tmp_path / "runs")
+    text = (tmp_path / "distillation.md").read_text()
+    assert text.count("python -m experiments.run") == 9 + len(digits.STUDENTS)
+    assert "![" not in text and [path.name for path in tmp_path.iterdir()] == ["distillation.md"]
+
+
+# Moving digits --------------------------------------------------------------------------------------------------
+
+
+def test_digits_table(tmp_path, counted):
+    digits_run(tmp_path, "shortcut", {4: 2.5, 2: 3.5})
+    halving = dict(method="progressive", steps=100, student_steps=[4, 2, 1], teacher="pretrained:t", guidance=1.5)
+    digits_run(tmp_path, "progressive", {4: 3.0, 2: 3.0}, stages={"student": halving})
+    text = digits.section(tmp_path, tmp_path)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `shortcut` |")]
+    assert [row[1:4] for row in rows] == [["4", "2.5 [2, 3]", "1.25"], ["2", "3.5 [3, 4]", "1.75"]]
+    assert rows[0][4:] == ["0.5"] * 6 + ["4", "700", "40 |"]
+    assert text.count("| 1,700 | 40 |") == 2  # guidance in the first of three rounds only: 100 (7 + 5 + 5)
+    assert cells(text, "teacher, 50 steps") == ["50", "2 [1.5, 2.5]", "1.00", *["0.5"] * 6, "50", "-", "-"]
+    assert cells(text, "real clips") == ["-", "1", "-", *["0.9"] * 6, "-", "-", "-"]
+    assert (
+        "- 4 calls, within 1.3 times the teacher's distance: 1 of 2: `shortcut` 1.25; not: `progressive` 1.50." in text
+    )
+    assert (
+        "- 2 calls, within 1.6 times the teacher's distance: 1 of 2: `progressive` 1.50; not: `shortcut` 1.75." in text
+    )
+    assert (tmp_path / "distillation_digits.png").stat().st_size > 10_000
+
+
+def test_students_of_two_stages(tmp_path, counted):
+    """All training counts, and the report of another student in their folder is refused."""
+    two = {
+        "easy": dict(method="easy_consistency", steps=10, teacher="pretrained:t", guidance=1.5),
+        "student": dict(method="truncated_consistency", steps=20, options={}),
+    }
+    digits_run(tmp_path, "truncated_consistency", {2: 3.0}, stages=two)
+    digits_run(tmp_path, "easy_consistency", {2: 3.0}, stages=two)
+    found, missing = digits.read(tmp_path)
+    assert list(found) == ["truncated_consistency"]
+    run = found["truncated_consistency"]
+    assert (run.forwards, run.seconds) == (10 * 7 + 20 * 5, 80) and run.ratios == {2: 1.5}
+    (reason,) = (one.reason for one in missing if one.wanted.workdir.name == "easy_consistency")
+    assert reason == (
+        "its training stages have the methods ['easy_consistency', 'truncated_consistency'], not ['easy_consistency']"
+    )
+
+
+def test_digits_that_were_judged_otherwise_stand_in_no_table(tmp_path, counted):
+    digits_run(tmp_path, "progressive", {4: 2.5})
+    digits_run(tmp_path, "shortcut", {4: 2.5}, clips=64)
+    workdir = digits_run(tmp_path, "mean_flow", {4: 2.5})
+    report = json.loads((workdir / "report.json").read_text())
+    del report["samplers"]["student_4"]["metrics"]["flicker"]
+    write(workdir / "report.json", report)
+    text = digits.section(tmp_path, tmp_path)
+    assert "| `progressive` |" in text and "| `shortcut` |" not in text and "| `mean_flow` |" not in text
+    assert f"not run as {tmp_path}/digits/progressive was: run.clips: 256 -> 64" in text
+    assert "isn't one of these runs (KeyError: 'flicker')" in text
+    assert (
+        f"python -m experiments.run --config=configs/moving_digits/students.py:tract --workdir={tmp_path}/digits/tract"
+        in text
+    )
+
+
+def test_the_expected_runs_are_those_of_the_configs():
+    assert set(mixture.LAWS) == set(mixture_config.SHAPES)
+    assert set(digits.STUDENTS) == set(digits_config.STUDENTS)
+    for name, student in digits_config.STUDENTS.items():
+        assert tuple(stage.method for stage in student.stages.values()) == digits.STAGES.get(name, (name,))
+
+
+# What a step costs ----------------------------------------------------------------------------------------------
+
+
+def test_costs_stay_within_their_limits():
+    names = ("progressive", "mean_flow")
+    found = costs.measure({name: costs.VARIANTS[name] for name in names})
+    print(found)
+    for name in names:
+        assert costs.VARIANTS[name].limit - 1 < found[name].unguided < costs.VARIANTS[name].limit
+    # Guidance is one call more for each that is guided: the compiler counts the dearer branch.
+    assert found["progressive"].guided == pytest.approx(7, abs=0.1)
+    assert found["mean_flow"].guided == pytest.approx(5, abs=0.1)
+
+
+def test_the_cost_section(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "forwards", lambda method, options, *, taught, guided: 5.05 + guided)
+    text = costs.section(tmp_path)
+    assert cells(text, "`progressive`") == ["yes", "5.05", "6.05", "5.1"]
+    assert cells(text, "`denoising`") == ["no", "5.05", "-", "-"] and cells(text, "`guided`") == [
+        "yes",
+        "-",
+        "6.05",
+        "-",
+    ]
+    assert "Over its limit: `continuous_training`, `mean_flow`." in text
+
+
+# The command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_reads_the_runs(tmp_path):
+    mixture_run(tmp_path / "runs", "a1d", 0, {"shortcut_1": 0.5})
+    out = tmp_path / "out"
+    assert ablate.main(["distillation", "--only=mixture", f"--runs={tmp_path / 'runs'}", f"--out={out}"]) == 0
+    text = (out / "distillation.md").read_text()
+    assert text.startswith("# Results: distillation") and "python -m experiments.ablate distillation" in text
+    assert cells(text, "`shortcut`")[0] == "**0.5**"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["distillation", "--only=mixtures"], "did you mean 'mixture'"),
+        (["distillation", "--runs=nowhere"], "there is no folder nowhere"),
+        (["samplers", "--runs=."], "samplers reads no finished runs: --runs is for distillation"),
+        (["distillation", "--runs"], "--runs needs a value"),
+    ],
+)
+def test_a_mistake_is_one_line(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert ablate.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
+    assert not list(tmp_path.iterdir())
