@@ -21,12 +21,13 @@ def objective(
     weight: Callable,
     guidance_range: Sequence[float] | None = None,
     label_dropout: float = 0.0,
+    per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
     """Algorithm 2. hyper["steps"] is the student's number of steps N and hyper["guidance"] the teacher's scale g, traced
     numbers []; frozen["teacher"] holds the teacher's weights.
 
     i ~ U{0..N-1}, t = (i+1)/N; the teacher makes DDIM steps t -> t - 1/(2N) -> t - 1/N, and the target is the x0 that
-    takes the student there in one.
+    takes the student there in one. per_frame: every frame has an i of its own.
 
     guidance_range: the second stage of Meng et al. 2023 (arXiv 2210.03142, algorithm 2). Teacher and student are both told g as
     cond["guidance"], drawn per clip; the teacher is a student of `guided`, and no call is made twice.
@@ -41,7 +42,7 @@ def objective(
         key_step, key_noise, key_cond = jax.random.split(key, 3)
         x0 = clean(batch)
         steps = jnp.asarray(hyper["steps"], x0.dtype)
-        index = jnp.floor(jax.random.uniform(key_step, x0.shape[:1]) * steps)
+        index = jnp.floor(jax.random.uniform(key_step, x0.shape[: 2 if per_frame else 1]) * steps)
         # Rounding may lift uniform * N up to N itself.
         time = (jnp.minimum(index, steps - 1.0) + 1.0) / steps
         here, middle, there = (time_to_level(schedule, time - k / (2.0 * steps)) for k in (0, 1, 2))
@@ -82,6 +83,7 @@ def method(
     guidance_range: Sequence[float] | None = None,
     ema: float = 0.0,
     label_dropout: float = 0.0,
+    per_frame: bool = False,
 ) -> Method:
     """Progressive distillation as a `Method`: `next` makes the student the teacher and halves the steps.
 
@@ -92,8 +94,9 @@ def method(
     optimiser starts afresh in each round, as in the paper.
     """
     target = objective(
-        network, weight=weight, guidance_range=check_range(network, guidance_range), label_dropout=label_dropout
-    )
+        network, weight=weight, guidance_range=check_range(network, guidance_range), label_dropout=label_dropout,
+        per_frame=per_frame,
+    )  # fmt: skip
     train = regression.phase(network, target, optimiser, ema=ema)
     initial = regression.init(optimiser)
 

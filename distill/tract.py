@@ -20,7 +20,12 @@ from distill.method import Method
 
 
 def objective(
-    network: Network, *, rounds: Sequence[int], weight: Callable[[Array], Array], label_dropout: float = 0.0
+    network: Network,
+    *,
+    rounds: Sequence[int],
+    weight: Callable[[Array], Array],
+    label_dropout: float = 0.0,
+    per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
     """hyper["steps"] is the student's number of steps, a traced number among rounds[1:]; its teacher has the one before.
 
@@ -40,6 +45,7 @@ def objective(
         target=TARGETS["ema"],
         compare_denoised=True,
         label_dropout=label_dropout,
+        per_frame=per_frame,
     )
 
 
@@ -51,6 +57,7 @@ def method(
     rounds: Sequence[int] = (1024, 32, 1),
     ema: float = 0.5,
     label_dropout: float = 0.0,
+    per_frame: bool = False,
 ) -> Method:
     """TRACT as a `Method`: begin with hyper["steps"] = rounds[1]; `next` makes the student the teacher.
 
@@ -62,7 +69,7 @@ def method(
     rounds = tuple(rounds)
     if len(rounds) < 2 or rounds[-1] < 1 or any(a <= b or a % b for a, b in zip(rounds[:-1], rounds[1:], strict=True)):
         raise ValueError(f"rounds: expected falling numbers of steps, each a multiple of the next, got {list(rounds)}")
-    target = objective(network, rounds=rounds, weight=weight, label_dropout=label_dropout)
+    target = objective(network, rounds=rounds, weight=weight, label_dropout=label_dropout, per_frame=per_frame)
     train = regression.phase(network, target, optimiser, ema=ema)
     initial = regression.init(optimiser)
 

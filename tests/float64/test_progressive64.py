@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import grids, levels, sampling, schedules, solvers
+from diffusion import grids, levels, oracles, sampling, schedules, solvers
 from distill import Network, jumps, progressive
 
 SCHEDULES = {
@@ -72,6 +72,31 @@ def test_one_step_with_the_target_is_two_steps_of_the_teacher(name, steps):
         denoise = jax.tree_util.Partial(lambda x, l: gain(schedule, l) * x)
         two = sampling.sample(denoise, solvers.ddim(schedule, fine[i : i + 3]), x)
         one = jumps.ddim_step(schedule, x, target[rows], jnp.asarray(fine[i]), jnp.asarray(fine[i + 2]))
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6 * float(jnp.abs(two).max()))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_frames_of_different_levels_step_together(name):
+    """AR(1) video, whose exact denoiser ties the frames: the sampler takes each clip's frames from their own levels."""
+    schedule, steps, frames = SCHEDULES[name], 4, 3
+    video = oracles.gaussian_process(oracles.ornstein_uhlenbeck(frames, 0.8), (1, 1, 1))
+    denoise = video.denoiser(schedule)
+
+    def apply(params, x, logsnr, cond, *, key=None, train=False):
+        return denoise(x, logsnr)
+
+    objective = progressive.objective(Network(apply, schedule, "x0"), weight=levels.uniform(), per_frame=True)
+    batch = {"video": video.sample(jax.random.key(1), 8)}
+    problem = objective(None, {"teacher": ()}, batch, jax.random.key(2), {"steps": jnp.float64(steps), "guidance": 1.0})
+    target = problem.target(problem.x, None)
+    fine = grids.uniform_time(schedule, 2 * steps)
+    starts = np.argmin(np.abs(fine[:, None, None] - np.asarray(problem.logsnr)), axis=0)
+    assert len({tuple(row) for row in starts}) > 1 and any(len(set(row)) > 1 for row in starts)
+    for x, x0, start in zip(problem.x, target, starts, strict=True):
+        here, middle, there = (jnp.asarray(fine[start + k])[None] for k in range(3))
+        grid = np.stack([here, middle, there])
+        two = sampling.sample(denoise, solvers.ddim(schedule, grid), x[None])
+        one = jumps.ddim_step(schedule, x[None], x0[None], here, there)
         np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6 * float(jnp.abs(two).max()))
 
 
