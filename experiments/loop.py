@@ -1,6 +1,7 @@
 """The loop that runs a method's phases: compiled once, checkpointed, resumed bit for bit, watched for NaN."""
 
 import dataclasses
+import json
 import logging
 import math
 import signal
@@ -18,7 +19,7 @@ from jaxtyping import PyTree
 from distill.method import Method
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
-from experiments.config import ConfigError
+from experiments.config import ConfigError, differences
 from experiments.writers import Writer
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def train(
     first = 0
     found = checkpoints.restore(meshes.put(run.tree(), everywhere))
     if found is not None:
-        first, tree, position, _ = found
+        first, tree, position, saved = found
+        check_same(saved, record, f"{name}: checkpoint {checkpoints.folder / str(first)}")
         run.take(tree)
         batches.set_state(position)
         log.info("%s: resumed at step %d of %d", name, first, total)
@@ -147,6 +149,13 @@ def train(
     checkpoints.wait()
     writer.close()
     return run
+
+
+def check_same(saved: dict[str, Any], record: dict[str, Any], what: str) -> None:
+    """Refuses to go on from the checkpoint of a stage that was run in another way. Another commit may go on."""
+    kept, wanted = ({k: v for k, v in r.items() if k not in ("step", "commit", "config")} for r in (saved, record))
+    if found := differences(kept, json.loads(json.dumps(wanted)), "record"):
+        raise ConfigError(f"{what} is of another run, {found[0]}: remove the stage's folder, or choose another workdir")
 
 
 def average(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -141,6 +141,17 @@ def test_resume_in_the_middle_of_a_round(undisturbed, tmp_path):
     same_weights(undisturbed[0] / "student/weights.safetensors", workdir / "student/weights.safetensors")
 
 
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(undisturbed, tmp_path):
+    """As where a folder was emptied under a run that then saved: no config is left to tell that its steps were others."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    for path in [*(workdir / "student").glob("weights*"), *(workdir / "student").glob("*.json")]:
+        path.unlink()
+    code, output = finish(start(workdir, "--stage=student", "--config.stages.student.steps=5"))
+    assert code == 2 and "is of another run, record.train_steps: 3 -> 5: remove the stage's folder" in output, output
+    assert list((workdir / "student/checkpoints").glob("[0-9]*"))
+
+
 def test_a_damaged_checkpoint_is_named_and_kept_aside(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)

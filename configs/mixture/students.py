@@ -50,9 +50,11 @@ STUDENTS = {
     ),
     "consistency_training": Student(dict(s1=40, **AVERAGE), "consistency"),
     "improved_consistency": Student(dict(s1=80, **AVERAGE), "consistency"),
-    "easy_consistency": Student(AVERAGE, "consistency"),
+    # Both with the paper's closest pairs left out: in 3,000 updates those pull some seeds to the mean too.
+    "easy_consistency": Student(dict(stages=5, **AVERAGE), "consistency"),
     "truncated_consistency": Student(
-        AVERAGE, "consistency", dict(previous="easy_consistency", init="easy_consistency"), after="easy_consistency"
+        dict(limit=0.97, **AVERAGE), "consistency", dict(previous="easy_consistency", init="easy_consistency"),
+        after="easy_consistency",
     ),
     "latent_consistency": Student(dict(guidance_range=None, ema=0.99), "consistency", TAUGHT),
     "multistep_consistency": Student(

@@ -47,6 +47,8 @@ RANGE = (1.0, 3.0)
 TOLD = dict(solver="consistency", guidance=GUIDANCE)
 JUMPS = dict(solver="flow_map")
 DDIM = dict(solver="ddim")
+# Samplers that may step anywhere: where their second call of two is best is searched, on noise and clips of its own.
+SEARCHED = ("consistency", "flow_map")
 
 
 def one(method: str, forwards: float, options: dict, block: dict = TAUGHT) -> dict[str, Stage]:
@@ -130,6 +132,9 @@ def get_config(argument: str = "consistency_trajectory") -> ConfigDict:
     samplers = {"teacher_50": dict(weights=TEACHER, steps=50, guidance=GUIDANCE)}
     for n in student.counts:
         samplers[f"student_{n}"] = dict(weights=student.weights.format(n), steps=n, **student.sampler)
+    if 2 in student.counts and student.sampler["solver"] in SEARCHED:
+        stages["times"] = dict(kind="times", weights=student.weights, counts=(2,), num_clips=256, **student.sampler)
+        samplers["student_2"]["grid"] = "searched"
     config.stages = ConfigDict(
         dict(**stages, evaluate=dict(kind="evaluate", num_clips=256, batch_size=64, samplers=samplers))
     )
