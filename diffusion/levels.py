@@ -33,8 +33,11 @@ Law = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
 Weight = Callable[[Any], Any]
 
 
-def expand(level: Levels, like: Data) -> Data:
-    """`level` with ones on the right up to the rank of `like`.
+def expand(
+    level: Shaped[Array, "..."] | Shaped[np.ndarray, "..."] | np.number | float,
+    like: Shaped[Array, "..."] | Shaped[np.ndarray, "..."],
+) -> Shaped[Array, "..."] | Shaped[np.ndarray, "..."]:
+    """`level`, or whatever else is known of each clip, with ones on the right up to the rank of `like`.
 
     A level is [] or starts with the batch axis, of length 1 or b; every further axis is 1 or that of `like`.
     Anything else is a ValueError: a bare [frames] would be read as a batch.

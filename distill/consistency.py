@@ -28,7 +28,6 @@ from diffusion.levels import expand
 from distill import regression
 from distill.inputs import Network, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim
-from distill.method import Metrics
 from distill.pairs import Pairs, noise_ratio
 
 
@@ -161,8 +160,8 @@ def objective(
     frozen["previous"] gives the target, a consistency model finished earlier.
     guidance_range: g is drawn per clip in it, and given to the student as cond["guidance"].
 
-    Dropout: student and target drop the same units. A clip whose target isn't finite teaches nothing and is counted in
-    `non_finite`. `gap_by_level`: the squared distance of the student's answer from that of one step of its teacher.
+    Dropout: student and target drop the same units. Logged: `gap` by level, the squared distance of the student's answer from
+    that of one step of its teacher.
     """
     schedule = network.schedule
 
@@ -190,22 +189,18 @@ def objective(
             return compared(predictions.denoised(network.prediction, prediction, x, here, schedule))
 
         goal = inverse_ddim(schedule, x, point, here, boundary) if compare_denoised else point
-        goal, bad = regression.finite(goal)
 
-        def report(primal: Array, tangent: Array | None) -> Metrics:
-            if solver is None:
-                return {}
-            return regression.by_level("gap", jnp.where(bad, 0.0, (primal - compared(estimate)) ** 2), here)
+        def report(primal: Array, tangent: Array | None) -> regression.Report:
+            return {} if solver is None else {"gap": ((primal - compared(estimate)) ** 2, None)}
 
         return regression.Problem(
             x,
             here,
             cond,
             output,
-            lambda primal, _: jnp.where(bad, primal, goal),
+            lambda *_: goal,
             weight(here, there),
             dropout=key_dropout,
-            metrics={"non_finite": jnp.sum(bad)},
             report=report,
         )
 

@@ -109,6 +109,7 @@ def improved(
     """
     boundary = _boundary(network.schedule, boundary)
     _at_least("total_steps", total_steps, 1)
+    _at_least("s1", s1, s0)
     construct = objective(
         network,
         pairs=pairings.ict(
@@ -273,10 +274,10 @@ def truncated(
     """
     schedule = network.schedule
     boundary = _boundary(schedule, boundary, finite=solver == "heun")
-    if not schedule.logsnr_start < cut < boundary:
+    if not schedule.logsnr_start < cut < boundary - pairings.APART:
         raise ValueError(
-            f"cut: expected a log-SNR between the noisy end {schedule.logsnr_start:g} and the boundary {boundary:g},"
-            f" got {cut}"
+            f"cut: expected a log-SNR between the noisy end {schedule.logsnr_start:g} and {pairings.APART:g} below the boundary"
+            f" {boundary:g}, got {cut}"
         )
     if not 0.0 < probability < 1.0:
         raise ValueError(f"probability: expected a share of the clips above 0 and below 1, got {probability}")

@@ -25,8 +25,7 @@ from distill import regression
 from distill.consistency import choice
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method, Metrics
-from distill.regression import finite
+from distill.method import Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,20 +142,15 @@ def objective(
         velocity = predictions.convert(denoised, x, logsnr, schedule, "x0", network.prediction)
         ratio = jnp.minimum(state.step / warmup, 1.0) if warmup else 1.0
 
-        def moved(value: Array, slope: Array) -> tuple[Array, Array]:
-            return finite(tangent(value, slope, velocity, x, logsnr, schedule, sigma_data, ratio))
+        def moved(value: Array, slope: Array) -> Array:
+            return tangent(value, slope, velocity, x, logsnr, schedule, sigma_data, ratio)
 
-        def target(value: Array, slope: Array | None) -> Array:
-            # A masked tangent is 0: that clip's target is the student's own answer.
-            return value + normalise(moved(value, slope)[0], logsnr.ndim, c)
+        def target(value: Array, slope: Array) -> Array:
+            return value + normalise(moved(value, slope), logsnr.ndim, c)
 
-        def report(value: Array, slope: Array | None) -> Metrics:
-            g, bad = moved(value, slope)
-            metrics = {
-                "non_finite": jnp.sum(bad),
-                **regression.by_level("tangent", _norm(g, logsnr.ndim, True), logsnr),
-            }
-            return metrics | (regression.by_level("gap", (value - velocity) ** 2, logsnr) if distilled else {})
+        def report(value: Array, slope: Array) -> regression.Report:
+            size = _norm(moved(value, slope), logsnr.ndim, True)
+            return {"tangent": (size, None)} | ({"gap": ((value - velocity) ** 2, None)} if distilled else {})
 
         return regression.Problem(
             x,

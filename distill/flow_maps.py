@@ -24,8 +24,7 @@ from distill import regression
 from distill.consistency import TARGETS, choice, euler, heun
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
-from distill.method import Method, Metrics
-from distill.regression import finite
+from distill.method import Method
 
 
 def exponential_heun(schedule, denoise, x, x0, here, there) -> tuple[Array, Array]:
@@ -112,8 +111,8 @@ def composed(
     target network, for a feature distance that only means something there: two more calls, one of them differentiated.)
     The target's D is a mix of its parts' with weights that add to one, so short jumps are no worse conditioned.
 
-    Logged: `non_finite`, clips whose target isn't finite and teaches nothing; with a teacher `gap` by level, the squared
-    distance of D from the teacher's denoiser, of clips that learn D(x, l, l) from it, else of those that jump.
+    Logged: with a teacher `gap` by level, the squared distance of D from the teacher's denoiser, of clips that learn D(x, l, l)
+    from it, else of those that jump.
     """
     schedule = network.schedule
 
@@ -149,23 +148,25 @@ def composed(
         if denoise is not None and not data and len(others):
             answer = denoise(x[others], here[others])
             goal, compared = goal.at[others].set(answer), (others, answer)
-        goal, bad = finite(goal)
+
+        def only(rows) -> Array:
+            return jnp.zeros(len(x0), bool).at[rows].set(True)
 
         def output(prediction: Array) -> Array:
             return predictions.denoised(network.prediction, prediction, x, here, schedule)
 
-        def report(primal: Array, tangent: Array | None) -> Metrics:
+        def report(primal: Array, tangent: Array | None) -> regression.Report:
             rows, answer = compared
-            return {} if answer is None else regression.by_level("gap", (primal[rows] - answer) ** 2, here[rows])
+            return {} if answer is None else {"gap": ((primal - goal.at[rows].set(answer)) ** 2, only(rows))}
 
         return regression.Problem(
             x,
             here,
             {**cond, "logsnr_to": there},
             output,
-            lambda primal, _: jnp.where(bad, primal, goal),
+            lambda *_: goal,
             weight(here),
-            metrics={"non_finite": jnp.sum(bad)},
+            jumps=only(jumping),
             report=report,
         )
 

@@ -14,8 +14,7 @@ from diffusion import levels, predictions
 from distill import regression
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method, Metrics
-from distill.regression import finite
+from distill.method import Method
 
 
 def objective(
@@ -32,8 +31,7 @@ def objective(
     Their weight is levels.truncated_snr(); their scale w is g - 1, from 0 to 4 for pixels. hyper needs nothing. Where a
     label is dropped the answer is u for every g, so the student keeps the unconditional model.
 
-    Logged: `non_finite`, clips whose target isn't finite and teaches nothing; `gap` by level, the squared distance from
-    the guided teacher without the weight.
+    Logged: `gap` by level, the squared distance from the guided teacher without the weight.
     """
     schedule = network.schedule
 
@@ -45,20 +43,15 @@ def objective(
         logsnr = jnp.clip(logsnr, schedule.logsnr_start, schedule.logsnr_end)
         x = levels.forward(x0, jax.random.normal(key_noise, x0.shape, x0.dtype), logsnr, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
-        goal, bad = finite(guided_teacher(network, frozen["teacher"], teacher_cond, scale)(x, logsnr))
+        goal = guided_teacher(network, frozen["teacher"], teacher_cond, scale)(x, logsnr)
 
         def output(prediction: Array) -> Array:
             return predictions.denoised(network.prediction, prediction, x, logsnr, schedule)
 
-        def target(primal: Array, tangent: Array | None) -> Array:
-            return jnp.where(bad, primal, goal)
+        def report(primal: Array, tangent: Array | None) -> regression.Report:
+            return {"gap": ((primal - goal) ** 2, None)}
 
-        def report(primal: Array, tangent: Array | None) -> Metrics:
-            return regression.by_level("gap", (primal - target(primal, None)) ** 2, logsnr)
-
-        return regression.Problem(
-            x, logsnr, cond, output, target, weight(logsnr), metrics={"non_finite": jnp.sum(bad)}, report=report
-        )
+        return regression.Problem(x, logsnr, cond, output, lambda *_: goal, weight(logsnr), report=report)
 
     return construct
 

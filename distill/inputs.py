@@ -25,9 +25,11 @@ class Network(NamedTuple):
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:
-    """The batch's clips in [-1, 1]. uint8 travels to the device and is scaled here, to float32; others stay as they are."""
+    """The batch's clips in [-1, 1], float32 (float64 stays). uint8 travels to the device and is scaled here."""
     video = batch["video"]
-    return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video
+    if video.dtype == jnp.uint8:
+        return video.astype(jnp.float32) / 127.5 - 1.0
+    return video.astype(jnp.promote_types(video.dtype, jnp.float32))
 
 
 def drop_labels(key: Array, label: Int[Array, " b"], probability: float, num_classes: int) -> Int[Array, " b"]:

@@ -18,8 +18,7 @@ from distill.continuous import path, still
 from distill.flow_maps import check, spread
 from distill.inputs import Network, clean, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method, Metrics
-from distill.regression import finite
+from distill.method import Method
 
 
 def as_velocity(network: Network) -> Network:
@@ -73,7 +72,7 @@ def objective(
         shape = x0.shape[:2] if per_frame else x0.shape[:1]
         ends = [jnp.clip(law(k, shape), schedule.logsnr_start, schedule.logsnr_end) for k in (key_first, key_second)]
         here, there = jnp.minimum(*ends), jnp.maximum(*ends)
-        _, others = spread(len(x0), share)
+        jumping, others = spread(len(x0), share)
         there = there.at[others].set(here[others])
         eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, here, schedule)
@@ -86,18 +85,16 @@ def objective(
             denoised = predictions.denoised("velocity", velocity, x, here, schedule)
         cond = {**cond, "logsnr_to": there}
 
-        def target(value: Array, slope: Array) -> Array:
-            goal, bad = finite(average_velocity(velocity, slope, here, there))
-            return jnp.where(bad, value, goal)
+        jumps = jnp.zeros(len(x0), bool).at[jumping].set(True)
 
-        def report(value: Array, slope: Array) -> Metrics:
-            goal, bad = finite(average_velocity(velocity, slope, here, there))
-            change = jnp.where(bad, 0.0, velocity - goal)
-            size = jnp.sqrt(jnp.mean(change**2, tuple(range(here.ndim, x.ndim)), keepdims=True))
-            metrics = {"non_finite": jnp.sum(bad), **regression.by_level("tangent", size, here)}
-            if "teacher" in frozen and len(others):
-                metrics |= regression.by_level("gap", (value - velocity)[others] ** 2, here[others])
-            return metrics
+        def target(value: Array, slope: Array) -> Array:
+            return average_velocity(velocity, slope, here, there)
+
+        def report(value: Array, slope: Array) -> regression.Report:
+            change = (velocity - target(value, slope)) ** 2
+            size = jnp.sqrt(jnp.mean(change, tuple(range(here.ndim, x.ndim)), keepdims=True))
+            gap = {"gap": ((value - velocity) ** 2, ~jumps)} if "teacher" in frozen else {}
+            return {"tangent": (size, jumps), **gap}
 
         return regression.Problem(
             x,
@@ -107,6 +104,7 @@ def objective(
             target,
             jnp.ones_like(here),
             tangents=(*path(schedule, denoised, x, here), jax.tree.map(still, cond)),
+            jumps=jumps,
             report=report,
         )
 

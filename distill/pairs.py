@@ -15,6 +15,9 @@ from diffusion import levels
 from diffusion.clocks import namespace
 from diffusion.schedules import Schedule
 
+APART = 0.01
+"""How far pairs without a grid stay from the boundary, in log-SNR."""
+
 
 class Pair(NamedTuple):
     """Log-SNR of the student's point, of the cleaner target's, and of the boundary that both are mapped to, [b] or [b, f]."""
@@ -99,8 +102,8 @@ def easy(schedule: Schedule, law: Callable, stage: Callable, boundary: float, **
     """
 
     def pairs(key, shape, step, hyper) -> Pair:
-        # Apart from the boundary by 1 % in SNR, so that no weight 1 / (s - r) is infinite.
-        here = jnp.clip(law(key, shape), schedule.logsnr_start, boundary - 0.01)
+        # So that no weight 1 / (s - r) is infinite.
+        here = jnp.clip(law(key, shape), schedule.logsnr_start, boundary - APART)
         there = jnp.minimum(-2.0 * jnp.log(easy_map(noise_ratio(here), stage(step), **options)), boundary)
         return Pair(here, there, jnp.full_like(here, boundary))
 

@@ -11,8 +11,7 @@ from diffusion import levels, predictions
 from distill import regression
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
-from distill.method import Method, Metrics
-from distill.regression import finite
+from distill.method import Method
 
 
 def objective(
@@ -32,8 +31,7 @@ def objective(
     guidance_range: the second stage of Meng et al. 2023 (arXiv 2210.03142, algorithm 2). Teacher and student are both told g as
     cond["guidance"], drawn per clip; the teacher is a student of `guided`, and no call is made twice.
 
-    Logged: `non_finite`, clips whose target isn't finite and teaches nothing; `gap` by level, the squared distance from the
-    target without the weight.
+    Logged: `gap` by level, the squared distance from the target without the weight.
     """
     schedule = network.schedule
 
@@ -57,20 +55,15 @@ def objective(
             )
         x_middle = ddim_step(schedule, x, teacher(x, here), here, middle)
         x_there = ddim_step(schedule, x_middle, teacher(x_middle, middle), middle, there)
-        goal, bad = finite(inverse_ddim(schedule, x, x_there, here, there))
+        goal = inverse_ddim(schedule, x, x_there, here, there)
 
         def output(prediction: Array) -> Array:
             return predictions.denoised(network.prediction, prediction, x, here, schedule)
 
-        def target(primal: Array, tangent: Array | None) -> Array:
-            return jnp.where(bad, primal, goal)
+        def report(primal: Array, tangent: Array | None) -> regression.Report:
+            return {"gap": ((primal - goal) ** 2, None)}
 
-        def report(primal: Array, tangent: Array | None) -> Metrics:
-            return regression.by_level("gap", (primal - target(primal, None)) ** 2, here)
-
-        return regression.Problem(
-            x, here, cond, output, target, weight(here), metrics={"non_finite": jnp.sum(bad)}, report=report
-        )
+        return regression.Problem(x, here, cond, output, lambda *_: goal, weight(here), report=report)
 
     return construct
 

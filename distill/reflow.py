@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from diffusion import grids, levels, predictions, sampling, solvers
+from diffusion.levels import expand
 from diffusion.solvers import Table
 from distill import regression
 from distill.consistency import choice
@@ -43,7 +44,7 @@ def objective(
     deterministic sampler whose calls are part of every update. Of the batch only shape and labels are used. On straight
     lines x = alpha x0 + sigma eps, and any prediction's error is a weight of that of x0; levels.velocity() is the paper's.
 
-    A clip whose sample isn't finite teaches nothing and is counted in `non_finite`. There is no gap to the teacher to log:
+    There is no gap to the teacher to log:
     the student's field is to differ from its teacher's, and the loss in velocity itself is what is left to straighten.
     """
     schedule = network.schedule
@@ -66,9 +67,9 @@ def objective(
             logsnr,
             cond,
             output,
-            lambda primal, _: jnp.where(bad, primal, x0),
+            # The student's input had to be finite all the same.
+            lambda *_: jnp.where(expand(bad, x0), jnp.nan, x0),
             weight(logsnr),
-            metrics={"non_finite": jnp.sum(bad)},
         )
 
     return construct

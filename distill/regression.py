@@ -2,10 +2,11 @@
 
 An objective is a function (state, frozen, batch, key, hyper) -> Problem. The step evaluates the student on the problem's
 inputs, once, and moves it towards a target that carries no gradient. Where the target needs the derivative along the inputs
-(continuous-time consistency, MeanFlow), `tangents` asks for it and one `jax.jvp` gives value and derivative together.
+(continuous-time consistency, MeanFlow), `tangents` asks for it and one `jax.jvp` gives value and derivative together. A clip
+whose target isn't finite teaches nothing and is counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,9 @@ LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
 """Log-SNR edges of the loss by level: one mean loss hides which noise levels learn."""
 
 
+Report = Mapping[str, tuple[Array, Array | None]]
+
+
 class Problem(NamedTuple):
     """One regression problem.
 
@@ -32,8 +36,9 @@ class Problem(NamedTuple):
     weight: a level-shaped factor of the squared error.
     tangents: None, or the tangents of (x, logsnr, cond).
     dropout: the student's dropout key, where the objective itself calls a network that must drop the same units.
-    metrics: what the objective has to say beside the loss.
-    report: (primal, tangent) -> the same, where it takes the student's own output (its gap to a teacher, say).
+    jumps: [b], the clips that learn to leave their level where others learn the denoiser; None: all. Diversity is theirs.
+    report: (primal, tangent) -> what the objective logs by level beside the loss (the gap to a teacher, say): name -> (numbers
+        of x's shape or the level's, [b] whether they mean anything of a clip, or None: of all).
     """
 
     x: Array
@@ -44,8 +49,8 @@ class Problem(NamedTuple):
     weight: Array
     tangents: tuple[Array, Array, dict[str, Array]] | None = None
     dropout: Array | None = None
-    metrics: Metrics = {}
-    report: Callable[[Array, Array | None], Metrics] = lambda primal, tangent: {}
+    jumps: Array | None = None
+    report: Callable[[Array, Array | None], Report] = lambda primal, tangent: {}
 
 
 class RegressionState(NamedTuple):
@@ -82,13 +87,14 @@ def phase(
 ) -> Callable[..., tuple[RegressionState, Metrics]]:
     """The shared step: (state, frozen, batch, key, hyper) -> (state, metrics).
 
-    hyper["learning_rate_scale"], [], scales the update. metrics: `loss` (weighted), `grad_norm`, and for each band of
-    log-SNR, as pairs (sum, count), `loss_by_level/..` and `diversity_by_level/..`: how far the student's clean estimates lie
-    from their mean over the batch, squared, in units of the clips' own variance. A denoiser's falls to 0 towards noise; a
-    one-step student's must stay near 1 there, and tells of a collapse to the mean while its loss looks well.
+    hyper["learning_rate_scale"], [], scales the update. metrics: `loss` (weighted), `grad_norm`, `non_finite`, the clips whose
+    target wasn't finite, and by bands of log-SNR `loss_by_level/..`, what the objective reports, and `diversity_by_level/..`:
+    how far the student's clean estimates lie from their mean over the batch, squared, in units of the clips' own variance. A
+    denoiser's falls to 0 towards noise. That of a student that maps noise to clips stays near 1 there, or tells of a collapse
+    to the mean while the loss looks well; shorter jumps are in between.
     """
 
-    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, tuple[Array, Array, Metrics]]:
+    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, tuple[Array, Array, Array, Report]]:
         def student(x, logsnr, cond):
             prediction = network.apply(params, x, logsnr, cond, key=key, train=True)
             return problem.output(prediction), prediction
@@ -100,36 +106,39 @@ def phase(
             primal, tangent, prediction = jax.jvp(student, inputs, problem.tangents, has_aux=True)
             tangent = jax.lax.stop_gradient(tangent)
         detached = jax.lax.stop_gradient(primal)
-        target = jax.lax.stop_gradient(problem.target(detached, tangent))
+        goal, bad = finite(jax.lax.stop_gradient(problem.target(detached, tangent)))
+        target = jnp.where(expand(bad, primal), detached, goal)
         error = expand(problem.weight, primal) * metric(primal, target)
-        return jnp.mean(error), (error, prediction, problem.report(detached, tangent))
+        return jnp.mean(error), (error, prediction, bad, problem.report(detached, tangent))
 
     def step(state: RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
         key_problem, key_dropout = jax.random.split(key)
         problem = objective(state, frozen, batch, key_problem, hyper)
         key_dropout = key_dropout if problem.dropout is None else problem.dropout
-        (value, (error, prediction, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(
+        (value, (error, prediction, bad, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, problem, key_dropout
         )
         update, opt = optimiser.update(gradient, state.opt, state.params)
         update = jax.tree.map(lambda u: u * hyper["learning_rate_scale"], update)
         params = optax.apply_updates(state.params, update)
         averaged = exponential_moving_average(state.ema, params, state.step, ema)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), **by_level("loss", error, problem.logsnr)}
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), "non_finite": jnp.sum(bad)}
         denoised = predictions.denoised(network.prediction, prediction, problem.x, problem.logsnr, network.schedule)
-        # Of equal clips, or of one alone, there is no variance to compare with.
-        variance = jnp.maximum(jnp.mean(spread(clean(batch))), 1e-6)
-        metrics |= by_level("diversity", spread(denoised) / variance, problem.logsnr)
-        metrics |= problem.metrics | reported
+        variance = jnp.mean(spread(clean(batch)))
+        # Equal clips, or one alone, have no variance to compare with.
+        comparable = jnp.full_like(bad, variance > 0) & (True if problem.jumps is None else problem.jumps)
+        diversity = spread(denoised) / jnp.where(variance > 0, variance, 1.0)
+        for name, (numbers, known) in {"loss": (error, None), "diversity": (diversity, comparable), **reported}.items():
+            metrics |= by_level(name, numbers, problem.logsnr, ~bad if known is None else known & ~bad)
         return RegressionState(params, averaged, opt, state.step + 1), metrics
 
     return step
 
 
-def finite(goal: Array) -> tuple[Array, Array]:
-    """(goal with 0 for clips that hold a number that isn't finite, which clips these are)."""
-    bad = ~jnp.all(jnp.isfinite(goal), tuple(range(1, goal.ndim)), keepdims=True)
-    return jnp.where(bad, 0.0, goal), bad
+def finite(clips: Array) -> tuple[Array, Array]:
+    """(the clips with 0 for those that hold a number that isn't finite, [b] which these are)."""
+    bad = ~jnp.all(jnp.isfinite(clips), tuple(range(1, clips.ndim)))
+    return jnp.where(expand(bad, clips), 0.0, clips), bad
 
 
 def spread(clips: Array) -> Array:
@@ -150,13 +159,16 @@ def method(
     return Method(init(optimiser), {"train": train}, lambda step: ("train",))
 
 
-def by_level(name: str, error: Array, logsnr: Array) -> Metrics:
-    """The mean of `error` in bands of log-SNR as `name`_by_level/.., each as (sum, count): bands may be empty in one step."""
-    level = expand(logsnr, error)
-    error = jnp.mean(error, tuple(a for a in range(error.ndim) if level.shape[a] == 1), keepdims=True)
-    band = jnp.searchsorted(jnp.asarray(LEVEL_EDGES), level)
+def by_level(name: str, numbers: Array, logsnr: Array, known: Array) -> Metrics:
+    """The mean of `numbers` in bands of log-SNR as `name`_by_level/.., each as (sum, count): bands may be empty in one step.
+
+    known: [b], the clips that count.
+    """
+    level = expand(logsnr, numbers)
+    numbers = jnp.mean(numbers, tuple(a for a in range(numbers.ndim) if level.shape[a] == 1), keepdims=True)
+    band = jnp.where(expand(known, level), jnp.searchsorted(jnp.asarray(LEVEL_EDGES), level), -1)
     edges = ("-inf", *(f"{e:g}" for e in LEVEL_EDGES), "inf")
     return {
-        f"{name}_by_level/{low}..{high}": (jnp.sum(jnp.where(band == i, error, 0.0)), jnp.sum(band == i))
+        f"{name}_by_level/{low}..{high}": (jnp.sum(jnp.where(band == i, numbers, 0.0)), jnp.sum(band == i))
         for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
     }

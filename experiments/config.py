@@ -172,6 +172,12 @@ def method(name: str, options: Mapping[str, Any], network: Network, optimiser: A
     return call(constructor, options, f"{where}.options", network=network, optimiser=optimiser)
 
 
+def method_option(name: str, options: Mapping[str, Any], option: str) -> Any:
+    """A method's option as given or by default; None where it has no such option."""
+    parameter = inspect.signature(choose(name, METHODS, "the method")).parameters.get(option)
+    return options.get(option, None if parameter is None else parameter.default)
+
+
 def _takes_schedule(law: Any) -> bool:
     kind = law if isinstance(law, str) else law.get("kind")
     return kind in LAWS and "schedule" in inspect.signature(LAWS[kind]).parameters

@@ -23,6 +23,7 @@ from experiments import data, evaluation, exact, loop, times, weights
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
+from experiments.data.source import check_whole
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 from models import JVP_KINDS, ModelDef, inherit
@@ -54,6 +55,7 @@ TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
     "log_every", "checkpoint_every", "tensorboard",
 }  # fmt: skip
+WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every"}
 KEYS = {
     "train": (
         TRAINING | {"method", "teacher", "previous", "student_steps", "guidance"},
@@ -82,6 +84,11 @@ def check(context: Context) -> None:
             raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
         allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
         configs.check_keys(block, allowed | {"kind"}, required, where)
+        for key in WHOLE & block.keys():
+            try:
+                check_whole(f"{where}.{key}", block[key], 1)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
         references = [block[k] for k in ("teacher", "previous", "init") if block.get(k) not in (None, exact.ORACLE)]
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
@@ -99,6 +106,7 @@ def check(context: Context) -> None:
             if block.get("teacher") == exact.ORACLE:
                 exact.source_of(config, "train", f"{where}.teacher")
             plan(context, name, block)
+            check_told(context, block, earlier, where)
         meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
         for reference in references:
             stage = reference.split("@")[0]
@@ -161,30 +169,54 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     return definition, network, method, rounds
 
 
-NO_SIGNAL = 1e-6
-"""SNR below which a schedule's noisy end counts as noise alone: DDPM's ends at 4e-5, the cosine's at 2e-9."""
+def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
+    """Where a student is told g, a fixed g has no meaning; and halvings of such a student need a teacher that was told it."""
+    if told(block) is None:
+        return
+    if block.get("guidance", 1.0) != 1.0:
+        raise ConfigError(
+            f"{where}.guidance {block['guidance']} and options.guidance_range {list(told(block))}: a student that is told g has"
+            " no fixed one; remove one of the two"
+        )
+    if block["method"] == "progressive":
+        teacher = block["teacher"]
+        stage = earlier.get(teacher.split("@")[0])
+        knows = told(stage) if stage else weights.load(weights.find(teacher, context.workdir))[1].get("guidance_range")
+        if knows is None:
+            raise ConfigError(
+                f"{where}.options.guidance_range: teacher {teacher!r} was never told g; halve the steps of a student of method "
+                "'guided', or remove guidance_range"
+            )
+
+
+def told(block: Mapping[str, Any]) -> Any:
+    """The range from which a train stage draws g for its student, or None."""
+    return configs.method_option(block["method"], block.get("options", {}), "guidance_range")
+
+
+NO_SIGNAL = 1e-8
+"""SNR, or weight, below which nothing is learnt: DDPM's schedule ends at 4e-5, VE's at 5e-7 or more, the cosine at 2e-9."""
 
 
 def check_eps_loss(network: Network, block: Mapping[str, Any], where: str) -> None:
     """Refuses an eps-loss on a schedule with zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, section 3.2).
 
-    There x is eps: a prediction of eps learns nothing at the level where sampling begins, and the SNR, as the weight of the
-    error of x0, is 0.
+    There x is eps: a prediction of eps, or of the score, learns nothing at the level where sampling begins; no more does x0
+    under a weight that vanishes as the SNR does, which a denoiser of all levels may yet bear, but no student's first step.
     """
-    snr = math.exp(network.schedule.logsnr_start)
-    weight = block.get("options", {}).get("weight")
-    weight = weight.get("kind") if isinstance(weight, Mapping) else weight
-    if snr >= NO_SIGNAL:
+    start = network.schedule.logsnr_start
+    if math.exp(start) >= NO_SIGNAL:
         return
-    for what, value, loss in (
-        ("config.prediction", network.prediction, "eps"),
-        (f"{where}.options.weight", weight, "snr"),
-    ):
-        if value == loss:
-            raise ConfigError(
-                f"{what} {value!r} is an eps-loss, and config.schedule has no signal at its noisy end (SNR {snr:.1g}): choose "
-                f"'v' or 'x0' (weight 'v' or 'truncated_snr'), or a schedule whose SNR ends at {NO_SIGNAL:g} or above"
-            )
+    named = block.get("options", {}).get("weight")
+    weight = None if named is None else configs.named(named, configs.WEIGHTS, f"{where}.options.weight")
+    lossy = [f"config.prediction {network.prediction!r}"] if network.prediction in ("eps", "score") else []
+    if weight is not None and block["method"] != "denoising" and float(weight(start)) < NO_SIGNAL:
+        lossy.append(f"{where}.options.weight {named!r}")
+    if lossy:
+        raise ConfigError(
+            f"{lossy[0]} is an eps-loss, and config.schedule has no signal at its noisy end (SNR {math.exp(start):.1g}): choose"
+            f" 'v' or 'x0' (weight 'v' or 'truncated_snr'), or a schedule whose SNR ends at {NO_SIGNAL:g} or above"
+        )
 
 
 def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
@@ -205,6 +237,7 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
         "method": block["method"],
         "teacher": block.get("teacher"),
         "guidance": block.get("guidance", 1.0) if block.get("teacher") else None,
+        "guidance_range": told(block),
     }
     key = context.key(name)
     frozen = {}

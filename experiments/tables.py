@@ -162,7 +162,7 @@ def is_searched(sampler: Mapping[str, Any]) -> bool:
 def sampler_name(sampler: Mapping[str, Any]) -> str:
     """What searched times are for: the solver with its options, and the guidance scale where there is any."""
     function, options = configs.chosen(sampler.get("solver", "ddim"), SOLVERS, "solver")
-    text = ", ".join(f"{k}={v}" for k, v in sorted(options.items()))
+    text = ", ".join(f"{k}={v:g}" if isinstance(v, float | int) else f"{k}={v}" for k, v in sorted(options.items()))
     scale = sampler.get("guidance", 1.0)
     return function.__name__ + (f"({text})" if text else "") + (f" with guidance {scale:g}" if scale != 1.0 else "")
 
@@ -192,13 +192,14 @@ def read_times(path: pathlib.Path, where: str) -> dict[str, dict[str, Any]]:
     file, own = times_path(path), weights.fingerprint(path)
     if not file.is_file():
         raise ConfigError(
-            f"{where}: no searched times at {file}; a stage of kind 'times' makes them for weights {path}"
+            f"{where}: no searched times at {file}; a stage of kind 'times' makes them for weights {path}; if it is done,"
+            " remove its folder first"
         )
     kept = configs.read_json(file)
     if kept.get("weights") != own:
         raise ConfigError(
             f"{where}: {file} holds times of other weights (fingerprint {kept.get('weights')}, that of {path} is {own}); "
-            "a stage of kind 'times' makes new ones"
+            "a stage of kind 'times' makes new ones; if it is done, remove its folder first"
         )
     return kept["samplers"]
 

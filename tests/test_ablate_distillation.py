@@ -18,19 +18,22 @@ def write(path, value):
 
 def measures(distance, error=9.0, modes=8.0):
     return {
-        "calls": 1, "wasserstein": [distance, distance - 0.1, distance + 0.1], "flow_map_rmse": [error, 8, 10],
+        "calls": 1, "wasserstein": [distance, distance - 0.1, distance + 0.1], "flow_map_rmse": [error, error - 1, error + 1],
         "flow_map_median": [error, 8, 10], "energy": [0.003, 0.002, 0.004], "modes": [modes, modes, modes],
     }  # fmt: skip
 
 
-def mixture_run(runs, law, seed, distances, /, *, seconds=None, **changes):
-    """distances: row -> distance; the exact denoiser's are 1 and .5. changes: keys of the report or the config."""
+def mixture_run(runs, law, seed, distances, /, *, errors=(), seconds=None, **changes):
+    """distances, errors: row -> distance, error of the map (else 9); the exact denoiser's distances are 1 and .5. changes: keys
+    of the report or the config.
+    """
     rows = {"oracle_1": 1.0, "oracle_2": 0.5, **distances}
     workdir = runs / "mixture" / f"{law}_{seed}"
     report = {
         "law": law,
         "samplers": {name: {"weights": name.rpartition("_")[0], "steps": int(name[-1])} for name in rows},
-        "metrics": {"fresh draws": measures(0.25, 7.0)} | {name: measures(value) for name, value in rows.items()},
+        "metrics": {"fresh draws": measures(0.25, 7.0)}
+        | {name: measures(value, dict(errors).get(name, 9.0)) for name, value in rows.items()},
     }
     write(workdir / "report.json", report | {k: v for k, v in changes.items() if k in report})
     write(workdir / "config.json", {"seed": seed, "steps": 10} | {k: v for k, v in changes.items() if k not in report})
@@ -120,11 +123,13 @@ def test_one_seed_is_judged_by_its_own_interval(tmp_path):
 def test_methods_that_do_not_beat_ddim_are_named_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(mixture, "REASONS", {"tract": "It has too few updates a round."})
     for law in ("a1d", "gaussian_process"):
-        mixture_run(tmp_path, law, 0, {"tract_1": 2.0, "tract_2": 0.1, "shortcut_1": 0.1, "shortcut_2": 0.6})
-    mixture_run(tmp_path, "eight_mode_ring", 0, {"tract_1": 0.1})
+        distances = {"tract_1": 2.0, "tract_2": 0.1, "shortcut_1": 0.1, "shortcut_2": 0.6}
+        mixture_run(tmp_path, law, 0, distances, errors=dict.fromkeys(distances, 5.0))
+    # Near the law, but not by the flow's own way.
+    mixture_run(tmp_path, "eight_mode_ring", 0, {"reflow_1": 0.1, "mean_flow_1": 0.1}, errors={"mean_flow_1": 5.0})
     text = mixture.section(tmp_path, tmp_path)
     assert "- `a1d`: 2 of 2 methods: `tract` (1), `shortcut` (2)." in text
-    assert "- `eight_mode_ring`: 0 of 1 methods." in text
+    assert "- `eight_mode_ring`: 1 of 2 methods: `reflow` (1)." in text
     assert "- `tract` (`a1d`, `gaussian_process`): It has too few updates a round." in text
     assert "- `shortcut` (`a1d`, `gaussian_process`): not explained." in text
 

@@ -100,19 +100,46 @@ def test_wrong_pairs_are_refused_by_name(override, message, tmp_path, capsys):
     [
         ("progressive", dict(guidance=2.0), "unconditional"),
         ("consistency_distillation", dict(teacher=None), "lacks the key 'teacher'"),
-        ("easy_consistency", dict(method="truncated_consistency"), "lacks the key 'previous'"),
+        ("truncated_consistency", dict(previous=None), "lacks the key 'previous'"),
         ("tract", dict(student_steps=(16, 1)), "student_steps must be options.rounds"),
         ("shortcut", dict(options=dict(law="uniform_time", weight="velocity", finest=100)), "finest"),
+        ("mean_flow", dict(steps=0), r"stages.mean_flow.steps must be at least 1, got 0"),
+        ("mean_flow", dict(log_every=0), "log_every must be at least 1"),
     ],
 )
 def test_stages_that_cannot_be_are_refused_by_name(method, change, message, tmp_path):
     config = students.get_config(method)
     with config.unlocked():
-        config.stages[method].update(change)
-        if change.get("teacher", "") is None:
-            del config.stages[method]["teacher"]
+        for key, value in change.items():
+            if value is None:
+                del config.stages[method][key]
+            else:
+                config.stages[method].update({key: value})
     with pytest.raises(configs.ConfigError, match=message):
         checked(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(guidance=1.5), r"guidance 1.5 and options.guidance_range \[1.0, 3.0\]: .* remove one of the two"),
+        (dict(teacher=digit_students.TEACHER), "teacher 'pretrained:moving_digits/teacher' was never told g"),
+    ],
+)
+def test_halvings_of_a_student_that_is_told_g_need_a_teacher_that_was(change, message, tmp_path):
+    config = digit_students.get_config("guided")
+    with config.unlocked():
+        config.stages.student.update(change)
+    with pytest.raises(configs.ConfigError, match=message):
+        checked(config, tmp_path)
+
+
+def test_a_budget_is_a_number_that_pays_for_a_step(tmp_path):
+    assert digit_students.get_config("mean_flow,61").stages.student.steps == 10
+    with pytest.raises(ValueError, match="budget '2k': expected a whole number of forwards"):
+        digit_students.get_config("mean_flow,2k")
+    with pytest.raises(configs.ConfigError, match="steps must be at least 1"):
+        checked(digit_students.get_config("mean_flow,3"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +149,9 @@ def test_stages_that_cannot_be_are_refused_by_name(method, change, message, tmp_
             dict(prediction="eps"),
             r"config.prediction 'eps' is an eps-loss, .* no signal .*SNR 2e-09.*choose 'v' or 'x0'",
         ),
+        (dict(prediction="score"), "config.prediction 'score' is an eps-loss"),
         (dict(weight="snr"), r"stages.student.options.weight 'snr' is an eps-loss, .*weight 'v' or 'truncated_snr'"),
+        (dict(weight="min_snr"), "options.weight 'min_snr' is an eps-loss"),
     ],
 )
 def test_an_eps_loss_refuses_zero_terminal_snr(change, message, tmp_path):

@@ -77,7 +77,7 @@ def get_config(argument: str = "progressive") -> ConfigDict:
     chosen = list(STUDENTS) if names == "all" else names.split("+")
     for name in chosen:
         if name not in STUDENTS:
-            raise ValueError(f"unknown student {name!r}, expected all or some of {', '.join(STUDENTS)}, joined by +")
+            raise ValueError(f"unknown student {name!r}: expected all or some of {', '.join(STUDENTS)}, joined by +")
     first = dict(law="uniform_time", weight="v", ema=0.995)
     stages = dict(denoiser=train_stage("denoising", 3000, options=first))
     samplers = {f"oracle_{n}": dict(weights="oracle", steps=n) for n in (1, 2, 4)}

@@ -120,11 +120,13 @@ def get_config(argument: str = "consistency_trajectory") -> ConfigDict:
     config = base()
     if student.inputs:
         config.model = ConfigDict({**config.model, "cond": student.inputs})
+    if budget and not budget.isdecimal():
+        raise ValueError(f"budget {budget!r}: expected a whole number of forwards, as in {method},{BUDGET}")
     optimiser = dict(learning_rate=5e-4, decay="cosine", warmup=50, clip=1.0)
     stages = {}
     for name, stage in student.stages.items():
         rounds = len(stage.block.get("student_steps", (1,)))
-        steps = round(float(budget or BUDGET) * stage.share / stage.forwards / rounds)
+        steps = round(int(budget or BUDGET) * stage.share / stage.forwards / rounds)
         stages[name] = dict(
             kind="train", method=stage.method, steps=steps, batch_size=16, optimiser=optimiser, options=stage.options,
             log_every=50, checkpoint_every=250, **stage.block,

@@ -1,7 +1,6 @@
 """What one training step of every method costs, in forwards of its network: operations that the compiler counts."""
 
 import functools
-import inspect
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion import schedules
-from distill import METHODS, Network
+from distill import Network
 from experiments import config as configs
 from experiments.ablations import page
 
@@ -78,7 +77,7 @@ def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: b
     """
     of, params = jax.ShapeDtypeStruct, parameters()
     network = Network(stack, schedules.vp_cosine(), "v", 0, ("logsnr_to",))
-    guided = guided or option(method, options, "guidance_range") is not None
+    guided = guided or configs.method_option(method, options, "guidance_range") is not None
     if guided:
         network = network._replace(num_classes=CLASSES, cond_keys=("label", "logsnr_to", "guidance"))
     batch = {"video": of((BATCH, *SHAPE), jnp.float32), "label": of((BATCH,), jnp.int32)}
@@ -88,7 +87,7 @@ def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: b
         made = configs.method(method, options, network, optax.sgd(1.0), 1000, method)
         state = jax.eval_shape(made.init, jax.random.key(0), params)
         count = operations(made.phases["train"], state, frozen, batch, jax.random.key(0), hyper) / one_forward()
-    more = option(method, options, "steps") - 1 if method == "reflow" else 0
+    more = configs.method_option(method, options, "steps") - 1 if method == "reflow" else 0
     return count + more * (2 if guided else 1)
 
 
@@ -110,12 +109,6 @@ def operations(function: Callable, *arguments: Any) -> float:
     return (cost[0] if isinstance(cost, list) else cost)["flops"]  # a list in older versions of JAX
 
 
-def option(method: str, options: Mapping[str, Any], name: str) -> Any:
-    """A method's option as given or by default; None where it has no such option."""
-    parameter = inspect.signature(configs.choose(method, METHODS, "the method")).parameters.get(name)
-    return options.get(name, None if parameter is None else parameter.default)
-
-
 class Cost(NamedTuple):
     """Forwards of a step; None where there is no such thing."""
 
@@ -126,7 +119,7 @@ class Cost(NamedTuple):
 def measure(variants: Mapping[str, Variant] = VARIANTS) -> dict[str, Cost]:
     found = {}
     for name, (method, options, taught, _) in variants.items():
-        always = option(method, options, "guidance_range") is not None
+        always = configs.method_option(method, options, "guidance_range") is not None
         never = not taught and method not in OWN_GUIDANCE
         found[name] = Cost(
             None if always else forwards(method, options, taught=taught, guided=False),

@@ -133,9 +133,12 @@ def beats(estimates: Estimates, method: str, calls: int, measure: str) -> bool:
 
 
 def failing(estimates: Estimates) -> dict[str, list[int]]:
-    """method -> the numbers of calls at which its distance doesn't beat the exact denoiser's."""
+    """method -> the numbers of calls at which its distance or its error of the map doesn't beat the exact denoiser's."""
     students = {method: rows for method, rows in estimates.items() if method != ORACLE}
-    worse = {m: [n for n in rows if not beats(estimates, m, n, DISTANCE)] for m, rows in students.items()}
+    worse = {
+        m: [n for n in rows if not all(beats(estimates, m, n, measure) for measure in (DISTANCE, ERROR))]
+        for m, rows in students.items()
+    }
     return {method: calls for method, calls in worse.items() if calls}
 
 
@@ -178,7 +181,7 @@ def verdicts(estimates: Mapping[str, Estimates]) -> str:
         for method in worse:
             places.setdefault(method, []).append(f"`{law}`")
     why = [f"- `{name}` ({', '.join(laws)}): {REASONS.get(name, 'not explained.')}" for name, laws in places.items()]
-    head = "Methods whose distance, with its interval, isn't below DDIM's, and at how many calls:"
+    head = "Methods whose distance or error of the map, with its interval, isn't below DDIM's, and at how many calls:"
     return "\n\n".join([head, "\n".join(lines), *(["Why:", "\n".join(why)] if why else [])])
 
 
