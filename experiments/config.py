@@ -48,7 +48,7 @@ GRIDS = _by_name(
 SOLVERS = _by_name(
     solvers.ddim, solvers.ddpm, solvers.euler, solvers.heun, solvers.dpm_solver, solvers.dpmpp, solvers.exponential_adams,
     solvers.unipc, solvers.deis, solvers.adams, solvers.ipndm, solvers.pndm, solvers.sa_solver, solvers.er_sde,
-    solvers.restart, solvers.consistency, solvers.flow_map,
+    solvers.restart, solvers.consistency, solvers.overshoot, solvers.flow_map,
 )  # fmt: skip
 LAWS = _by_name(
     levels.uniform_time, levels.uniform_logsnr, levels.logit_normal, levels.edm_lognormal, levels.cosine, levels.laplace,

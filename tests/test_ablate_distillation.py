@@ -193,6 +193,11 @@ def test_digits_table(tmp_path, counted):
     assert (
         "- 2 calls, within 1.6 times the teacher's distance: 1 of 2: `progressive` 1.50; not: `shortcut` 1.75." in text
     )
+    assert (
+        "- 4 calls, identity and motion at most 10% worse than the teacher's: 2 of 2: `progressive`, `shortcut`."
+        in text
+    )
+    assert "- `progressive`: not explained." in text and "- `shortcut`: not explained." in text
     assert (tmp_path / "distillation_digits.png").stat().st_size > 10_000
 
 
@@ -239,6 +244,18 @@ def test_the_expected_runs_are_those_of_the_configs():
 
 
 # What a step costs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identity, residual, kept", [(0.46, 0.54, True), (0.44, 0.5, False), (0.5, 0.56, False)])
+def test_identity_and_motion_are_kept_within_a_tenth(identity, residual, kept):
+    """The teacher has .5 of both: .45 and .55 are the limits."""
+
+    def row(identity, residual):
+        entries = {"identity_kept": identity, "law_residual": residual}
+        return digits.Row(4, 0.1, {k: digits.Measure(v, v, v, v, None) for k, v in entries.items()})
+
+    run = digits.Run(row(0.5, 0.5), {4: row(identity, residual)}, {}, {}, 1.0, None, {})
+    assert digits.keeps(run, 4) == kept
 
 
 def test_costs_stay_within_their_limits():

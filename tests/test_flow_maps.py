@@ -89,7 +89,7 @@ def test_every_method_steps_twice_in_one_program(name, teacher, ranged, per_fram
     assert not np.array_equal(state.params["second"], params["second"])
     names = {key.split("_by_level")[0] for key in metrics if "_by_level" in key}
     gap, tangent = teacher and name != "reflow", name == "mean_flow"
-    assert names == {"loss"} | ({"gap"} if gap else set()) | ({"tangent"} if tangent else set())
+    assert names == {"loss", "diversity"} | ({"gap"} if gap else set()) | ({"tangent"} if tangent else set())
     counted = sum(float(count) for key, (_, count) in ((k, v) for k, v in metrics.items() if k.startswith("loss_by")))
     assert counted == 16 * (2 if per_frame else 1)
 

@@ -61,6 +61,7 @@ BUILDERS = {
     "er_sde": ((1, 2, 3), solvers.er_sde),
     "dpm_solver_v3": ((1, 2, 3), lambda s, g, p: solvers.dpm_solver_v3(s, g, STATISTICS, p)),
     "consistency": ((1,), lambda s, g, p: solvers.consistency(s, g)),
+    "overshoot": ((1,), lambda s, g, p: solvers.overshoot(s, g)),
     "flow_map": ((1,), lambda s, g, p: solvers.flow_map(s, g, 0.5)),
 }  # fmt: skip
 CORRECTED = ("exponential_adams, noise", "unipc", "unipc, bh1 noise", "sa_solver", "dpm_solver_v3")

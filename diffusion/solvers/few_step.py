@@ -1,4 +1,4 @@
-"""Sampling from distilled networks: consistency models (denoise, renoise, denoise) and flow maps (jump)."""
+"""Sampling from distilled networks: consistency models (denoise, renoise, denoise), flow maps (jump), steps that overshoot."""
 
 from typing import Any
 
@@ -32,6 +32,21 @@ def consistency(schedule: Schedule, grid: Float[ArrayLike, "points ..."]) -> Tab
         np.where(anew, schedule.sigma(level), 0.0),
     )
     return one_step(grid, weights)
+
+
+def overshoot(schedule: Schedule, grid: Float[ArrayLike, "points ..."]) -> Table:
+    """DDIM steps of twice the length, each followed by noise back up to the next level; N calls.
+
+    The stochastic sampler of guided students (Meng et al. 2023, arXiv 2210.03142): from t to k = t - 2/N, then by the forward
+    process to s = t - 1/N, z_s = (alpha_s/alpha_k) z_k + sigma_s sqrt(1 - exp(l_s - l_k)) eps. The last step has no room to
+    overshoot and is DDIM's. A frame that waits is left alone.
+    """
+    grid = steps_of("overshoot", schedule, grid).grid
+    here, there, beyond = grid[:-1], grid[1:], np.concatenate([grid[2:], grid[-1:]])
+    target = np.where(there > here, beyond, there)
+    x, denoised, _ = transition(schedule, here, target)
+    scale, noise = renoise(schedule, target, there)
+    return one_step(grid, (scale * x, scale * denoised, noise))
 
 
 def flow_map(schedule: Schedule, grid: Float[ArrayLike, "points ..."], gamma: float = 0.0) -> Table:

@@ -623,6 +623,21 @@ def test_consistency(schedule):
     agree(solvers.consistency, loop, schedule, uneven(schedule, 4, end=np.inf))
 
 
+@pytest.mark.parametrize("schedule", [VP, FLOW])
+def test_overshoot(schedule):
+    def loop(m, lams, x, z):
+        """Meng et al. 2023: DDIM over two steps of the grid, then noise of variance (1 - exp(l_s - l_k)) sigma_s^2."""
+        for i, lam in enumerate(lams[:-1]):
+            k, s = lams[min(i + 2, len(lams) - 1)], lams[i + 1]
+            x0 = m.x0(x, lam)
+            x = m.a(k) * x0 + m.s(k) * (x - m.a(lam) * x0) / m.s(lam)
+            if k > s:
+                x = m.a(s) / m.a(k) * x + np.sqrt((1 - np.exp(2 * (s - k))) * m.s(s) ** 2) * z[i + 1]
+        return x
+
+    agree(solvers.overshoot, loop, schedule, uneven(schedule, 4))
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("end", [-2 * np.log(0.05), np.inf])
 def test_flow_map(gamma, end):

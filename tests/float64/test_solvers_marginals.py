@@ -28,6 +28,7 @@ STOCHASTIC = {
     "er_sde 1": lambda s, g: solvers.er_sde(s, g, 1),
     "er_sde 3": lambda s, g: solvers.er_sde(s, g, 3, noise_scale=lambda v: v**2),
     "consistency": solvers.consistency,
+    "overshoot": solvers.overshoot,
     "flow_map": lambda s, g: solvers.flow_map(s, g, 0.6),
     "flow_map, no jump": lambda s, g: solvers.flow_map(s, g, 1.0),
 }
