@@ -124,10 +124,10 @@ def phase(
         averaged = exponential_moving_average(state.ema, params, state.step, ema)
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), "non_finite": jnp.sum(bad)}
         denoised = predictions.denoised(network.prediction, prediction, problem.x, problem.logsnr, network.schedule)
-        variance = jnp.mean(spread(clean(batch)))
+        variance = jnp.mean(squared_deviation(clean(batch)))
         # Equal clips, or one alone, have no variance to compare with.
         comparable = jnp.full_like(bad, variance > 0) & (True if problem.jumps is None else problem.jumps)
-        diversity = spread(denoised) / jnp.where(variance > 0, variance, 1.0)
+        diversity = squared_deviation(denoised) / jnp.where(variance > 0, variance, 1.0)
         for name, (numbers, known) in {"loss": (error, None), "diversity": (diversity, comparable), **reported}.items():
             metrics |= by_level(name, numbers, problem.logsnr, ~bad if known is None else known & ~bad)
         return RegressionState(params, averaged, opt, state.step + 1), metrics
@@ -141,7 +141,7 @@ def finite(clips: Array) -> tuple[Array, Array]:
     return jnp.where(expand(bad, clips), 0.0, clips), bad
 
 
-def spread(clips: Array) -> Array:
+def squared_deviation(clips: Array) -> Array:
     """The squared distance of every number of the clips from its mean over the batch."""
     return jnp.square(clips - jnp.mean(clips, 0, keepdims=True))
 
