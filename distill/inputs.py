@@ -48,11 +48,12 @@ def conditioned(
     network: Network, batch, key: Array, hyper, label_dropout: float, guidance_range: Sequence[float] | None
 ) -> tuple[dict[str, Array], dict[str, Array], Array | float]:
     """(the student's cond, its teacher's, the teacher's g): hyper["guidance"], or a g per clip that the student is told."""
-    key_label, key_scale = jax.random.split(key)
-    cond = condition(network, batch, key_label, label_dropout)
     if guidance_range is None:
+        cond = condition(network, batch, key, label_dropout)
         return cond, cond, hyper.get("guidance", 1.0)
     low, high = guidance_range
+    key_label, key_scale = jax.random.split(key)
+    cond = condition(network, batch, key_label, label_dropout)
     scale = jax.random.uniform(key_scale, batch["video"].shape[:1], minval=low, maxval=high)
     return {**cond, "guidance": scale}, cond, scale
 

@@ -5,13 +5,14 @@ import pathlib
 import pytest
 
 from configs.mixture import students
-from configs.mixture.base import SHAPES
+from configs.mixture.base import SHAPES, SPREADS
 from configs.moving_digits import classifier, quickstart, teacher
 from configs.moving_digits import students as digit_students
 from distill import METHODS
 from experiments import config as configs
 from experiments import loop, mesh, run, stages
 from experiments.data.exact import SHAPES as TRUE_SHAPES
+from experiments.data.exact import Exact
 
 STUDENTS = pathlib.Path(students.__file__)
 
@@ -38,6 +39,8 @@ def test_moving_digits_students(method, tmp_path):
 
 def test_names_and_shapes_are_those_of_the_program():
     assert SHAPES == TRUE_SHAPES
+    for name, spread in SPREADS.items():
+        assert Exact(name, size=8192).clips.std() == pytest.approx(spread, rel=0.03)
     assert set(students.STUDENTS) <= set(METHODS)
     assert set(METHODS) - set(students.STUDENTS) == {"denoising", "guided"}
     for wrong in ("progresive", "progressive+shortcutt", "progressive,ring"):

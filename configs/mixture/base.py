@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+SPREADS = {"a1d": 2.2, "eight_mode_ring": 1.4, "gaussian_process": 1.0}
+"""Standard deviations."""
 SHAPES = {"a1d": (1, 1, 1, 1), "eight_mode_ring": (1, 1, 1, 2), "gaussian_process": (8, 1, 1, 1)}
 
 

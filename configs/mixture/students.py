@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.mixture.base import base, exact_stage, train_stage
+from configs.mixture.base import SPREADS, base, exact_stage, train_stage
 
 HALVINGS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
@@ -73,7 +73,8 @@ STUDENTS = {
 
 def get_config(argument: str = "progressive") -> ConfigDict:
     names, _, law = argument.partition(",")
-    config = base(law or "eight_mode_ring")
+    law = law or "eight_mode_ring"
+    config = base(law)
     chosen = list(STUDENTS) if names == "all" else names.split("+")
     for name in chosen:
         if name not in STUDENTS:
@@ -85,7 +86,11 @@ def get_config(argument: str = "progressive") -> ConfigDict:
         student = STUDENTS[name]
         for method in (student.after, name):
             if method and method not in stages:
-                block = dict(steps=3000, init="denoiser", options=STUDENTS[method].options) | STUDENTS[method].stage
+                options = dict(STUDENTS[method].options)
+                if method.startswith("continuous"):
+                    # Its own default of 1 is half of a1d's spread, and there it sank to the mean.
+                    options["sigma_data"] = SPREADS[law]
+                block = dict(steps=3000, init="denoiser", options=options) | STUDENTS[method].stage
                 stages[method] = train_stage(method, **block)
         for n in student.counts:
             samplers[f"{name}_{n}"] = dict(weights=name + student.weights.format(n), steps=n, solver=student.solver)
