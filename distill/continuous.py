@@ -202,7 +202,8 @@ def distillation(
     per_frame: bool = False,
 ) -> Method:
     """sCD: the velocity is the teacher's. log(sigma/alpha) ~ N(mean, std^2), the paper's numbers for CIFAR-10, whose own
-    spread is .5. Needs an attention that `jax.jvp` can take.
+    spread is .5. sigma_data: the clips' standard deviation; half of it can sink a student to the mean. Needs an attention
+    that `jax.jvp` can take.
     """
     return _method(
         network, optimiser, True, mean, std, sigma_data, normalise, ema,

@@ -101,8 +101,8 @@ STUDENTS = {
         one("multistep_consistency", 6, dict(weight="v", segments=4, solver="euler", first=32, last=128)),
         DDIM, counts=(4,),
     ),
-    "continuous_distillation": Student(one("continuous_distillation", 6.1, dict(warmup=300))),
-    "continuous_training": Student(one("continuous_training", 4.2, dict(warmup=300), dict(init=TEACHER))),
+    "continuous_distillation": Student(one("continuous_distillation", 6.1, dict(warmup=300, sigma_data=0.4))),
+    "continuous_training": Student(one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4), dict(init=TEACHER))),
     "consistency_trajectory": Student(
         one("consistency_trajectory", 7.5, dict(law="uniform_time", weight="v")), JUMPS, ("logsnr_to",)
     ),
