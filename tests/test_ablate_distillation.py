@@ -197,7 +197,7 @@ def test_digits_table(tmp_path, counted):
         "- 4 calls, identity and motion at most 10% worse than the teacher's: 2 of 2: `progressive`, `shortcut`."
         in text
     )
-    assert "- `progressive`: not explained." in text and "- `shortcut`: not explained." in text
+    assert "- `progressive`: 273 updates a round" in text and "- `shortcut`: not explained." in text
     assert (tmp_path / "distillation_digits.png").stat().st_size > 10_000
 
 
