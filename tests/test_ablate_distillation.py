@@ -8,6 +8,7 @@ import pytest
 from configs.mixture import base as mixture_config
 from configs.moving_digits import students as digits_config
 from experiments import ablate
+from experiments import config as configs
 from experiments.ablations import costs, digits, distillation, mixture
 
 
@@ -244,6 +245,15 @@ def test_the_expected_runs_are_those_of_the_configs():
 
 
 # What a step costs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", digits_config.STUDENTS)
+def test_a_students_budget_is_what_the_compiler_counts(name):
+    """The config states a step's forwards by hand; all of its training must cost the budget, within a tenth or so."""
+    stages = configs.plain(digits_config.get_config(name))["stages"].values()
+    total = sum(digits.training(block) for block in stages if block["kind"] == "train")
+    assert 0.85 * digits_config.BUDGET < total < 1.1 * digits_config.BUDGET
 
 
 @pytest.mark.parametrize("identity, residual, kept", [(0.46, 0.54, True), (0.44, 0.5, False), (0.5, 0.56, False)])
