@@ -31,7 +31,6 @@ KEPT = 0.1
 """How far, as a part of the teacher's, identity may fall and the distance to the law of motion may grow."""
 REASONS = {
     "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
-    "consistency_trajectory": "long jumps learn from shorter ones, through an average of the weights, in 800 updates.",
 }
 """method -> why it isn't within WITHIN, one sentence. By hand: a page with new numbers may need new ones."""
 
