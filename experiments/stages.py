@@ -190,7 +190,9 @@ def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str,
 
 
 def told(block: Mapping[str, Any]) -> Any:
-    """The range from which a train stage draws g for its student, or None."""
+    """The range from which a stage draws g for its student, or None."""
+    if block["kind"] != "train":
+        return None
     return configs.method_option(block["method"], block.get("options", {}), "guidance_range")
 
 
