@@ -90,7 +90,16 @@ def test_an_interval_over_seeds_is_students():
     two = mixture.over_seeds([(0.1, 0, 0), (0.124, 0, 0)])
     assert two.half == pytest.approx(12.706205 * 0.012) and str(two) == "0.112 ± 0.15"
     one = mixture.over_seeds([(0.5, 0.3, 0.8)])
-    assert one == (0.5, None, 0.8) and str(one) == "0.5"
+    assert one[:3] == (0.5, None, 0.8) and str(one) == "0.5"
+
+
+def test_a_student_and_ddim_are_compared_seed_by_seed():
+    """Both move with the seed's noise, by .3: their difference is -.1 in every seed, and its interval has no width."""
+    seeds = [((0.4 + 0.3 * i, 0, 1), (0.5 + 0.3 * i, 0, 1)) for i in range(3)]
+    estimate = mixture.against(seeds)
+    assert estimate.excess == pytest.approx(-0.1) and estimate.high > 0.5 + 0.3
+    assert mixture.against([((0.4, 0.3, 0.55), (0.5, 0, 1))]).excess == pytest.approx(0.05)
+    assert mixture.against([((0.4, 0.3, 0.55), None)]).excess is None
 
 
 def test_mixture_table(tmp_path):
