@@ -74,5 +74,5 @@ class Exact:
         return dict(video=self.clips[index], label=np.int32(0))
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The clips of these indices as one batch: a step on these laws is over before 512 clips are read one by one."""
+        """The clips of these indices as one batch: a step on these laws is over before its clips are read one by one."""
         return dict(video=self.clips[indices], label=np.zeros(len(indices), np.int32))
