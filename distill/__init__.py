@@ -1,16 +1,20 @@
 """What a student learns: methods as data. `METHODS` is the one registry, read by configs."""
 
+import functools
+
 from distill import (
     consistency_methods,
     continuous,
     denoising,
     flow_maps,
+    game_methods,
     guided,
     mean_flow,
     progressive,
     reflow,
     tract,
 )
+from distill.adversarial import Discriminator
 from distill.inputs import Network
 from distill.method import Method, optimiser
 
@@ -32,16 +36,27 @@ METHODS = {
     "shortcut": flow_maps.shortcut,
     "mean_flow": mean_flow.method,
     "reflow": reflow.method,
+    "dmd": game_methods.dmd,
+    "dmd2": game_methods.dmd2,
+    "f_distill": functools.partial(game_methods.dmd2, divergence="jensen_shannon"),
+    "diff_instruct": game_methods.diff_instruct,
+    "sid": game_methods.sid,
+    "moment_matching": game_methods.moment_matching,
+    "rcm": game_methods.rcm,
+    "add": game_methods.add,
 }
 """name -> constructor(network, *, optimiser, ...) -> Method"""
 
 STUDENTS = frozenset({
     "guided", "progressive", "tract", "consistency_distillation", "latent_consistency", "continuous_distillation",
-    "consistency_trajectory", "reflow",
+    "consistency_trajectory", "reflow", "dmd", "dmd2", "f_distill", "diff_instruct", "sid", "moment_matching", "rcm", "add",
 })  # fmt: skip
 """Methods that cannot do without frozen["teacher"]."""
 
-FORWARD = frozenset({"continuous_distillation", "continuous_training", "mean_flow"})
+FORWARD = frozenset({"continuous_distillation", "continuous_training", "mean_flow", "rcm"})
 """Methods that take a forward derivative of the network, `jax.jvp`, which fused attention doesn't have."""
 
-__all__ = ["FORWARD", "METHODS", "STUDENTS", "Method", "Network", "optimiser"]
+GAMES = frozenset({"dmd", "dmd2", "f_distill", "diff_instruct", "sid", "moment_matching", "rcm", "add"})
+"""Methods with a critic."""
+
+__all__ = ["FORWARD", "GAMES", "METHODS", "STUDENTS", "Discriminator", "Method", "Network", "optimiser"]

@@ -13,11 +13,9 @@ that gives the `target`, what is compared, and how. A method is a choice of thes
 s = sigma/alpha, so the choices hold for any schedule; levels may be per frame.
 """
 
-import difflib
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -205,11 +203,3 @@ def objective(
         )
 
     return construct
-
-
-def choice(name: str, choices: Mapping[str, Any], what: str) -> Any:
-    """choices[name], or a ValueError with the nearest name."""
-    if name not in choices:
-        near = difflib.get_close_matches(str(name), choices, 1, 0)[0]
-        raise ValueError(f"{what} {name!r} is not known: expected one of {', '.join(choices)}; nearest: {near!r}")
-    return choices[name]

@@ -16,9 +16,9 @@ from diffusion import clocks, levels
 from diffusion.schedules import Schedule
 from distill import pairs as pairings
 from distill import regression
-from distill.consistency import METRICS, TARGETS, addim, choice, euler, heun, inverse_gap, objective, pseudo_huber
+from distill.consistency import METRICS, TARGETS, addim, euler, heun, inverse_gap, objective, pseudo_huber
 from distill.inputs import Network, check_range
-from distill.method import Method
+from distill.method import Method, choice
 from distill.pairs import noise_ratio
 
 

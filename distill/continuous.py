@@ -22,10 +22,9 @@ from jaxtyping import Array
 from diffusion import levels, predictions
 from diffusion.levels import expand
 from distill import regression
-from distill.consistency import choice
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method
+from distill.method import Method, choice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ from jaxtyping import Array, Int, PyTree
 from diffusion import guidance, levels, predictions
 from diffusion.levels import expand
 from distill import regression
-from distill.consistency import TARGETS, choice, euler, heun
+from distill.consistency import TARGETS, euler, heun
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
-from distill.method import Method
+from distill.method import Method, choice
 
 
 def exponential_heun(schedule, denoise, x, x0, here, there) -> tuple[Array, Array]:

@@ -1,7 +1,6 @@
 """What teachers and students of every method share: DDIM's jump between two levels, its inverse, a guided teacher."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +26,26 @@ def inverse_ddim(schedule, x: Array, x_to: Array, logsnr: Array, logsnr_to: Arra
     return (x_to - expand(ratio, x) * x) / expand(schedule.alpha(logsnr_to) - ratio * schedule.alpha(logsnr), x)
 
 
+def ancestral_step(schedule, x: Array, denoised: Array, logsnr: Array, logsnr_to: Array, eps: Array) -> Array:
+    """A draw of q(x_s | x_t, x0), which keeps the marginals if x0 has the law of the data given x (Ho et al. 2020, eq. 6-7).
+
+    With r = SNR_t / SNR_s: sqrt(r) sigma_s/sigma_t x_t + (1 - r) alpha_s x0 + sigma_s sqrt(1 - r) eps, in any scaling.
+    """
+    ratio = jnp.exp(logsnr - logsnr_to)
+    alpha, sigma = schedule.alpha(logsnr_to), schedule.sigma(logsnr_to)
+    kept = expand(jnp.sqrt(ratio) * sigma / schedule.sigma(logsnr), x) * x
+    return kept + expand((1 - ratio) * alpha, x) * denoised + expand(sigma * jnp.sqrt(1 - ratio), x) * eps
+
+
+def estimate(network: Network, params, cond: Mapping[str, Array]) -> Callable[[Array, Array], Array]:
+    """A network's denoiser as it is, (x, logsnr) -> denoised."""
+    return predictions.denoiser(
+        network.apply, params, dict(cond), schedule=network.schedule, prediction=network.prediction
+    )
+
+
 def guided_teacher(
-    network: Network, params, cond: dict[str, Array], scale: float | Array
+    network: Network, params, cond: Mapping[str, Array], scale: float | Array
 ) -> Callable[[Array, Array], Array]:
     """The teacher's denoiser with classifier-free guidance u + g (c - u); at g = 1 the call for u is not made.
 
@@ -37,14 +54,12 @@ def guided_teacher(
     """
     if callable(params):
         return params
-    make = functools.partial(
-        predictions.denoiser, network.apply, params, schedule=network.schedule, prediction=network.prediction
-    )
+    conditional = estimate(network, params, cond)
     if not network.num_classes:
-        return make(cond)
-    unconditional = make({**cond, "label": jnp.full_like(cond["label"], network.num_classes)})
-    guided = guidance.classifier_free(make(cond), unconditional, scale)
-    return lambda x, logsnr: jax.lax.cond(jnp.all(scale == 1.0), make(cond), guided, x, logsnr)
+        return conditional
+    unconditional = estimate(network, params, {**cond, "label": jnp.full_like(cond["label"], network.num_classes)})
+    guided = guidance.classifier_free(conditional, unconditional, scale)
+    return lambda x, logsnr: jax.lax.cond(jnp.all(scale == 1.0), conditional, guided, x, logsnr)
 
 
 def time_to_level(schedule, time: Array) -> Array:

@@ -5,7 +5,8 @@ A method knows networks only as functions. Everything that may change between tw
 that are not trained here, `hyper` for traced scalars.
 """
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,10 @@ from jaxtyping import Array, PyTree
 State = Any
 Metrics = dict[str, Array | tuple[Array, Array]]
 """name -> a number, or a pair (sum, count) where a mean over a step's own count would be wrong."""
+Loss = Callable[[PyTree], tuple[Array, Metrics]]
+"""weights -> (loss, metrics)"""
+Term = Callable[..., Loss]
+"""(state, frozen, batch, key, hyper) -> the Loss of this step; what needs no gradient is done outside of it."""
 
 
 class Method(NamedTuple):
@@ -26,12 +31,58 @@ class Method(NamedTuple):
         teachers and feature networks (never donated), `hyper` traced scalars.
     order(step) -> names of the phases of this step, in order.
     next(state, frozen, hyper) -> the same for the next round, or None where a method has a single round.
+    alarm(the metrics of all reports) -> a line about a run that has gone wrong without a NaN, or None.
     """
 
     init: Callable[[Array, PyTree], State]
     phases: Mapping[str, Callable[..., tuple[State, Metrics]]]
     order: Callable[[int], tuple[str, ...]]
     next: Callable[..., tuple[State, PyTree, dict[str, Array]]] | None = None
+    alarm: Callable[[Sequence[Mapping[str, float]]], str | None] = lambda history: None
+
+
+def descend(
+    optimiser: optax.GradientTransformation, loss: Loss, params: PyTree, opt: Any, scale: Array | float
+) -> tuple[PyTree, Any, Metrics]:
+    """One update: (params, the optimiser's state, metrics with `loss` and `grad_norm`). scale: [], of the learning rate."""
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    update, opt = optimiser.update(gradient, opt, params)
+    update = jax.tree.map(lambda u: u * scale, update)
+    params = optax.apply_updates(params, update)
+    return params, opt, {"loss": value, "grad_norm": optax.global_norm(gradient), **metrics}
+
+
+def descent(
+    terms: Mapping[str, tuple[float, Term]], optimiser: optax.GradientTransformation, *, ema: float
+) -> Callable[..., tuple[State, Metrics]]:
+    """The step of a student: down the weighted sum of its terms, then the average of its weights.
+
+    terms: name -> (weight, term); a term's metrics stand under `name_`, those of the one named "" as they are. The state is
+    any NamedTuple with params, ema, opt and step, the finished updates. hyper["learning_rate_scale"], [], scales the update.
+    """
+
+    def step(state: State, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+        keys = jax.random.split(key, len(terms)) if len(terms) > 1 else [key]
+        losses = {
+            name: (weight, term(state, frozen, batch, key, hyper))
+            for (name, (weight, term)), key in zip(terms.items(), keys, strict=True)
+        }
+
+        def total(params: PyTree) -> tuple[Array, Metrics]:
+            value, metrics = jnp.zeros(()), {}
+            for name, (weight, loss) in losses.items():
+                part, reported = loss(params)
+                value += weight * part
+                metrics |= {f"{name}_{k}" if name else k: v for k, v in reported.items()}
+                if len(losses) > 1:
+                    metrics[f"{name}_loss" if name else "own_loss"] = part
+            return value, metrics
+
+        params, opt, metrics = descend(optimiser, total, state.params, state.opt, hyper["learning_rate_scale"])
+        averaged = exponential_moving_average(state.ema, params, state.step, ema)
+        return state._replace(params=params, ema=averaged, opt=opt, step=state.step + 1), metrics
+
+    return step
 
 
 def exponential_moving_average(ema: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
@@ -77,3 +128,11 @@ def optimiser(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.adamw(schedule, b1=betas[0], b2=betas[1], weight_decay=weight_decay),
     )
+
+
+def choice(name: str, choices: Mapping[str, Any], what: str) -> Any:
+    """choices[name], or a ValueError with the nearest name."""
+    if name not in choices:
+        near = difflib.get_close_matches(str(name), choices, 1, 0)[0]
+        raise ValueError(f"{what} {name!r} is not known: expected one of {', '.join(choices)}; nearest: {near!r}")
+    return choices[name]

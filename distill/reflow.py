@@ -18,10 +18,9 @@ from diffusion import grids, levels, predictions, sampling, solvers
 from diffusion.levels import expand
 from diffusion.solvers import Table
 from distill import regression
-from distill.consistency import choice
 from distill.inputs import Network, check_range, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method
+from distill.method import Method, choice
 from distill.regression import finite
 
 SOLVERS = {"ddim": solvers.ddim, "dpmpp": solvers.dpmpp, "unipc": solvers.unipc}

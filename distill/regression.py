@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from diffusion import predictions
 from diffusion.levels import expand
 from distill.inputs import Network, clean
-from distill.method import Method, Metrics, exponential_moving_average
+from distill.method import Method, Metrics, Term, descent
 
 LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
 """Log-SNR edges of the loss by level: one mean loss hides which noise levels learn."""
@@ -77,6 +77,57 @@ def squared_error(output: Array, target: Array) -> Array:
     return jnp.square(output - target)
 
 
+def term(
+    network: Network, objective: Callable[..., Problem], metric: Callable[[Array, Array], Array] = squared_error
+) -> Term:
+    """An objective as a term of a student's loss.
+
+    Its metrics: `non_finite`, the clips whose target wasn't finite, and by bands of log-SNR `loss_by_level/..`, what the
+    objective reports, and `diversity_by_level/..`: how far the student's clean estimates lie from their mean over the batch,
+    squared, in units of the clips' own variance. A denoiser's falls to 0 towards noise. That of a student that maps noise to
+    clips stays near 1 there, or tells of a collapse to the mean while the loss looks well; shorter jumps are in between.
+    """
+
+    def pose(state: Any, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+        key_problem, key_dropout = jax.random.split(key)
+        problem = objective(state, frozen, batch, key_problem, hyper)
+        key_dropout = key_dropout if problem.dropout is None else problem.dropout
+
+        def loss(params: PyTree) -> tuple[Array, Metrics]:
+            def student(x, logsnr, cond):
+                prediction = network.apply(params, x, logsnr, cond, key=key_dropout, train=True)
+                return problem.output(prediction), prediction
+
+            inputs = (problem.x, problem.logsnr, problem.cond)
+            if problem.tangents is None:
+                (primal, prediction), tangent = student(*inputs), None
+            else:
+                primal, tangent, prediction = jax.jvp(student, inputs, problem.tangents, has_aux=True)
+                tangent = jax.lax.stop_gradient(tangent)
+            detached = jax.lax.stop_gradient(primal)
+            goal, bad = finite(jax.lax.stop_gradient(problem.target(detached, tangent)))
+            target = jnp.where(expand(bad, primal), detached, goal)
+            error = expand(problem.weight, primal) * metric(primal, target)
+            reported = problem.report(detached, tangent)
+            prediction, seen = jax.lax.stop_gradient((prediction, error))
+            return jnp.mean(error), watched(problem, batch, seen, prediction, bad, reported)
+
+        return loss
+
+    def watched(problem: Problem, batch, error, prediction, bad, reported: Report) -> Metrics:
+        metrics: Metrics = {"non_finite": jnp.sum(bad)}
+        denoised = predictions.denoised(network.prediction, prediction, problem.x, problem.logsnr, network.schedule)
+        variance = jnp.mean(squared_deviation(clean(batch)))
+        # Equal clips, or one alone, have no variance to compare with.
+        comparable = jnp.full_like(bad, variance > 0) & (True if problem.jumps is None else problem.jumps)
+        diversity = squared_deviation(denoised) / jnp.where(variance > 0, variance, 1.0)
+        for name, (numbers, known) in {"loss": (error, None), "diversity": (diversity, comparable), **reported}.items():
+            metrics |= by_level(name, numbers, problem.logsnr, ~bad if known is None else known & ~bad)
+        return metrics
+
+    return pose
+
+
 def phase(
     network: Network,
     objective: Callable[..., Problem],
@@ -85,54 +136,8 @@ def phase(
     ema: float,
     metric: Callable[[Array, Array], Array] = squared_error,
 ) -> Callable[..., tuple[RegressionState, Metrics]]:
-    """The shared step: (state, frozen, batch, key, hyper) -> (state, metrics).
-
-    hyper["learning_rate_scale"], [], scales the update. metrics: `loss` (weighted), `grad_norm`, `non_finite`, the clips whose
-    target wasn't finite, and by bands of log-SNR `loss_by_level/..`, what the objective reports, and `diversity_by_level/..`:
-    how far the student's clean estimates lie from their mean over the batch, squared, in units of the clips' own variance. A
-    denoiser's falls to 0 towards noise. That of a student that maps noise to clips stays near 1 there, or tells of a collapse
-    to the mean while the loss looks well; shorter jumps are in between.
-    """
-
-    def loss(params: PyTree, problem: Problem, key: Array) -> tuple[Array, tuple[Array, Array, Array, Report]]:
-        def student(x, logsnr, cond):
-            prediction = network.apply(params, x, logsnr, cond, key=key, train=True)
-            return problem.output(prediction), prediction
-
-        inputs = (problem.x, problem.logsnr, problem.cond)
-        if problem.tangents is None:
-            (primal, prediction), tangent = student(*inputs), None
-        else:
-            primal, tangent, prediction = jax.jvp(student, inputs, problem.tangents, has_aux=True)
-            tangent = jax.lax.stop_gradient(tangent)
-        detached = jax.lax.stop_gradient(primal)
-        goal, bad = finite(jax.lax.stop_gradient(problem.target(detached, tangent)))
-        target = jnp.where(expand(bad, primal), detached, goal)
-        error = expand(problem.weight, primal) * metric(primal, target)
-        return jnp.mean(error), (error, prediction, bad, problem.report(detached, tangent))
-
-    def step(state: RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
-        key_problem, key_dropout = jax.random.split(key)
-        problem = objective(state, frozen, batch, key_problem, hyper)
-        key_dropout = key_dropout if problem.dropout is None else problem.dropout
-        (value, (error, prediction, bad, reported)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, problem, key_dropout
-        )
-        update, opt = optimiser.update(gradient, state.opt, state.params)
-        update = jax.tree.map(lambda u: u * hyper["learning_rate_scale"], update)
-        params = optax.apply_updates(state.params, update)
-        averaged = exponential_moving_average(state.ema, params, state.step, ema)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient), "non_finite": jnp.sum(bad)}
-        denoised = predictions.denoised(network.prediction, prediction, problem.x, problem.logsnr, network.schedule)
-        variance = jnp.mean(squared_deviation(clean(batch)))
-        # Equal clips, or one alone, have no variance to compare with.
-        comparable = jnp.full_like(bad, variance > 0) & (True if problem.jumps is None else problem.jumps)
-        diversity = squared_deviation(denoised) / jnp.where(variance > 0, variance, 1.0)
-        for name, (numbers, known) in {"loss": (error, None), "diversity": (diversity, comparable), **reported}.items():
-            metrics |= by_level(name, numbers, problem.logsnr, ~bad if known is None else known & ~bad)
-        return RegressionState(params, averaged, opt, state.step + 1), metrics
-
-    return step
+    """The step of a student with one objective and nothing else: (state, frozen, batch, key, hyper) -> (state, metrics)."""
+    return descent({"": (1.0, term(network, objective, metric))}, optimiser, ema=ema)
 
 
 def finite(clips: Array) -> tuple[Array, Array]:
@@ -165,6 +170,7 @@ def by_level(name: str, numbers: Array, logsnr: Array, known: Array) -> Metrics:
     known: [b], the clips that count.
     """
     level = expand(logsnr, numbers)
+    level = jnp.broadcast_to(level, (len(numbers), *level.shape[1:]))
     numbers = jnp.mean(numbers, tuple(a for a in range(numbers.ndim) if level.shape[a] == 1), keepdims=True)
     band = jnp.where(expand(known, level), jnp.searchsorted(jnp.asarray(LEVEL_EDGES), level), -1)
     edges = ("-inf", *(f"{e:g}" for e in LEVEL_EDGES), "inf")

@@ -155,21 +155,35 @@ def optimiser(block: Mapping[str, Any], steps: int, where: str):
     )
 
 
-def method(name: str, options: Mapping[str, Any], network: Network, optimiser: Any, steps: int, where: str):
-    """The Method of a train stage of `steps` steps; a law of noise levels and a weight are given by name."""
+def method(
+    name: str, options: Mapping[str, Any], network: Network, optimiser: Any, steps: int, where: str, **given: Any
+):
+    """The Method of a train stage of `steps` steps; laws of noise levels and weights are given by name.
+
+    given: what else the constructor takes that no option says.
+    """
     constructor = choose(name, METHODS, f"{where}.method")
     options = dict(options)
     parameters = inspect.signature(constructor).parameters
-    check_keys(options, [k for k in parameters if k not in ("network", "optimiser")], (), f"{where}.options")
+    check_keys(options, [k for k in parameters if k not in ("network", "optimiser", *given)], (), f"{where}.options")
     if "total_steps" in parameters:
         options.setdefault("total_steps", steps)
-    if "law" in parameters:
-        law = options.get("law", "uniform_time")
-        needs = {"schedule": network.schedule} if _takes_schedule(law) else {}
-        options["law"] = named(law, LAWS, f"{where}.options.law", **needs)
-    if "weight" in parameters:
-        options["weight"] = named(options.get("weight", "v"), WEIGHTS, f"{where}.options.weight")
-    return call(constructor, options, f"{where}.options", network=network, optimiser=optimiser)
+    for key, default, choices in (
+        ("law", "uniform_time", LAWS), ("critic_law", None, LAWS), ("weight", "v", WEIGHTS), ("critic_weight", None, WEIGHTS),
+    ):  # fmt: skip
+        if key not in parameters:
+            continue
+        # A constructor with a default of its own keeps it.
+        chosen_ = options.get(key, default if parameters[key].default is inspect.Parameter.empty else None)
+        if chosen_ is not None:
+            needs = {"schedule": network.schedule} if choices is LAWS and _takes_schedule(chosen_) else {}
+            options[key] = named(chosen_, choices, f"{where}.options.{key}", **needs)
+    return call(constructor, options, f"{where}.options", network=network, optimiser=optimiser, **given)
+
+
+def takes(name: str, parameter: str) -> bool:
+    """Whether a method's constructor has this parameter."""
+    return parameter in inspect.signature(choose(name, METHODS, "the method")).parameters
 
 
 def method_option(name: str, options: Mapping[str, Any], option: str) -> Any:

@@ -100,9 +100,12 @@ def train(
     phases = compile_phases(run.method, mesh)
     progress = Progress(name, first, total)
     seen: list[tuple[int, dict[str, Any]]] = []
+    history: list[dict[str, float]] = []
+    alarmed = False
 
     def report() -> None:
         """Writes the mean of the metrics since the last time; stops the stage at a loss that is not finite."""
+        nonlocal alarmed
         if not seen:
             return
         values = jax.device_get([m for _, m in seen])
@@ -118,6 +121,10 @@ def train(
         writer.write_scalars(seen[-1][0], {**scalars, "steps_per_second": progress.speed()})
         writer.flush()
         progress.line(seen[-1][0], scalars)
+        history.append(scalars)
+        if not alarmed and (line := run.method.alarm(history)):
+            alarmed = True
+            log.warning("%s: step %d: %s", name, seen[-1][0], line)
         seen.clear()
 
     with stop_signal() as stopping:

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from diffusion import schedules
-from distill import FORWARD, STUDENTS, Network
+from distill import FORWARD, STUDENTS, Discriminator, Network
 from experiments import config as configs
 from experiments import data, evaluation, exact, loop, times, weights
 from experiments import mesh as meshes
@@ -26,7 +26,7 @@ from experiments.config import ConfigError
 from experiments.data.source import check_whole
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
-from models import JVP_KINDS, ModelDef, inherit
+from models import JVP_KINDS, ModelDef, build_heads, inherit
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 
@@ -58,7 +58,8 @@ TRAINING = {
 WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every"}
 KEYS = {
     "train": (
-        TRAINING | {"method", "teacher", "previous", "student_steps", "guidance"},
+        TRAINING
+        | {"method", "teacher", "previous", "student_steps", "guidance", "critic_optimiser", "heads", "features"},
         {"method", "steps", "batch_size"},
     ),
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
@@ -89,7 +90,8 @@ def check(context: Context) -> None:
                 check_whole(f"{where}.{key}", block[key], 1)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        references = [block[k] for k in ("teacher", "previous", "init") if block.get(k) not in (None, exact.ORACLE)]
+        named = ("teacher", "previous", "init", "features")
+        references = [block[k] for k in named if block.get(k) not in (None, exact.ORACLE)]
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values()]
@@ -129,8 +131,13 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if key not in context.config:
             raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
     definition, network = configs.network(context.config)
-    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
-    method = configs.method(block["method"], block.get("options", {}), network, optimiser, block["steps"], where)
+    options = block.get("options", {})
+    # Of a game the student moves once in `ratio` steps, and its learning rate is to fall to its end all the same.
+    updates = block["steps"] // (configs.method_option(block["method"], options, "ratio") or 1)
+    rule = block.get("optimiser", {"learning_rate": 1e-3})
+    optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
+    given = critic(context, block, definition, where)
+    method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
     rounds = block.get("student_steps", [])
     if method.next is None and rounds:
         raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
@@ -167,6 +174,57 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     return definition, network, method, rounds
+
+
+def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
+    """What the method of a game is given beside its options: the critic's optimiser, and a discriminator where it has use for
+    one. Refuses what belongs to a critic from a method that has none.
+    """
+    given: dict[str, Any] = {}
+    for parameter, keys in (("critic_optimiser", ("critic_optimiser",)), ("discriminator", ("heads", "features"))):
+        if configs.takes(block["method"], parameter):
+            continue
+        for key in keys:
+            if key in block:
+                raise ConfigError(f"{where}.{key}: method {block['method']!r} has no {parameter.replace('_', ' ')}")
+    if configs.takes(block["method"], "critic_optimiser"):
+        rule = {**block.get("optimiser", {"learning_rate": 1e-3}), **block.get("critic_optimiser", {})}
+        given["critic_optimiser"] = configs.optimiser(rule, block["steps"], f"{where}.critic_optimiser")
+    if configs.takes(block["method"], "discriminator"):
+        whose = configs.method_option(block["method"], block.get("options", {}), "features")
+        if (whose == "frozen") != ("features" in block):
+            raise ConfigError(
+                f"{where}.features names the network whose features the discriminator sees, where {where}.options.features is"
+                f" 'frozen'; the latter is {whose!r}, and there is {'one' if 'features' in block else 'none'}"
+            )
+        if whose == "teacher" and block.get("teacher") == exact.ORACLE:
+            raise ConfigError(f"{where}.options.features: the exact teacher is no network and has no features")
+        features, channels = definition.features, definition.channels
+        if whose == "frozen":
+            features, channels = feature_network(context, block["features"], where)
+        heads = configs.call(
+            build_heads, {}, f"{where}.heads", config=block.get("heads", {}), channels=channels,
+            num_classes=definition.num_classes,
+        )  # fmt: skip
+        given["discriminator"] = Discriminator(features, heads.init, heads.apply)
+    return given
+
+
+def feature_network(context: Context, reference: str, where: str) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    """(params, x, logsnr, cond) -> maps, and their channels, of a classifier or a denoiser, finished or still to be trained."""
+    stage = context.config["stages"].get(reference.split("@")[0])
+    if stage is None:
+        record = weights.load(weights.find(reference, context.workdir))[1]
+    elif stage["kind"] in ("classifier", "train"):
+        model = {**CLASSIFIER_DEFAULTS, **stage.get("model", {})} if stage["kind"] == "classifier" else None
+        record = {"kind": stage["kind"], "model": model or context.config["model"]}
+    else:
+        raise ConfigError(f"{where}.features: stage {reference!r} trains no network")
+    if record["kind"] == "classifier":
+        classifier = configs.call(build_classifier, {}, f"{where}.features", config=record["model"])
+        return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels
+    network = configs.model({"model": record["model"]})
+    return network.features, network.channels
 
 
 def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
@@ -252,6 +310,10 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
         frozen["teacher"] = source.oracle.denoiser(network.schedule)
     elif teacher:
         frozen["teacher"] = load_fitting(context, teacher, definition, record, initial)
+    if block.get("features"):
+        frozen["features"] = jax.tree.map(
+            jnp.asarray, weights.load(weights.find(block["features"], context.workdir))[0]
+        )
     if block.get("previous"):
         frozen["previous"] = load_fitting(context, block["previous"], definition, record, initial)
     # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.

@@ -3,5 +3,17 @@
 from models.attention import ATTENTION, JVP_KINDS, require_jvp
 from models.builders import KINDS, build
 from models.definition import ModelDef, Params, inherit
+from models.heads import HeadsDef, build_heads
 
-__all__ = ["ATTENTION", "JVP_KINDS", "KINDS", "ModelDef", "Params", "build", "inherit", "require_jvp"]
+__all__ = [
+    "ATTENTION",
+    "JVP_KINDS",
+    "KINDS",
+    "HeadsDef",
+    "ModelDef",
+    "Params",
+    "build",
+    "build_heads",
+    "inherit",
+    "require_jvp",
+]

@@ -27,10 +27,14 @@ class ClassifierDef(NamedTuple):
     init(key) -> params: a nested dict of float32 arrays, with string keys and nothing else in it.
     apply(params, frames [n, h, w, c] in [-1, 1]) -> (logits [n, num_classes], features [n, features]),
     float32.
+    taps(params, clips [b, f, h, w, c] in [-1, 1]) -> maps: the map of each level, finest first, float32 [b, f, h_i, w_i,
+    channels[i]]; frames do not see each other. For heads on a frozen network (Sauer et al. 2023, arXiv 2311.17042).
     """
 
     init: Callable[[PRNGKeyArray], Params]
     apply: Callable[[Params, Float[Array, "n h w c"]], tuple[Float[Array, "n k"], Float[Array, "n d"]]]
+    taps: Callable[[Params, Float[Array, "b f h w c"]], tuple[Float[Array, "b f h w c"], ...]]
+    channels: tuple[int, ...]
 
 
 class FrameClassifier(nnx.Module):
@@ -49,15 +53,21 @@ class FrameClassifier(nnx.Module):
         self.logits = Linear(features, num_classes, rngs)
 
     def __call__(self, frames: Float[Array, "n h w c"]) -> tuple[Float[Array, "n k"], Float[Array, "n d"]]:
-        x = frames.astype(jnp.float32)[None]  # the layers are those of video networks: n frames of one clip
-        for level in range(self.levels):
-            if level:
-                _, n, h, w, c = x.shape
-                x = x.reshape(1, n, h // 2, 2, w // 2, 2, c).mean((3, 5))
-            x = jax.nn.silu(getattr(self, f"first{level}")(x))
-            x = jax.nn.silu(getattr(self, f"second{level}")(x))
+        x = self.taps(frames[None])[-1]  # the layers are those of video networks: n frames of one clip
         features = jax.nn.silu(self.features(x[0].mean((1, 2))))
         return self.logits(features), features
+
+    def taps(self, clips: Float[Array, "b f h w c"]) -> tuple[Float[Array, "b f h w c"], ...]:
+        """The map after each level's second convolution, finest first."""
+        x, maps = clips.astype(jnp.float32), []
+        for level in range(self.levels):
+            if level:
+                b, f, h, w, c = x.shape
+                x = x.reshape(b, f, h // 2, 2, w // 2, 2, c).mean((3, 5))
+            x = jax.nn.silu(getattr(self, f"first{level}")(x))
+            x = jax.nn.silu(getattr(self, f"second{level}")(x))
+            maps.append(x)
+        return tuple(maps)
 
 
 def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
@@ -86,11 +96,19 @@ def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
     def init(key: PRNGKeyArray) -> Params:
         return nnx.to_pure_dict(nnx.state(construct(key), nnx.Param))
 
+    def module(params: Params) -> FrameClassifier:
+        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
     def apply(params: Params, frames: Float[Array, "n h w c"]) -> tuple[Array, Array]:
         if frames.ndim != 4 or frames.shape[1:] != shape:
             raise ValueError(f"this classifier takes frames [n, {', '.join(map(str, shape))}], got {frames.shape}")
-        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)(frames)
+        return module(params)(frames)
 
-    return ClassifierDef(init, apply)
+    def taps(params: Params, clips: Float[Array, "b f h w c"]) -> tuple[Float[Array, "b f h w c"], ...]:
+        if clips.ndim != 5 or clips.shape[2:] != shape:
+            raise ValueError(f"this classifier takes clips [b, f, {', '.join(map(str, shape))}], got {clips.shape}")
+        return module(params).taps(clips)
+
+    return ClassifierDef(init, apply, taps, widths)

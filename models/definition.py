@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from models.attention import JVP_KINDS, NO_ATTENTION
 from models.layers import Normals
@@ -33,6 +33,9 @@ class ModelDef(NamedTuple):
     the level to jump to, shaped as a level; left out it is logsnr itself, a jump of no length, whose answer is the
     denoiser's (Kim et al. 2023, consistency trajectory models, section 3.1). "guidance", the scale g, [] or [b];
     left out it is 1, none.
+    `features(params, x, logsnr, cond=None) -> maps`: what the network knows of x before it answers, a tuple of float32
+    maps [b, f|1, h, w, channels[i]] without dropout, for the heads of a discriminator (models/heads.py). Only what
+    the maps need is computed: a U-Net's bottleneck, the tokens after every block of a DiT, an MLP's last hidden layer.
     `attention`: its kind, "none" where the network has none. `jvp`: whether this network can be differentiated
     forward (`jax.jvp`), which its attention decides.
     """
@@ -45,6 +48,34 @@ class ModelDef(NamedTuple):
     cond_keys: tuple[str, ...]
     attention: str
     jvp: bool
+    features: Callable[..., tuple[Float[Array, "b f h w c"], ...]]
+    channels: tuple[int, ...]
+
+
+def seam(
+    construct: Callable[[Normals], nnx.Module],
+) -> tuple[Callable[[PRNGKeyArray], Params], Callable[[Params], Any]]:
+    """(init(key) -> params, module(params) -> the module with these weights).
+
+    The module's structure is fixed here, once; its weights are never part of it. KeyError and ValueError, by name, for
+    the weights of another module.
+    """
+    numbers = Normals()
+    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(numbers)))
+    expected = _flat(_named(nnx.to_pure_dict(blank)))
+
+    @jax.jit
+    def init(key: PRNGKeyArray) -> Params:
+        normals = jax.random.normal(key, (numbers.used,), jnp.float32)
+        return _named(nnx.to_pure_dict(nnx.state(construct(Normals(normals)), nnx.Param)))
+
+    def module(params: Params) -> Any:
+        _check_params(params, expected)
+        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
+        nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
+        return nnx.merge(graph, state)
+
+    return init, module
 
 
 def define(
@@ -60,18 +91,16 @@ def define(
     """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
 
     In cond the module finds all of `inputs`, of `INPUTS`: the level to jump to as [b|1, f], the scale as [b|1, 1].
-    `key` is None unless dropout is to be applied. The module's structure is fixed here, once; its weights are
-    never part of it.
+    `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps.
     """
     cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
-    numbers = Normals()
-    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(numbers)))
-    expected = _flat(_named(nnx.to_pure_dict(blank)))
+    init, module = seam(construct)
 
-    @jax.jit
-    def init(key: PRNGKeyArray) -> Params:
-        normals = jax.random.normal(key, (numbers.used,), jnp.float32)
-        return _named(nnx.to_pure_dict(nnx.state(construct(Normals(normals)), nnx.Param)))
+    def checked(x: Array, logsnr: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
+        x = jnp.asarray(x)
+        _check_clip(x, shape)
+        level = frame_level(logsnr, x.shape[0], x.shape[1])
+        return x, level, _checked_cond(cond, cond_keys, level, *x.shape[:2])
 
     def apply(
         params: Params,
@@ -82,19 +111,21 @@ def define(
         key: PRNGKeyArray | None = None,
         train: bool = False,
     ) -> Float[Array, "b f h w c"]:
-        x = jnp.asarray(x)
-        _check_clip(x, shape)
-        level = frame_level(logsnr, x.shape[0], x.shape[1])
-        cond = _checked_cond(cond, cond_keys, level, *x.shape[:2])
-        _check_params(params, expected)
+        inputs = checked(x, logsnr, cond)
         if train and dropout and key is None:
             raise ValueError(f"training with dropout {dropout} needs a key: apply(..., key=key, train=True)")
-        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
-        nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
-        return nnx.merge(graph, state)(x, level, cond, key if train and dropout else None)
+        return module(params)(*inputs, key if train and dropout else None)
 
+    def features(
+        params: Params, x: Float[Array, "b f h w c"], logsnr: Float[Array, "..."], cond: Mapping[str, Any] | None = None
+    ) -> tuple[Float[Array, "b f h w c"], ...]:
+        inputs = checked(x, logsnr, cond)
+        return tuple(x.astype(jnp.float32) for x in module(params).features(*inputs))
+
+    maps = jax.eval_shape(lambda: features(init(jax.random.key(0)), jnp.zeros((1, *shape)), 0.0))
     jvp = attention in (NO_ATTENTION, *JVP_KINDS)
-    return ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp)
+    channels = tuple(x.shape[-1] for x in maps)
+    return ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
 
 
 def inherit(params: Params, definition: ModelDef, key: PRNGKeyArray) -> Params:
@@ -142,10 +173,7 @@ def _checked_cond(
     if unknown:
         raise ValueError(f"this model takes cond keys {keys}, got {', '.join(map(repr, unknown))}")
     if cond.get("label") is not None:
-        label = jnp.asarray(cond["label"])
-        if label.shape not in ((batch,), (1,)) or not jnp.issubdtype(label.dtype, jnp.integer):
-            raise ValueError(f"cond['label'] is integers [{batch}], got {label.dtype} of shape {label.shape}")
-        cond["label"] = label
+        cond["label"] = checked_label(cond["label"], batch, "cond['label']")
     if "logsnr_to" in keys:
         target = cond.get("logsnr_to")
         cond["logsnr_to"] = level if target is None else frame_level(target, batch, frames)
@@ -156,6 +184,13 @@ def _checked_cond(
             raise ValueError(f"cond['guidance'] is [] or [{batch}], got shape {scale.shape}")
         cond["guidance"] = scale.reshape(-1, 1)
     return {name: value for name, value in cond.items() if value is not None}
+
+
+def checked_label(label: Any, batch: int, name: str) -> Int[Array, " b"]:
+    label = jnp.asarray(label)
+    if label.shape not in ((batch,), (1,)) or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"{name} is integers [{batch}], got {label.dtype} of shape {label.shape}")
+    return label
 
 
 def _check_params(params: Params, expected: dict[str, Any]) -> None:

@@ -87,6 +87,19 @@ class DiT(Conditioned):
         self.head = Linear(width, channels * patch**2, rngs, scale=0.0)
 
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+        h, _, embedding = self.run(x, level, cond, key, collect=False)
+        shift, scale = jnp.moveaxis(embedding[:, :, None] + self.final_table[...], 2, 0)[:, :, :, None, None]
+        h = self.head(adaptive_norm(h, scale, shift))
+        return depth_to_space(h, self.patch).astype(jnp.float32)
+
+    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip, ...]:
+        """The tokens after each block: heads on several layers, as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
+        return self.run(x, level, cond, None, collect=True)[1]
+
+    def run(
+        self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None, collect: bool
+    ) -> tuple[Clip, tuple[Clip, ...], Float[Array, "b f d"]]:
+        """(the tokens after the last block; if they are to be collected, those after each; the embedding)."""
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
         embedding = self.condition(level, cond)
@@ -98,20 +111,20 @@ class DiT(Conditioned):
         angles = grid_angles(*h.shape[1:4], self.head_dim, self.rope_base)
         keys = None if key is None else jax.random.split(key, self.depth)
 
-        def block(h: Clip, layer: tuple) -> tuple[Clip, None]:
+        def block(h: Clip, layer: tuple) -> tuple[Clip, Clip | None]:
             weights, key = layer
-            return self.block(weights, h, modulation + weights["table"], angles, key), None
+            h = self.block(weights, h, modulation + weights["table"], angles, key)
+            return h, h if collect else None
 
         layers = (self.layers.arrays(), keys)
         if self.scan:
-            h, _ = jax.lax.scan(block, h, layers)
+            h, maps = jax.lax.scan(block, h, layers)
         else:
+            maps = []
             for i in range(self.depth):
-                h, _ = block(h, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
-
-        shift, scale = jnp.moveaxis(embedding[:, :, None] + self.final_table[...], 2, 0)[:, :, :, None, None]
-        h = self.head(adaptive_norm(h, scale, shift))
-        return depth_to_space(h, self.patch).astype(jnp.float32)
+                h, after = block(h, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+                maps.append(after)
+        return h, tuple(maps) if collect else (), embedding
 
     def block(
         self,

@@ -68,6 +68,17 @@ class Conv(nnx.Module):
         return (out + self.bias[...].astype(x.dtype)).reshape(*x.shape[:2], *out.shape[1:])
 
 
+class TemporalMix(nnx.Module):
+    """A convolution over time with three taps at every pixel, zero-padded at both ends of the clip."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: Rngs, scale: float = 1.0):
+        self.mix = Linear(3 * inputs, outputs, rngs, scale)
+
+    def __call__(self, x: Float[Array, "b f h w i"]) -> Float[Array, "b f h w o"]:
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        return self.mix(jnp.concatenate([padded[:, :-2], x, padded[:, 2:]], axis=-1))
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * gain over the last axis (Zhang & Sennrich 2019, eq. 4)."""
 

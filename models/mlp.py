@@ -53,6 +53,14 @@ class MLP(Conditioned):
         self.head = Linear(width, size, rngs, scale=0.0)
 
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+        h = self.run(x, level, cond, key)
+        return self.head(jax.nn.silu(h)).astype(jnp.float32).reshape(x.shape)
+
+    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip]:
+        """What the last layer hands on, as a map of one frame and one pixel."""
+        return (self.run(x, level, cond, None)[:, None, None, None],)
+
+    def run(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Vector:
         if x.shape[1:] != self.shape:
             raise ValueError(f"this MLP takes clips of shape {self.shape}, got {x.shape[1:]}")
         embedding = self.condition(level, cond)
@@ -61,7 +69,7 @@ class MLP(Conditioned):
         keys = [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
         for layer, here in zip(self.layers, keys, strict=True):
             h = layer(h, embedding, here)
-        return self.head(jax.nn.silu(h)).astype(jnp.float32).reshape(x.shape)
+        return h
 
 
 def squashed(x: Vector) -> Float[Array, "b d2"]:

@@ -5,27 +5,18 @@ upper levels replaced by a temporal convolution of three taps (Tran et al. 2018,
 is a matrix product over a frame and its two neighbours.
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention
-from models.layers import Conditioned, Conv, Linear, RMSNorm, Rngs, dropout, modulate, rms_normalise
+from models.layers import Conditioned, Conv, Linear, RMSNorm, Rngs, TemporalMix, dropout, modulate, rms_normalise
 from models.rope import grid_angles, rotate
 
 Clip = Float[Array, "b f h w c"]
-
-
-class TemporalMix(nnx.Module):
-    """A convolution over time with three taps, zero-padded at both ends of the clip."""
-
-    def __init__(self, width: int, rngs: Rngs, scale: float = 1.0):
-        self.mix = Linear(3 * width, width, rngs, scale)
-
-    def __call__(self, x: Clip) -> Clip:
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        return self.mix(jnp.concatenate([padded[:, :-2], x, padded[:, 2:]], axis=-1))
 
 
 class Block(nnx.Module):
@@ -35,7 +26,7 @@ class Block(nnx.Module):
         self.norm = RMSNorm(inputs)
         self.space = Conv(inputs, outputs, rngs)
         self.condition = Linear(embed, 2 * outputs, rngs, scale=0.0)
-        self.time = TemporalMix(outputs, rngs)
+        self.time = TemporalMix(outputs, outputs, rngs)
         self.out = Conv(outputs, outputs, rngs, scale=0.3)
         self.skip = Linear(inputs, outputs, rngs) if inputs != outputs else None
         self.rate = rate
@@ -110,30 +101,48 @@ class UNet(Conditioned):
         self.head = Conv(widths[0], channels * patch**2, rngs, scale=0.0)
 
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+        keys = one_by_one(key)
+        h, skips, embedding = self.encode(x, level, cond, keys)
+        for stack, grow in reversed(list(zip(self.up, self.grow, strict=True))):
+            h = run(stack, jnp.concatenate([depth_to_space(grow(h), 2), skips.pop()], axis=-1), embedding, keys)
+        h = self.head(jax.nn.silu(self.norm(h)))
+        return depth_to_space(h, self.patch).astype(jnp.float32)
+
+    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip]:
+        """The bottleneck, what DMD2 puts its discriminator on (Yin et al. 2024, arXiv 2405.14867, section 4.3)."""
+        return (self.encode(x, level, cond, one_by_one(None))[0],)
+
+    def encode(
+        self, x: Clip, level: Float[Array, "b f"], cond: dict, keys: Iterator[PRNGKeyArray | None]
+    ) -> tuple[Clip, list[Clip], Float[Array, "b f e"]]:
+        """(what goes up from the lowest level, what crosses over at each level above it, the embedding)."""
         factor = self.patch * 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}")
         embedding = jax.nn.silu(self.condition(level, cond))
 
-        def run(stack: nnx.List, h: Clip) -> Clip:
-            nonlocal key
-            for block in stack:
-                key, here = (None, None) if key is None else jax.random.split(key)
-                h = block(h, embedding, here)
-            return h
-
         h = self.stem(space_to_depth(x.astype(self.dtype), self.patch))
         skips = []
         for stack, shrink in zip(self.down, self.shrink, strict=True):
-            h = run(stack, h)
+            h = run(stack, h, embedding, keys)
             skips.append(h)
             h = shrink(space_to_depth(h, 2))
-        h = run(self.middle[: self.before], h)
-        h = run(self.middle[self.before :], self.attention(h))
-        for stack, grow in reversed(list(zip(self.up, self.grow, strict=True))):
-            h = run(stack, jnp.concatenate([depth_to_space(grow(h), 2), skips.pop()], axis=-1))
-        h = self.head(jax.nn.silu(self.norm(h)))
-        return depth_to_space(h, self.patch).astype(jnp.float32)
+        h = run(self.middle[: self.before], h, embedding, keys)
+        return run(self.middle[self.before :], self.attention(h), embedding, keys), skips, embedding
+
+
+def run(stack: nnx.List, h: Clip, embedding: Float[Array, "b f e"], keys: Iterator[PRNGKeyArray | None]) -> Clip:
+    """The blocks of a level, one after the other, each with a key of its own."""
+    for block in stack:
+        h = block(h, embedding, next(keys))
+    return h
+
+
+def one_by_one(key: PRNGKeyArray | None) -> Iterator[PRNGKeyArray | None]:
+    """Keys split off `key`, as many as are asked for; None each time if there is none."""
+    while True:
+        key, here = (None, None) if key is None else jax.random.split(key)
+        yield here
 
 
 def space_to_depth(x: Clip, size: int) -> Clip:

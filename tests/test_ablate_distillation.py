@@ -6,10 +6,12 @@ import re
 import pytest
 
 from configs.mixture import base as mixture_config
+from configs.mixture import games as mixture_games_config
+from configs.moving_digits import games as digits_games_config
 from configs.moving_digits import students as digits_config
 from experiments import ablate
 from experiments import config as configs
-from experiments.ablations import costs, digits, distillation, mixture
+from experiments.ablations import costs, digits, distillation, games, mixture
 
 
 def write(path, value):
@@ -43,16 +45,43 @@ def mixture_run(runs, law, seed, distances, /, *, errors=(), seconds=None, **cha
     return workdir
 
 
-def digits_run(runs, method, distances, *, stages=None, teacher=2.0, clips=256):
+def games_run(runs, law, seed, firsts, /, *, modes=8.0, options=None, seconds=None):
+    """firsts: row -> distance of order 1, of which that of order 2 is twice as much, or None for a law that lacks it, where
+    the latter is 1. options: method -> options of its stage. The exact denoiser's, of order 1, are 3, .5 and .3.
+    """
+    firsts = {"oracle_1": 3.0, "oracle_4": 0.5, "oracle_8": 0.3} | firsts
+
+    def entries(first):
+        second = 1.0 if first is None else 2 * first
+        made = {"calls": 1, "wasserstein": [second, second - 0.1, second + 0.1], "energy": [0.003, 0.002, 0.004]}
+        known = {"wasserstein_1": [first, first - 0.1, first + 0.1], "modes": [modes] * 3} if first is not None else {}
+        return made | known
+
+    samplers = {name: dict(weights=name.rpartition("_")[0], steps=int(name[-1])) for name in firsts}
+    methods = [name.removesuffix("_1") for name in firsts if not name.startswith("oracle")]
+    stages = {m: dict(kind="train", method=m, options=(options or {}).get(m, {})) for m in ("denoiser", *methods)}
+    workdir = runs / "games" / f"{law}_{seed}"
+    rows = {"fresh draws": entries(0.2 if firsts["oracle_8"] is not None else None)}
+    rows |= {name: entries(value) for name, value in firsts.items()}
+    write(workdir / "report.json", {"law": law, "samplers": samplers, "metrics": rows})
+    stages["exact"] = dict(kind="exact", num_clips=2048, samplers=samplers)
+    write(workdir / "config.json", {"seed": seed, "prediction": "v", "stages": stages})
+    for stage, value in (seconds or {}).items():
+        write(workdir / stage / "done.json", {"seconds": value})
+    return workdir
+
+
+def digits_run(runs, method, distances, *, stages=None, teacher=2.0, clips=256, name=None, diversity=0.5):
     """distances: calls -> distance."""
 
     def sampler(steps, distance):
         entries = {name: dict(value=0.5, low=0.4, high=0.6, floor=0.9, better=None) for name in digits.SHOWN}
+        entries["diversity"]["value"] = diversity
         distances = dict(value=distance, low=distance - 0.5, high=distance + 0.5, floor=1.0, better="lower")
         return {"steps": steps, "seconds_per_clip": steps / 1000, "metrics": entries | {"frechet_clip": distances}}
 
     samplers = {f"student_{n}": sampler(n, distance) for n, distance in distances.items()}
-    workdir = runs / "digits" / method
+    workdir = runs / "digits" / (name or method)
     report = {
         "clips": clips,
         "classifier": "c",
@@ -144,6 +173,72 @@ def test_methods_that_do_not_beat_ddim_are_named_with_a_reason(tmp_path, monkeyp
     assert "- `shortcut` (`a1d`, `gaussian_process`): not explained." in text
 
 
+# Students of a critic ---------------------------------------------------------------------------------------------
+
+
+def test_games_table(tmp_path):
+    """Two seeds, of which one lacks a method: 12.706 times half their difference; bold against DDIM at 8 calls."""
+    games_run(
+        tmp_path, "eight_mode_ring", 0, {"dmd2_1": 0.1, "sid_1": 0.1, "sida_1": 0.4}, modes=7.0, seconds={"sid": 30}
+    )
+    games_run(tmp_path, "eight_mode_ring", 1, {"dmd2_1": 0.12, "sid_1": 0.28}, seconds={"sid": 50})
+    text = games.section(tmp_path, tmp_path)
+    assert cells(text, "`dmd2`") == ["**0.11 ± 0.13**", "**0.22 ± 0.25**", "3 ± 0", "7.5 ± 6.4", "-"]
+    assert cells(text, "`sid`") == ["0.19 ± 1.1", "0.38 ± 2.3", "3 ± 0", "7.5 ± 6.4", "40"]
+    assert cells(text, "`sida`") == ["0.4", "0.8", "3", "7", "-"]
+    assert cells(text, "exact denoiser, DDIM, 1 call") == ["3 ± 0", "6 ± 0", "3 ± 0", "7.5 ± 6.4", "-"]
+    assert cells(text, "exact denoiser, DDIM, 8 calls")[0] == "0.3 ± 0"
+    assert cells(text, "fresh draws") == ["0.2 ± 0", "0.4 ± 0", "3 ± 0", "7.5 ± 6.4", "-"]
+    rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert rows == ["dmd2", "sid", "sida"]
+    assert "- `eight_mode_ring`: 2 of 3 methods: `sid`, `sida`." in text and "- `sida` (`eight_mode_ring`): not" in text
+    assert (tmp_path / "distillation_games.png").stat().st_size > 10_000
+
+
+def test_a_law_without_modes_or_a_distance_of_order_1(tmp_path, monkeypatch):
+    monkeypatch.setattr(games, "REASONS", {"dmd2": "Its teacher is bad."})
+    nothing = dict.fromkeys(("oracle_1", "oracle_4", "oracle_8", "dmd2_1"))
+    games_run(tmp_path, "gaussian_process", 0, nothing)
+    games_run(tmp_path, "a1d", 0, {"dmd2_1": 0.1, "rcm_1": 0.1})
+    text = games.section(tmp_path, tmp_path)
+    header, _, *rows = text.split("`gaussian_process`, seed 0:")[1].strip().splitlines()
+    assert header == "|  | distance of order 2 | energy distance | training, s |"
+    assert "| `dmd2` | 1 | 3 | - |" in rows
+    assert "- `gaussian_process`: 1 of 1 methods: `dmd2`." in text and "- `a1d`: 0 of 2 methods." in text
+    assert "- `dmd2` (`gaussian_process`): Its teacher is bad." in text
+
+
+def test_reports_that_lack_a_measure_stand_beside_those_that_have_it(tmp_path):
+    for seed in (0, 1):
+        workdir = games_run(tmp_path, "a1d", seed, {"dmd2_1": 0.1, f"add_{1}": 0.1})
+        if seed == 0:
+            report = json.loads((workdir / "report.json").read_text())
+            for row in report["metrics"].values():
+                del row["wasserstein_1"]
+            write(workdir / "report.json", report)
+    text = games.section(tmp_path, tmp_path)
+    assert cells(text, "`dmd2`") == ["**0.1**", "**0.2 ± 0**", "3 ± 0", "8 ± 0", "-"]
+
+
+def test_games_that_are_missing(tmp_path):
+    games_run(tmp_path, "a1d", 0, {f"{name}_1": 0.1 for name in games.NAMES})
+    games_run(tmp_path, "a1d", 1, {"dmd2_1": 0.1, "sid_1": 0.1})
+    games_run(tmp_path, "a1d", 2, {"sid_1": 0.1}, options={"sid": {"alpha": 1.0}})
+    games_run(tmp_path, "a1d", 3, {"sid_1": 0.1}, options={"denoiser": {"ema": 0.5}})
+    text = games.section(tmp_path, tmp_path)
+    reasons = dict(re.findall(r"# \S+/games/(\w+): (.*)", text))
+    assert "`a1d`, seeds 0, 1:" in text and "a1d_0" not in reasons
+    lacking = ", ".join(name for name in games.NAMES if name not in ("dmd2", "sid"))
+    assert reasons["a1d_1"] == f"lacks {lacking}; remove its folder exact first"
+    first = f"not run as {tmp_path}/games/a1d_0 was: "
+    assert reasons["a1d_2"] == first + "stages.sid.options.alpha: '(absent)' -> 1.0"
+    assert reasons["a1d_3"] == first + "stages.denoiser.options.ema: '(absent)' -> 0.5"
+    assert (
+        "python -m experiments.run --config=configs/mixture/games.py:all,a1d --config.seed=1 "
+        f"--workdir={tmp_path}/games/a1d_1\n"
+    ) in text
+
+
 # Runs that can't be read ----------------------------------------------------------------------------------------
 
 
@@ -177,9 +272,10 @@ def test_missing_runs_are_listed_with_their_command(tmp_path):
 
 
 def test_a_page_without_any_run_lists_them_all(tmp_path, counted):
-    distillation.run(tmp_path, ("mixture", "digits"), tmp_path / "runs")
+    distillation.run(tmp_path, ("mixture", "games", "digits"), tmp_path / "runs")
     text = (tmp_path / "distillation.md").read_text()
-    assert text.count("python -m experiments.run") == 9 + len(digits.STUDENTS)
+    made = len(digits.STUDENTS) + sum(map(len, digits.GAMES.values()))
+    assert text.count("python -m experiments.run") == 9 + 9 + made
     assert "![" not in text and [path.name for path in tmp_path.iterdir()] == ["distillation.md"]
 
 
@@ -246,21 +342,64 @@ def test_digits_that_were_judged_otherwise_stand_in_no_table(tmp_path, counted):
     )
 
 
+def test_students_of_a_critic_on_digits(tmp_path, counted):
+    """A run for every number of calls; theirs are demands of their own, and the other students' stay as they are."""
+    digits_run(tmp_path, "shortcut", {4: 2.5})
+    for name, distance, diversity in (("dmd2_4", 2.4, 0.85), ("dmd2_1", 4.2, 0.7), ("dmd2_2", 3.0, 0.9)):
+        digits_run(tmp_path, "dmd2", {int(name[-1]): distance, 3: 2.0}, name=name, diversity=diversity)
+    text = digits.section(tmp_path, tmp_path)
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [(row[0], row[1], row[3]) for row in table] == [
+        ("| `shortcut`", "4", "1.25"), ("| `dmd2`", "4", "1.20"), ("| `dmd2`", "2", "1.50"), ("| `dmd2`", "1", "2.10"),
+    ]  # fmt: skip
+    assert "- 4 calls, within 1.3 times the teacher's distance: 1 of 1: `shortcut` 1.25." in text
+    first, second = text.split("Students of a critic, each made for its calls:")
+    assert "diversity at least" not in first and "within 2.0" not in first and "2 calls" not in first
+    assert "- 4 calls, within 1.3 times the teacher's distance: 1 of 1: `dmd2` 1.20." in second
+    assert "- 4 calls, diversity at least 0.8 of real clips': 1 of 1: `dmd2` 0.85." in second
+    assert "- 1 call, within 2.0 times the teacher's distance: 0 of 1; not: `dmd2` 2.10." in second
+    assert "- 1 call, diversity at least 0.8 of real clips': 0 of 1." in second
+    assert "- `dmd2`: not explained." in second and "games.py:dmd2" not in text
+
+
+def test_a_student_of_a_critic_was_made_for_its_calls(tmp_path, counted):
+    digits_run(tmp_path, "dmd2", {4: 2.4}, name="dmd2_1")
+    digits_run(tmp_path, "shortcut", {4: 2.4}, name="dmd2_4")
+    _, missing = digits.read(tmp_path)
+    reasons = {one.wanted.workdir.name: one for one in missing}
+    assert reasons["dmd2_1"].reason == "its report has no row 'student_1'"
+    assert reasons["dmd2_1"].wanted.arguments == ("--config=configs/moving_digits/games.py:dmd2,1",)
+    assert reasons["dmd2_4"].reason == "its training stages have the methods ['shortcut'], not ['dmd2']"
+
+
 def test_the_expected_runs_are_those_of_the_configs():
     assert set(mixture.LAWS) == set(mixture_config.SHAPES)
+    assert set(games.NAMES) == set(mixture_games_config.GAMES)
     assert set(digits.STUDENTS) == set(digits_config.STUDENTS)
     for name, student in digits_config.STUDENTS.items():
         assert tuple(stage.method for stage in student.stages.values()) == digits.STAGES.get(name, (name,))
+    assert set(digits.GAMES) == set(digits_games_config.GAMES)
+    for name, counts in digits.GAMES.items():
+        for calls in counts:
+            stages = configs.plain(digits_games_config.get_config(f"{name},{calls}"))["stages"]
+            made = tuple(block["method"] for block in stages.values() if block["kind"] == "train")
+            assert made == digits.STAGES.get(name, (name,))
+            sampler = stages["evaluate"]["samplers"][f"student_{calls}"]
+            assert (sampler["weights"], sampler["steps"]) == ("student", calls)
 
 
 # What a step costs ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", digits_config.STUDENTS)
-def test_a_students_budget_is_what_the_compiler_counts(name):
+@pytest.mark.parametrize(
+    "config, name",
+    [(config, name) for config in (digits_config, digits_games_config)
+     for name in getattr(config, "STUDENTS", None) or config.GAMES],
+)  # fmt: skip
+def test_a_students_budget_is_what_the_compiler_counts(config, name):
     """The config states a step's forwards by hand; all of its training must cost the budget, within a tenth or so."""
-    stages = configs.plain(digits_config.get_config(name))["stages"].values()
+    stages = configs.plain(config.get_config(name))["stages"].values()
     total = sum(digits.training(block) for block in stages if block["kind"] == "train")
     assert 0.85 * digits_config.BUDGET < total < 1.1 * digits_config.BUDGET
 
@@ -278,7 +417,7 @@ def test_identity_and_motion_are_kept_within_a_tenth(identity, residual, kept):
 
 
 def test_costs_stay_within_their_limits():
-    names = ("progressive", "mean_flow")
+    names = ("progressive", "mean_flow", "dmd2, student", "dmd2, critic")
     found = costs.measure({name: costs.VARIANTS[name] for name in names})
     print(found)
     for name in names:
@@ -286,19 +425,49 @@ def test_costs_stay_within_their_limits():
     # Guidance is one call more for each that is guided: the compiler counts the dearer branch.
     assert found["progressive"].guided == pytest.approx(7, abs=0.1)
     assert found["mean_flow"].guided == pytest.approx(5, abs=0.1)
+    assert found["dmd2, student"].guided == pytest.approx(6, abs=0.1) and found["dmd2, critic"].guided is None
+
+
+@pytest.mark.parametrize(
+    "options, average",
+    [
+        # A critic's update is 4, a student's 5 with it or in its place; backward simulation for 3 calls adds 1 to both.
+        (dict(ratio=4), (4 * 4 + 5) / 4),
+        (dict(ratio=4, critic_in_student_steps=False, steps=3), (3 * 5 + 6) / 4),
+    ],
+)
+def test_a_games_step_is_the_mean_over_its_turns(options, average):
+    given = costs.ALONE | options
+    assert costs.forwards("dmd2", given, taught=True, guided=False) == pytest.approx(average, abs=0.1)
+
+
+def test_an_adversary_looks_at_half_a_network():
+    """add: the student's 3, its teacher's 1, features there and back; its critic makes clips and sees them and real ones."""
+    student, critic = (
+        costs.count("add", {}, phase, taught=True, guided=False).forwards for phase in ("student", "critic")
+    )
+    assert (student, critic) == pytest.approx((5, 2), abs=0.1)
+
+
+def test_a_roll_out_is_not_counted():
+    with pytest.raises(configs.ConfigError, match="dmd2: a roll-out costs by the number of its chunks"):
+        costs.forwards("dmd2", dict(source="rolled_out"), taught=True, guided=False)
 
 
 def test_the_cost_section(tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "forwards", lambda method, options, *, taught, guided: 5.05 + guided)
+    def count(method, options, phase, *, taught, guided):
+        return costs.Count(5.05 + guided - (phase == "critic"), 4.0 if phase == "critic" else 3.0)
+
+    monkeypatch.setattr(costs, "count", count)
+    monkeypatch.setattr(costs, "together", lambda method, options: 5.0)
     text = costs.section(tmp_path)
-    assert cells(text, "`progressive`") == ["yes", "5.05", "6.05", "5.1"]
-    assert cells(text, "`denoising`") == ["no", "5.05", "-", "-"] and cells(text, "`guided`") == [
-        "yes",
-        "-",
-        "6.05",
-        "-",
-    ]
+    assert cells(text, "`progressive`") == ["yes", "5.05", "6.05", "5.1", "3.0"]
+    assert cells(text, "`denoising`") == ["no", "5.05", "-", "-", "3.0"]
+    assert cells(text, "`guided`") == ["yes", "-", "6.05", "-", "3.0"]
+    assert cells(text, "`dmd2, student`") == ["yes", "5.05", "6.05", "5.1", "3.0"]
+    assert cells(text, "`dmd2, critic`") == ["yes", "4.05", "-", "4.1", "4.0"]
     assert "Over its limit: `continuous_training`, `mean_flow`." in text
+    assert "one program of both phases of `dmd2` would take 1.25 times as much" in " ".join(text.split())
 
 
 # The command line -----------------------------------------------------------------------------------------------

@@ -57,6 +57,27 @@ def test_shapes_and_purity(config, size, channels):
     np.testing.assert_array_equal(apply(params, x)[0], logits)
 
 
+def test_taps_are_the_maps_of_every_level():
+    classifier = build_classifier(SMALL)
+    params, taps = classifier.init(jax.random.key(1)), jax.jit(classifier.taps)
+    clips = frames(6).reshape(2, 3, 16, 16, 1)
+    maps = taps(params, clips)
+    assert tuple(m.shape for m in maps) == ((2, 3, 16, 16, 12), (2, 3, 8, 8, 24)) and classifier.channels == (12, 24)
+    assert all(m.dtype == jnp.float32 for m in maps)
+    # Frames do not see each other, whichever clip they stand in.
+    moved = taps(params, clips.at[1, 2].add(0.3))
+    for a, b in zip(maps, moved, strict=True):
+        change = np.abs(a - b).max((2, 3, 4))
+        assert change[1, 2] > 1e-3 and np.count_nonzero(change) == 1
+    # The last level's map is the one that the features are made from.
+    last = maps[-1].reshape(6, 8, 8, 24).mean((1, 2))
+    features = jax.nn.silu(last @ params["features"]["weight"] + params["features"]["bias"])
+    want = jax.jit(classifier.apply)(params, clips.reshape(6, 16, 16, 1))[1]
+    np.testing.assert_allclose(features, want, atol=1e-5)
+    with pytest.raises(ValueError, match=r"takes clips \[b, f, 16, 16, 1\], got \(6, 16, 16, 1\)"):
+        classifier.taps(params, clips.reshape(6, 16, 16, 1))
+
+
 def test_bad_configs_and_frames_are_refused():
     with pytest.raises(KeyError, match="unknown key 'width'.*did you mean 'widths'"):
         build_classifier({"width": (8,)})

@@ -4,13 +4,15 @@ import pathlib
 
 import pytest
 
-from configs.mixture import students
+from configs.mixture import games, students
 from configs.mixture.base import SHAPES, SPREADS
 from configs.moving_digits import classifier, quickstart, teacher
+from configs.moving_digits import games as digit_games
 from configs.moving_digits import students as digit_students
-from distill import METHODS
+from distill import GAMES, METHODS
 from experiments import config as configs
 from experiments import loop, mesh, run, stages
+from experiments.ablations import digits
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 from experiments.data.exact import Exact
 
@@ -26,10 +28,13 @@ def test_moving_digits(module, tmp_path):
     checked(module.get_config(), tmp_path)
 
 
-@pytest.mark.parametrize("names", ["all", *students.STUDENTS])
-def test_mixtures(names, tmp_path):
+@pytest.mark.parametrize(
+    "module, names",
+    [(module, name) for module, known in ((students, students.STUDENTS), (games, games.GAMES)) for name in ("all", *known)],
+)  # fmt: skip
+def test_mixtures(module, names, tmp_path):
     for law in ("", *(f",{name}" for name in SHAPES)):
-        checked(students.get_config(names + law), tmp_path)
+        checked(module.get_config(names + law), tmp_path)
 
 
 @pytest.mark.parametrize("method", digit_students.STUDENTS)
@@ -37,15 +42,33 @@ def test_moving_digits_students(method, tmp_path):
     checked(digit_students.get_config(method), tmp_path)
 
 
+@pytest.mark.parametrize("name, calls", [(name, n) for name, counts in digits.GAMES.items() for n in counts])
+def test_moving_digits_games(name, calls, tmp_path):
+    """And twice the budget buys twice as many steps."""
+    config = digit_games.get_config(f"{name},{calls}")
+    checked(config, tmp_path)
+    twice = digit_games.get_config(f"{name},{calls},{2 * digit_students.BUDGET}")
+    trained = [k for k, block in configs.plain(config)["stages"].items() if block["kind"] == "train"]
+    assert trained[-1] == "student" and twice.stages.student.steps == pytest.approx(
+        2 * config.stages.student.steps, abs=1
+    )
+
+
 def test_names_and_shapes_are_those_of_the_program():
     assert SHAPES == TRUE_SHAPES
     for name, spread in SPREADS.items():
         assert Exact(name, size=8192).clips.std() == pytest.approx(spread, rel=0.03)
     assert set(students.STUDENTS) <= set(METHODS)
-    assert set(METHODS) - set(students.STUDENTS) == {"denoising", "guided"}
-    for wrong in ("progresive", "progressive+shortcutt", "progressive,ring"):
-        with pytest.raises(ValueError, match="expected (all or some|one) of"):
-            students.get_config(wrong)
+    assert set(METHODS) - set(students.STUDENTS) - GAMES == {"denoising", "guided"}
+    assert {student.method or name for name, student in games.GAMES.items()} == GAMES
+    assert {game.method for game in digit_games.GAMES.values()} <= GAMES
+    for module, right in ((students, "progressive"), (games, "sid")):
+        for wrong in (right[:-1], f"{right}+shortcutt", f"{right},ring"):
+            with pytest.raises(ValueError, match="expected (all or some|one) of"):
+                module.get_config(wrong)
+    for wrong in ("dmd3", "dmd2,few", "dmd2,4,2k"):
+        with pytest.raises(ValueError, match="expected (one of|a whole number)"):
+            digit_games.get_config(wrong)
 
 
 def test_a_student_of_the_exact_teacher_beats_ddim_at_one_call(tmp_path):

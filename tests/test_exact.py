@@ -41,6 +41,12 @@ def test_the_wasserstein_distance_of_known_moves():
         assert exact.wasserstein(points, points) == pytest.approx(0, abs=1e-6)
         # A shift is the optimal transport between a set and itself shifted; the order of points doesn't matter.
         assert exact.wasserstein(rng.permutation(points + 0.3), points) == pytest.approx(0.3 * np.sqrt(d), rel=1e-6)
+        if d <= 2:
+            moved = exact.wasserstein(rng.permutation(points + 0.3), points, 1)
+            assert moved == pytest.approx(0.3 * np.sqrt(d), rel=1e-6)
+    # A tenth of the mass that is 2 away costs .2 in order 1, sqrt(.1) 2 in order 2.
+    heap, astray = np.zeros((50, 1)), np.where(np.arange(50) < 5, 2.0, 0.0)[:, None]
+    assert [exact.wasserstein(astray, heap, order) for order in (1, 2)] == pytest.approx([0.2, 2 * 0.1**0.5])
     # Two halves that only swap places cost nothing, though every point is far from its own.
     pair = np.repeat([[-2.0, 0.0], [2.0, 0.0]], 50, axis=0)
     assert exact.wasserstein(-pair, pair) == pytest.approx(0, abs=1e-9)
@@ -64,11 +70,27 @@ def test_the_energy_distance_has_no_floor_and_no_liking_for_pairs():
 
 
 def test_modes_are_counted():
-    angles = np.arange(8) * np.pi / 4
-    centres = 2 * np.stack([np.cos(angles), np.sin(angles)], -1)
-    assert exact.modes_kept(np.repeat(centres, 10, 0)) == 8
-    assert exact.modes_kept(np.repeat(centres[:5], 10, 0)) == 5
-    assert exact.modes_kept(np.zeros((100, 2))) == 0
+    ring, two = Exact("eight_mode_ring").oracle, Exact("a1d").oracle
+    assert exact.modes_kept(np.repeat(ring.means, 10, 0), ring) == 8
+    assert exact.modes_kept(np.repeat(ring.means[:5], 10, 0), ring) == 5
+    assert exact.modes_kept(np.zeros((100, 2)), ring) == 0
+    # Modes that overlap: a point is of one mode only, and of none far out. The weights are .4 and .6.
+    assert exact.modes_kept(np.reshape([2.0] * 87 + [-2.0] * 13, (100, 1)), two) == 1
+    assert exact.modes_kept(np.reshape([2.0] * 86 + [-2.0] * 14, (100, 1)), two) == 2
+    assert exact.modes_kept(np.full((100, 1), 7.0), two) == 0
+
+
+def test_even_noise_leaves_little_to_chance():
+    """The distance between the exact flow's samples from two draws of the noise, which is 0 for the law itself."""
+    source = Exact("eight_mode_ring")
+    schedule = configs.schedule({"schedule": dict(kind="vp_cosine")})
+    distance = {}
+    for name, noise in exact.NOISES.items():
+        one, two = (exact.truth(source, schedule, jax.random.key(i), 512, noise)[1].reshape(512, 2) for i in (0, 1))
+        distance[name] = [exact.wasserstein(one, two, order) for order in (1, 2)]
+        np.testing.assert_allclose(one.mean(0), 0, atol=0.2)
+    assert distance["sobol"][0] < 0.5 * distance["independent"][0]
+    assert distance["sobol"][1] < 0.7 * distance["independent"][1]
 
 
 def config_of(name, samplers):

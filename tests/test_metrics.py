@@ -140,7 +140,7 @@ REACTS = {
     "brightness": {"flicker": 0.05, "mass_variation": 0.04, "mass": -0.05},
     "swap": {
         "identity_kept": -0.6, "identity_correlation": -0.1, "flicker": 0.1, "label_accuracy": -0.3,
-        "mass_drift": 0.05, "frechet_clip": 0,
+        "mass_drift": 0.05, "frechet_clip": 0, "precision": -0.5,
     },
     "morph": {
         "identity_kept": -0.6, "identity_correlation": -0.1, "flicker": 0.05, "label_accuracy": -0.3,
@@ -153,18 +153,20 @@ REACTS = {
     "freeze": {
         "law_residual": 0.3, "law_kept": -0.8, "speed_variation": 0.5, "speed_distance": 0.3, "change": -0.3,
     },
-    "frozen": {"speed_distance": 0.8, "change": -0.9, "bounces": -0.9, "frechet_clip": 0},
+    "frozen": {"speed_distance": 0.8, "change": -0.9, "bounces": -0.9, "frechet_clip": 0, "precision": -0.1},
     "blur": {
         "sharpness": -0.2, "identity_correlation": -0.03, "flicker": 0.04, "change": -0.1, "frechet_frame": 0,
-        "frechet_clip": 0, "confidence": -0.01,
+        "frechet_clip": 0, "confidence": -0.01, "precision": -0.3, "recall": -0.3,
     },
     "saturation": {"mass": 0.15, "mass_drift": 0.2, "mass_variation": 0.08, "flicker": 0.04, "change": 0.1},
     "two objects": {"objects": 0.5, "mass": 0.4, "frechet_frame": 0, "frechet_clip": 0},
-    "collapse": {"diversity": -0.05, "class_entropy": -0.2, "frechet_frame": 0, "frechet_clip": 0},
+    "collapse": {
+        "diversity": -0.05, "class_entropy": -0.2, "frechet_frame": 0, "frechet_clip": 0, "recall": -0.8,
+    },
     "black": {
         "objects": -0.9, "mass": -0.9, "law_kept": -0.9, "diversity": -0.9, "speed_distance": 0.8,
         "frechet_frame": 0,
-        "confidence": -0.05,
+        "confidence": -0.05, "precision": -0.8, "recall": -0.8,
     },
 }  # fmt: skip
 
@@ -186,7 +188,7 @@ KEPT = {
     "frozen": dict.fromkeys(LOOKS, 0.05) | {"law_residual": 0.03},
     "blur": dict.fromkeys(MOTION, 0.03),
     "saturation": dict.fromkeys(MOTION, 0.03),
-    "collapse": dict.fromkeys(("law_residual", "flicker", "mass_variation"), 0.01),
+    "collapse": dict.fromkeys(("law_residual", "flicker", "mass_variation"), 0.01) | {"precision": 0.1},
 }  # fmt: skip
 
 
@@ -350,6 +352,45 @@ def test_distances_against_scipy():
     np.testing.assert_allclose(distances.class_entropy(classes, 5, equal), 1)
     np.testing.assert_allclose(distances.class_entropy(classes, 25, equal), 0.5)
     np.testing.assert_allclose(distances.class_entropy(np.zeros(30, int), 5, equal), 0, atol=1e-9)
+
+
+def covered(point, others):
+    """Kynkaanniemi et al. 2019, eq. 1, as it stands there, with k = 3."""
+    for i, other in enumerate(others):
+        away = sorted(np.linalg.norm(third - other) for j, third in enumerate(others) if j != i)
+        if np.linalg.norm(point - other) <= away[min(3, len(away)) - 1]:
+            return True
+    return False
+
+
+def test_precision_and_recall_are_the_loop_over_all_points():
+    rng = np.random.default_rng(6)
+    x, y = 1.5 * rng.standard_normal((25, 3)) + 1, rng.standard_normal((30, 3))
+    x[4] = x[9]  # a copy has a neighbour at no distance
+    weight = np.concatenate([distances.equal_weights(25), distances.resampled(25, 3, seed=0)])
+    inside = [covered(point, y) for point in x]
+    assert 0 < sum(inside) < 25
+    np.testing.assert_allclose(distances.precision(x, y, weight), weight @ inside)
+    expected = [np.mean([covered(point, x[w > 0]) for point in y]) for w in weight]
+    assert len(set(expected)) > 1 and 0 < expected[0] < 1
+    np.testing.assert_allclose(distances.recall(x, y, weight), expected)
+    # Sets of fewer than k + 1 points, and a set against itself.
+    assert distances.recall(x[:2], y, distances.equal_weights(2))[0] == np.mean([covered(p, x[:2]) for p in y])
+    same = np.repeat(x, 5, axis=0)
+    assert distances.precision(same, same, distances.equal_weights(125)) == pytest.approx(1)
+    assert distances.recall(same, same, distances.equal_weights(125)) == 1
+
+
+def test_without_half_of_the_classes_recall_falls_and_precision_does_not():
+    labels = sample("real").labels
+    kept = np.flatnonzero(labels < 5)
+    half, as_many = report.take(sample("real"), kept), report.take(sample("real"), slice(0, len(kept)))
+    (precision, recall), (of_all, recall_of_all) = (
+        [float(metrics.METRICS[name].statistic(clips, sample(1), distances.equal_weights(len(kept)))[0])
+         for name in ("precision", "recall")]
+        for clips in (half, as_many)
+    )  # fmt: skip
+    assert recall < 0.6 and recall_of_all > 0.9 and abs(precision - of_all) < 0.05
 
 
 def test_intervals_are_those_of_the_bootstrap():

@@ -9,7 +9,8 @@ import pytest
 
 from models import build, inherit
 from models.definition import INPUTS, frame_level
-from models.layers import LEVELS
+from models.layers import LEVELS, rms_normalise
+from models.unet import depth_to_space
 
 BATCH, SHAPE, CLASSES = 2, (4, 8, 8, 1), 3
 TINY = {
@@ -301,3 +302,107 @@ def test_dropout_follows_its_key(kind):
     assert np.abs(once - other).max() > 1e-3 and np.abs(once - still).max() > 1e-3
     with pytest.raises(ValueError, match="dropout 0.5 needs a key"):
         net.apply(params, x, jnp.zeros(()), {}, train=True)
+
+
+FEATURES = {"unet": ((4, 4, 4, 12),), "dit": ((4, 2, 2, 16),) * 2, "mlp": ((1, 1, 1, 16),)}
+
+
+def features(kind, x, params=None, level=0.5, label=CLASSES, **options):
+    cond = {"label": jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])}
+    params = weights(kind) if params is None else params
+    return jax.jit(model(kind, **options).features)(params, x, jnp.broadcast_to(level, x.shape[:2]), cond)
+
+
+@every
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_are_float32_maps_of_the_channels_that_are_promised(kind, dtype):
+    net = model(kind, dtype=dtype)
+    maps = jax.eval_shape(net.features, weights(kind), clip(), 0.0)
+    assert type(maps) is tuple and [m.dtype for m in maps] == [jnp.float32] * len(maps)
+    assert tuple(m.shape for m in maps) == tuple((BATCH, *shape) for shape in FEATURES[kind])
+    assert net.channels == tuple(shape[-1] for shape in FEATURES[kind])
+
+
+@every
+def test_features_see_the_clip_its_level_and_its_class(kind):
+    x = clip()
+    maps = features(kind, x)
+    for other in (
+        features(kind, x.at[0].add(1.0)),
+        features(kind, x, level=jnp.array([[-2.0], [0.5]])),
+        features(kind, x, label=[1, CLASSES]),
+    ):
+        for a, b in zip(maps, other, strict=True):
+            change = np.abs(a - b).max(axis=(1, 2, 3, 4))
+            assert change[0] > 1e-3 and change[1] < 1e-5
+
+
+def test_features_of_a_unet_are_what_its_decoder_is_given():
+    """With one level the decoder is the head alone: the answer is head(silu(norm(bottleneck)))."""
+    net = model("unet", widths=(12,), blocks=(1,))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), net.init(jax.random.key(0))
+    )
+    x, cond = clip(), {"label": jnp.array([0, 2])}
+    (bottleneck,) = jax.jit(net.features)(params, x, 0.5, cond)
+    h = jax.nn.silu(rms_normalise(bottleneck) * params["norm"]["gain"]).reshape(-1, 8, 8, 12)
+    kernel = params["head"]["weight"]
+    out = jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    want = jax.jit(net.apply)(params, x, 0.5, cond)
+    np.testing.assert_allclose(out.reshape(x.shape) + params["head"]["bias"], want, atol=1e-5)
+
+
+def test_features_of_a_unet_leave_its_decoder_alone():
+    params, x = weights("unet"), clip()
+    decoder = {"grow", "up", "norm", "head"}
+    changed = {name: jax.tree.map(jnp.negative, leaf) if name in decoder else leaf for name, leaf in params.items()}
+    np.testing.assert_array_equal(features("unet", x, changed)[0], features("unet", x)[0])
+    cond = {"label": jnp.array([0, 2])}
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(model("unet").features(p, x, 0.5, cond)[0] ** 2)))(params)
+    assert decoder < gradient.keys()
+    for name, part in gradient.items():
+        largest = [np.abs(leaf).max() for leaf in jax.tree.leaves(part)]
+        assert max(largest) == 0 if name in decoder else min(largest) > 1e-4, name
+    # Nor is it computed: two convolutions a block and the stem's, of one block above and two at the bottom.
+    count = str(jax.make_jaxpr(model("unet").features)(params, x, 0.5)).count("conv_general_dilated[")
+    assert count == 7
+
+
+def test_features_of_a_dit_are_what_its_blocks_hand_on():
+    x, level, params = clip(), jnp.full((BATCH, 4), 0.5), weights("dit")
+    first, last = features("dit", x)
+    # The first map is all that a network of the first block alone has.
+    shallow = params | {"layers": jax.tree.map(lambda leaf: leaf[:1], params["layers"])}
+    np.testing.assert_allclose(features("dit", x, shallow, depth=1)[0], first, atol=1e-5)
+    # The last is what the answer is read from; without an embedding the last norm has its table only.
+    silent = {"level": params["level"] | {"out": jax.tree.map(jnp.zeros_like, params["level"]["out"])}}
+    params = params | silent | {"label": jax.tree.map(jnp.zeros_like, params["label"])}
+    shift, scale = params["final_table"]
+    h = rms_normalise(features("dit", x, params)[-1]) * (1 + scale) + shift
+    out = h @ params["head"]["weight"] + params["head"]["bias"]
+    want = compiled("dit")(params, x, level, {"label": jnp.full(BATCH, CLASSES)})
+    np.testing.assert_allclose(depth_to_space(out, 4), want, atol=1e-5)
+    for a, b in zip(features("dit", x, scan=False), (first, last), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_features_of_an_mlp_are_what_its_head_is_given():
+    x, params = clip(), weights("mlp")
+    out = jax.nn.silu(features("mlp", x)[0][:, 0, 0, 0]) @ params["head"]["weight"] + params["head"]["bias"]
+    np.testing.assert_allclose(out.reshape(x.shape), run("mlp", x, 0.5), atol=1e-5)
+
+
+@every
+def test_features_have_no_dropout_and_refuse_what_apply_refuses(kind):
+    net, params, x = model(kind), weights(kind), clip()
+    programs = [str(jax.make_jaxpr(m.features)(params, x, 0.0)) for m in (net, model(kind, dropout=0.5))]
+    assert programs[0] == programs[1]
+    with pytest.raises(ValueError, match=r"takes clips \[b, f, h, w, 1\], got shape"):
+        net.features(params, x[0], 0.0)
+    with pytest.raises(ValueError, match=r"leading length must be 1 or the batch's 2, got shape \(3, 4\)"):
+        net.features(params, x, jnp.zeros((3, 4)))
+    with pytest.raises(ValueError, match="takes cond keys .*, got 'low'"):
+        net.features(params, x, 0.0, {"low": 0})
+    with pytest.raises(KeyError, match="params lack"):
+        net.features({name: leaf for name, leaf in params.items() if name != "head"}, x, 0.0)

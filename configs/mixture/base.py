@@ -23,13 +23,13 @@ def base(name: str) -> ConfigDict:
     return config
 
 
-def train_stage(method: str, steps: int, **block) -> dict:
-    optimiser = dict(learning_rate=1e-3, decay="cosine", warmup=100, clip=1.0)
+def train_stage(method: str, steps: int, optimiser: dict | None = None, **block) -> dict:
+    rule = dict(learning_rate=1e-3, decay="cosine", warmup=100, clip=1.0) | (optimiser or {})
     return dict(
-        kind="train", method=method, steps=steps, batch_size=256, optimiser=optimiser, log_every=250,
-        checkpoint_every=1000, tensorboard=False, **block,
+        kind="train", method=method, steps=steps, batch_size=256, optimiser=rule, log_every=250, checkpoint_every=1000,
+        tensorboard=False, **block,
     )  # fmt: skip
 
 
-def exact_stage(samplers: dict) -> dict:
-    return dict(kind="exact", num_clips=1024, samplers=samplers)
+def exact_stage(samplers: dict, **block) -> dict:
+    return dict(kind="exact", num_clips=1024, samplers=samplers) | block

@@ -10,18 +10,21 @@ where it must be a network (progressive, tract). `exact` holds the students agai
 calls. Guidance as an input (guided) has no place here: these laws have no classes.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from configs.mixture.base import SPREADS, base, exact_stage, train_stage
 
+FORWARD_IN_ANGLE = ("continuous_distillation", "continuous_training", "rcm")
+"""Methods that are told the data's standard deviation."""
 HALVINGS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class Student(NamedTuple):
     """How a method is run: its options, its sampler, its stage's own keys, the numbers of calls at which it is judged, what
-    its weights are called ({} is the number), another student that must stand before it.
+    its weights are called ({} is the number), another student that must stand before it; its method, if not its own name.
     """
 
     options: dict
@@ -30,6 +33,7 @@ class Student(NamedTuple):
     counts: tuple[int, ...] = (1, 2, 4)
     weights: str = ""
     after: str = ""
+    method: str = ""
 
 
 TAUGHT = dict(teacher="oracle")
@@ -72,27 +76,35 @@ STUDENTS = {
 
 
 def get_config(argument: str = "progressive") -> ConfigDict:
+    return assemble(argument, STUDENTS, (1, 2, 4))
+
+
+def assemble(argument: str, students: Mapping[str, Student], oracle: Sequence[int], **judged) -> ConfigDict:
+    """A config of METHODS or METHODS,LAW out of `students`, beside the exact denoiser at `oracle` calls; judged: further keys
+    of the `exact` stage.
+    """
     names, _, law = argument.partition(",")
     law = law or "eight_mode_ring"
     config = base(law)
-    chosen = list(STUDENTS) if names == "all" else names.split("+")
+    chosen = list(students) if names == "all" else names.split("+")
     for name in chosen:
-        if name not in STUDENTS:
-            raise ValueError(f"unknown student {name!r}: expected all or some of {', '.join(STUDENTS)}, joined by +")
+        if name not in students:
+            raise ValueError(f"unknown student {name!r}: expected all or some of {', '.join(students)}, joined by +")
     first = dict(law="uniform_time", weight="v", ema=0.995)
     stages = dict(denoiser=train_stage("denoising", 3000, options=first))
-    samplers = {f"oracle_{n}": dict(weights="oracle", steps=n) for n in (1, 2, 4)}
+    samplers = {f"oracle_{n}": dict(weights="oracle", steps=n) for n in oracle}
     for name in chosen:
-        student = STUDENTS[name]
-        for method in (student.after, name):
-            if method and method not in stages:
-                options = dict(STUDENTS[method].options)
-                if method.startswith("continuous"):
+        student = students[name]
+        for stage in (student.after, name):
+            if stage and stage not in stages:
+                method = students[stage].method or stage
+                options = dict(students[stage].options)
+                if method in FORWARD_IN_ANGLE:
                     # Its own default of 1 is half of a1d's spread, and there it sank to the mean.
                     options["sigma_data"] = SPREADS[law]
-                block = dict(steps=3000, init="denoiser", options=options) | STUDENTS[method].stage
-                stages[method] = train_stage(method, **block)
+                block = dict(steps=3000, init="denoiser", options=options) | students[stage].stage
+                stages[stage] = train_stage(method, **block)
         for n in student.counts:
             samplers[f"{name}_{n}"] = dict(weights=name + student.weights.format(n), steps=n, solver=student.solver)
-    config.stages = ConfigDict(dict(**stages, exact=exact_stage(samplers)))
+    config.stages = ConfigDict(dict(**stages, exact=exact_stage(samplers, **judged)))
     return config

@@ -1,6 +1,7 @@
 """What one training step of every method costs, in forwards of its network: operations that the compiler counts."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,25 +11,40 @@ import jax.numpy as jnp
 import optax
 
 from diffusion import schedules
-from distill import Network
+from distill import Discriminator, Network
+from distill.games import CRITIC, STUDENT
+from distill.method import Method
 from experiments import config as configs
 from experiments.ablations import page
+from experiments.config import ConfigError
+from models import build_heads
 
 WIDTH, DEPTH, BATCH = 4096, 4, 4096
 """Of the network and its batch: so wide that what isn't a matrix product hardly counts. Nothing of it is ever computed."""
 SHAPE = (1, 64, 64, 1)
-CLASSES = 10
+CLASSES, FEATURES = 10, 64
 OWN_GUIDANCE = ("shortcut", "mean_flow")
 """Methods that are guided without a teacher, by their own answers."""
 
 
 class Variant(NamedTuple):
-    """A row of the table. limit: the forwards that it was to stay below, without guidance."""
+    """A row of the table. limit: the forwards that it was to stay below, without guidance. phase: of the method's."""
 
     method: str
     options: dict[str, Any] = {}
     taught: bool = False
     limit: float | None = None
+    phase: str = "train"
+
+
+ALONE = dict(steps=1, adversarial=0.0, discriminative=0.0)
+ALONE_ROW = "dmd2"
+"""One step and no adversary: what the limits are about."""
+
+
+def phases(method: str, options: dict[str, Any], student: float | None = None, critic: float | None = None):
+    """The rows of a game, with their limits."""
+    return {name: Variant(method, options, True, limit, name) for name, limit in ((STUDENT, student), (CRITIC, critic))}
 
 
 VARIANTS = {
@@ -52,80 +68,184 @@ VARIANTS = {
     "mean_flow": Variant("mean_flow", {}, False, 4.6),
     "mean_flow, taught": Variant("mean_flow", {}, True),
     "reflow": Variant("reflow", {}, True),
-}
+} | {
+    f"{title}, {phase}": variant
+    for title, rows in {
+        "dmd": phases("dmd", {}),
+        ALONE_ROW: phases("dmd2", ALONE, 5.1, 4.1),
+        "dmd2, 4 steps": phases("dmd2", ALONE | dict(steps=4)),
+        "dmd2, adversary": phases("dmd2", dict(steps=1)),
+        "f_distill": phases("f_distill", dict(steps=1)),
+        "diff_instruct": phases("diff_instruct", {}),
+        "sid": phases("sid", {}),
+        "sid, adversary": phases("sid", dict(adversarial=0.01, discriminative=0.01)),
+        "moment_matching": phases("moment_matching", {}),
+        "rcm": phases("rcm", dict(steps=1)),
+        "add": phases("add", {}),
+    }.items()
+    for phase, variant in rows.items()
+}  # fmt: skip
 
 
 def stack(params, x, logsnr, cond, *, key=None, train=False):
     """Matrix products in a scan, as in a large network; it listens to all that it is told."""
+    return through(params["late"], early(params, x, logsnr, cond)).reshape(x.shape)
+
+
+def early(params, x, logsnr, cond):
+    """What the first half of the layers makes of x."""
     told = sum((cond[name] for name in ("logsnr_to", "guidance") if name in cond), logsnr)
     h = x.reshape(len(x), WIDTH) + jnp.broadcast_to(told, (len(x),))[:, None]
     h = h + params["label"][cond["label"]] if "label" in cond else h
-    h, _ = jax.lax.scan(lambda h, w: (h + jnp.sin(h @ w), None), h, params["layers"])
-    return h.reshape(x.shape)
+    return through(params["early"], h)
+
+
+def through(layers, h):
+    return jax.lax.scan(lambda h, w: (h + jnp.sin(h @ w), None), h, layers)[0]
+
+
+def features(params, x, logsnr, cond):
+    """The middle, as of a U-Net, and so little of it that heads hardly count."""
+    return (early(params, x, logsnr, cond)[:, None, None, None, :FEATURES],)
+
+
+def make(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool) -> tuple[Method, tuple[Any, ...]]:
+    """(the method, the arguments of one call of a phase, of which most are shapes only)"""
+    of, params = jax.ShapeDtypeStruct, parameters()
+    network = Network(stack, schedules.vp_cosine(), "v", 0, ("logsnr_to",))
+    if guided or draws_guidance(method, options):
+        network = network._replace(num_classes=CLASSES, cond_keys=("label", "logsnr_to", "guidance"))
+    given = {}
+    if configs.takes(method, "discriminator"):
+        heads = build_heads(dict(width=1), (FEATURES,), network.num_classes)
+        given["discriminator"] = Discriminator(features, heads.init, heads.apply)
+    batch = {"video": of((BATCH, *SHAPE), jnp.float32), "label": of((BATCH,), jnp.int32)}
+    frozen = {"previous": params, "features": params} | ({"teacher": params} if taught else {})
+    hyper = {"learning_rate_scale": 1.0, "guidance": 1.0, "steps": 1.0}
+    made = configs.method(method, options, network, optax.sgd(1.0), 1000, method, **given)
+    state = jax.eval_shape(made.init, jax.random.key(0), params)
+    return made, (state, frozen, batch, jax.random.key(0), hyper)
+
+
+def draws_guidance(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a student is told a g that is drawn: then there is no step without guidance."""
+    return configs.method_option(method, options, "guidance_range") is not None
+
+
+STATE = (0,)
+"""Of a phase's arguments: it is given away, as in training."""
+
+
+class Count(NamedTuple):
+    """Forwards of a phase, and its temporaries in sizes of the network's weights."""
+
+    forwards: float
+    memory: float
+
+
+def count(method: str, options: Mapping[str, Any], phase: str, *, taught: bool, guided: bool) -> Count:
+    """What one phase of a method's step costs; see `forwards`."""
+    calls = 2 if guided or draws_guidance(method, options) else 1
+    option = functools.partial(configs.method_option, method, options)
+    if option("source") == "rolled_out":
+        raise ConfigError(f"{method}: a roll-out costs by the number of its chunks, which isn't counted here")
+    with jax.enable_x64(False):  # float32, as a network would run
+        made, arguments = make(method, options, taught=taught, guided=guided)
+        compiled = compile(made.phases[phase], *arguments, donated=STATE)
+    found = operations(compiled) / one_forward()
+    if method == "reflow":
+        found += calls * (option("steps") - 1)
+    elif method == "dmd" and phase == STUDENT and option("regression_weight"):
+        found += calls * (option("teacher_steps") - 1)
+    elif option("source") == "simulated":
+        found -= (option("steps") - 1) / 2
+    return Count(found, temporaries(compiled))
 
 
 def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool) -> float:
-    """Forwards of the network in one training step; options as in a config.
+    """Forwards of the network in one training step, the average over a game's turns; options as in a config.
 
     The compiler counts a loop's body once, whatever its trips; the layers' loops all have the same, so their ratio is right
-    without them. A loop around them isn't in it: reflow's over its sampler is added, that of consistency_trajectory's
-    substeps after the second isn't.
+    without them. A loop around them isn't in it: those of reflow and DMD over their sampler are added, that of
+    consistency_trajectory's substeps after the second isn't.
 
     guided: the network has classes, as it must where the method itself draws a g. The call without a class stands in a
     `jax.lax.cond`, of which the compiler counts the dearer branch, not the sum (measured: branches of one and three forwards
-    count as three). So a network with classes costs what it does at g != 1, whatever g is.
+    count as three). So a network with classes costs what it does at g != 1, whatever g is. Backward simulation has every
+    call but its last in such a `cond` too, and as the exit is uniform, half of them run: the other half is taken off.
+
+    An adversary's features are half a network's (of the shipped U-Net, whose bottleneck has them: .64), and a frozen network
+    that gives some counts as the student's own.
     """
-    of, params = jax.ShapeDtypeStruct, parameters()
-    network = Network(stack, schedules.vp_cosine(), "v", 0, ("logsnr_to",))
-    guided = guided or configs.method_option(method, options, "guidance_range") is not None
-    if guided:
-        network = network._replace(num_classes=CLASSES, cond_keys=("label", "logsnr_to", "guidance"))
-    batch = {"video": of((BATCH, *SHAPE), jnp.float32), "label": of((BATCH,), jnp.int32)}
-    frozen = {"previous": params} | ({"teacher": params} if taught else {})
-    hyper = {"learning_rate_scale": 1.0, "guidance": 1.0, "steps": 1.0}
-    with jax.enable_x64(False):  # float32, as a network would run
-        made = configs.method(method, options, network, optax.sgd(1.0), 1000, method)
-        state = jax.eval_shape(made.init, jax.random.key(0), params)
-        count = operations(made.phases["train"], state, frozen, batch, jax.random.key(0), hyper) / one_forward()
-    more = configs.method_option(method, options, "steps") - 1 if method == "reflow" else 0
-    return count + more * (2 if guided else 1)
+    with jax.enable_x64(False):
+        made, _ = make(method, options, taught=taught, guided=guided)
+    period = configs.method_option(method, options, "ratio") or 1
+    turns = [phase for index in range(period) for phase in made.order(index)]
+    each = {phase: count(method, options, phase, taught=taught, guided=guided).forwards for phase in {*turns}}
+    return sum(each[phase] for phase in turns) / period
 
 
 def parameters() -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = {"layers": (DEPTH, WIDTH, WIDTH), "label": (CLASSES + 1, WIDTH)}
+    half = (DEPTH // 2, WIDTH, WIDTH)
+    shapes = {"early": half, "late": half, "label": (CLASSES + 1, WIDTH)}
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
 @functools.cache
 def one_forward() -> float:
     clips, level = (jax.ShapeDtypeStruct((BATCH, *part), jnp.float32) for part in (SHAPE, ()))
-    return operations(lambda params, x, logsnr: stack(params, x, logsnr, {}), parameters(), clips, level)
+    return operations(compile(lambda params, x, logsnr: stack(params, x, logsnr, {}), parameters(), clips, level))
 
 
-def operations(function: Callable, *arguments: Any) -> float:
-    """Of the compiled program. Level 0 only spares LLVM's work, which comes after the count."""
-    compiled = jax.jit(function).lower(*arguments).compile({"xla_backend_optimization_level": 0})
-    cost: Any = compiled.cost_analysis()
+def compile(function: Callable, *arguments: Any, donated: tuple[int, ...] = ()) -> Any:
+    """Level 0 only spares LLVM's work, which comes after all that is asked of the program."""
+    lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
+    return lowered.compile({"xla_backend_optimization_level": 0})
+
+
+def operations(compiled: Any) -> float:
+    cost = compiled.cost_analysis()
     return (cost[0] if isinstance(cost, list) else cost)["flops"]  # a list in older versions of JAX
 
 
+def temporaries(compiled: Any) -> float:
+    """Peak of what the program holds beside its arguments and results, in sizes of the network's weights."""
+    weights = sum(4 * math.prod(leaf.shape) for leaf in parameters().values())
+    return compiled.memory_analysis().temp_size_in_bytes / weights
+
+
 class Cost(NamedTuple):
-    """Forwards of a step; None where there is no such thing."""
+    """Forwards of a step, None where there is no such thing; its temporaries without guidance, or with where it must be."""
 
     unguided: float | None
     guided: float | None
+    memory: float
 
 
 def measure(variants: Mapping[str, Variant] = VARIANTS) -> dict[str, Cost]:
     found = {}
-    for name, (method, options, taught, _) in variants.items():
-        always = configs.method_option(method, options, "guidance_range") is not None
-        never = not taught and method not in OWN_GUIDANCE
-        found[name] = Cost(
-            None if always else forwards(method, options, taught=taught, guided=False),
-            None if never else forwards(method, options, taught=taught, guided=True),
-        )
+    for name, (method, options, taught, _, phase) in variants.items():
+        never = phase == CRITIC or not taught and method not in OWN_GUIDANCE
+        counts = [
+            None if missing else count(method, options, phase, taught=taught, guided=guided)
+            for guided, missing in ((False, draws_guidance(method, options)), (True, never))
+        ]
+        found[name] = Cost(*(one and one.forwards for one in counts), next(filter(None, counts)).memory)
     return found
+
+
+def together(method: str, options: Mapping[str, Any]) -> float:
+    """Temporaries of one program of all phases of a game."""
+    with jax.enable_x64(False):
+        made, arguments = make(method, options, taught=True, guided=False)
+
+        def both(state, frozen, batch, key, hyper):
+            metrics = {}
+            for name, phase in made.phases.items():
+                state, metrics[name] = phase(state, frozen, batch, key, hyper)
+            return state, metrics
+
+        return temporaries(compile(both, *arguments, donated=STATE))
 
 
 def section(folder: pathlib.Path) -> str:
@@ -133,18 +253,30 @@ def section(folder: pathlib.Path) -> str:
     limits = {name: variant.limit for name, variant in VARIANTS.items() if variant.limit is not None}
     over = [f"`{name}`" for name, limit in limits.items() if (found[name].unguided or 0.0) >= limit]
     rows = [
-        [f"`{name}`", "yes" if VARIANTS[name].taught else "no", *(c and f"{c:.2f}" for c in cost), limits.get(name)]
+        [f"`{name}`", "yes" if VARIANTS[name].taught else "no", *(c and f"{c:.2f}" for c in cost[:2]), limits.get(name),
+         f"{cost.memory:.1f}"]
         for name, cost in found.items()
-    ]
+    ]  # fmt: skip
     verdict = f"Over its limit: {', '.join(over)}." if over else "All stay below."
+    larger = max(found[f"{ALONE_ROW}, {phase}"].memory for phase in (STUDENT, CRITIC))
     return f"""## What a step costs
 
 This shows what one training step costs in forwards of the network, which decides what a method can do in a budget. Counted,
 not timed: the operations of the compiled step over those of one call, for a network of scanned layers whose cost is all in its
 matrix products. The student's own update is 3, a forward and a backward pass; a derivative along the inputs is one more. Of a
 batch, `consistency_trajectory` and `shortcut` let a share of the clips jump, by default 75 % and 12.5 %. `reflow` makes its
-pairs with 16 calls of the teacher. *Guided* is a step at a scale other than 1; at 1 the calls without a class aren't made.
-*Limit* is what a step without guidance was to stay below. {verdict}
+pairs with 16 calls of the teacher, `dmd` with 18. *Guided* is a step at a scale other than 1; at 1 the calls without a class
+aren't made. *Limit* is what a step without guidance was to stay below. {verdict}
 
-{page.table(["method", "teacher", "forwards", "guided", "limit"], rows)}
+A method with a critic has a row for each of its phases: a step of it is an update of the critic and, in some steps, one of
+the student, after the critic's or in its place. Where no number is given, the student is made for one call, or by the
+method's own default on noised clips; backward simulation of more calls costs either phase half of those before the last, on
+average. An adversary's features are from the middle of a network and cost half a forward.
+
+*Temporaries* are the peak of what a step holds beside its arguments and results, in sizes of the network's weights; the
+activations of its layers are as many numbers as its weights. Phases are programs of their own, so that a step's peak is that
+of its larger phase: one program of both phases of `{ALONE_ROW}` would take
+{together("dmd2", ALONE) / larger:.2f} times as much.
+
+{page.table(["method", "teacher", "forwards", "guided", "limit", "temporaries"], rows)}
 """

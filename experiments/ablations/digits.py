@@ -2,22 +2,26 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from distill import GAMES as WITH_A_CRITIC
 from distill import METHODS
 from experiments.ablations import costs, curves, finished, page
 from experiments.config import ConfigError
 from experiments.evaluation import QUALITY
 from experiments.metrics.report import Measure
 
-STUDENTS = tuple(name for name in METHODS if name != "denoising")
+STUDENTS = tuple(name for name in METHODS if name != "denoising" and name not in WITH_A_CRITIC)
+GAMES = {"dmd2": (4, 1)}
+"""Students of a critic -> the calls for which one is wanted, each with a run of its own."""
 STAGES = {
     "guided": ("guided", "progressive"),
     "truncated_consistency": ("easy_consistency", "truncated_consistency"),
 }  # fmt: skip
 """The methods of a student's stages, where they are more than its own."""
-CONFIG = "configs/moving_digits/students.py"
+CONFIG, GAMES_CONFIG = "configs/moving_digits/students.py", "configs/moving_digits/games.py"
 TEACHER = "teacher_50"
 TITLE = "teacher, 50 steps"
 SHOWN = {
@@ -27,6 +31,9 @@ SHOWN = {
 """Measures beside the distance -> column."""
 WITHIN = {4: 1.3, 2: 1.6}
 """calls -> how many times the teacher's distance is asked for."""
+GAMES_WITHIN = WITHIN | {1: 2.0}
+DIVERSE = 0.8
+"""Diversity, in units of real clips', that is asked of students of a critic."""
 KEPT = 0.1
 """How far, as a part of the teacher's, identity may fall and the distance to the law of motion may grow."""
 REASONS = {
@@ -49,7 +56,7 @@ class Row(NamedTuple):
 
 class Run(NamedTuple):
     """A method: its teacher, the student by number of calls, its distance over the teacher's, what real clips get, the
-    forwards and seconds of all its training.
+    forwards and seconds of all its training; shared, parts: as in finished.Run.
     """
 
     teacher: Row
@@ -59,17 +66,32 @@ class Run(NamedTuple):
     forwards: float
     seconds: float | None
     shared: dict[str, Any]
+    parts: dict[str, Any] = {}
 
 
 def read(runs: pathlib.Path) -> tuple[dict[str, Run], list[finished.Missing]]:
-    """(method -> run, what is missing) of RUNS/digits/METHOD."""
+    """(method or METHOD_CALLS -> run, what is missing) of RUNS/digits/METHOD, and of RUNS/digits/METHOD_CALLS, students of a
+    critic made for that number of calls: those that are there, and those that are wanted.
+    """
     folder = runs / "digits"
     wanted = {name: finished.Wanted(folder / name, (f"--config={CONFIG}:{name}",)) for name in STUDENTS}
+    for name, counts in GAMES.items():
+        there = {int(m[1]) for path in folder.glob(f"{name}_*") if (m := re.fullmatch(rf"{name}_(\d+)", path.name))}
+        for calls in sorted({*counts} | there, reverse=True):
+            arguments = (f"--config={GAMES_CONFIG}:{name},{calls}",)
+            wanted[f"{name}_{calls}"] = finished.Wanted(folder / f"{name}_{calls}", arguments)
     return finished.gather(wanted, parse)
 
 
-def parse(method: str, workdir: pathlib.Path) -> Run:
+def name_of(run: str) -> str:
+    """The method of a METHOD or METHOD_CALLS."""
+    name, _, calls = run.rpartition("_")
+    return name if calls.isdecimal() else run
+
+
+def parse(run: str, workdir: pathlib.Path) -> Run:
     """A workdir that the `evaluate` stage has finished."""
+    method = name_of(run)
     report, config = finished.report_and_config(workdir)
     stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
     found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(method, (method,)))
@@ -80,6 +102,11 @@ def parse(method: str, workdir: pathlib.Path) -> Run:
         raise ConfigError(f"its report has no row {TEACHER!r}")
     teacher = rows[TEACHER]
     students = {one.steps: one for name, one in rows.items() if name.startswith("student_")}
+    if run != method:
+        calls = int(run.removeprefix(f"{method}_"))
+        if calls not in students:
+            raise ConfigError(f"its report has no row 'student_{calls}'")
+        students = {calls: students[calls]}
     floor = {name: float(measure.floor) for name, measure in teacher.measures.items()}
     times = [finished.seconds(workdir, name) for name in stages]
     return Run(
@@ -117,10 +144,10 @@ def table(found: Mapping[str, Run]) -> str:
         return [row.steps, interval, f"{ratio:.2f}", *values, row.seconds * 1e3]
 
     rows = [[TITLE, *cells(first.teacher, 1.0), None, None]]
-    for method, run in found.items():
+    for name, run in found.items():
         spent = [f"{run.forwards:,.0f}", None if run.seconds is None else round(run.seconds)]
         for calls, student in sorted(run.students.items(), reverse=True):
-            rows.append([f"`{method}`", *cells(student, run.ratios[calls]), *spent])
+            rows.append([f"`{name_of(name)}`", *cells(student, run.ratios[calls]), *spent])
     floor = first.floor
     rows.append(
         ["real clips", None, page.cell(floor[QUALITY]), None, *(floor[name] for name in SHOWN), None, None, None]
@@ -130,26 +157,42 @@ def table(found: Mapping[str, Run]) -> str:
 
 
 def verdicts(found: Mapping[str, Run]) -> str:
-    """How many methods come as near to their teacher as was asked for, and why the others don't."""
-    lines, worse = [], {}
-    for calls, most in WITHIN.items():
-        ratios = {method: run.ratios[calls] for method, run in found.items() if calls in run.ratios}
-        near, far = (
-            [f"`{m}` {r:.2f}" for m, r in sorted(ratios.items(), key=lambda item: item[1]) if (r <= most) == inside]
-            for inside in (True, False)
-        )
-        line = f"- {calls} calls, within {most} times the teacher's distance: {len(near)} of {len(ratios)}"
-        lines.append(
-            line + (f": {', '.join(near)}" if near else "") + (f"; not: {', '.join(far)}" if far else "") + "."
-        )
-        keep = [f"`{m}`" for m in ratios if keeps(found[m], calls)]
-        lines.append(
-            f"- {calls} calls, identity and motion at most {KEPT:.0%} worse than the teacher's: {len(keep)} of {len(ratios)}"
-            + (f": {', '.join(keep)}." if keep else ".")
-        )
-        worse |= {m: None for m, ratio in ratios.items() if ratio > most}
+    """How many methods come as near to their teacher as was asked for, why others don't; students of a critic apart."""
+    plain = {name: run for name, run in found.items() if name_of(name) == name}
+    games = {name: run for name, run in found.items() if name not in plain}
+    parts, worse = [], {}
+    for head, family, within in (
+        ("", plain, WITHIN),
+        ("Students of a critic, each made for its calls:", games, GAMES_WITHIN),
+    ):
+        lines = []
+        for calls, most in within.items():
+            made = {name_of(name): run for name, run in family.items() if calls in run.ratios}
+            lines += judged(made, calls, most, diverse=family is games) if made else []
+            worse |= {method: None for method, run in made.items() if run.ratios[calls] > most}
+        if lines:
+            parts += [*([head] if head else []), "\n".join(lines)]
     why = [f"- `{method}`: {REASONS.get(method, 'not explained.')}" for method in worse]
-    return "\n".join(lines) + ("\n\nWhy not:\n\n" + "\n".join(why) if why else "")
+    return "\n\n".join([*parts, *(["Why not:", "\n".join(why)] if why else [])])
+
+
+def judged(made: Mapping[str, Run], calls: int, most: float, diverse: bool) -> list[str]:
+    """A line for each demand on students of so many calls. diverse: whether there is one on diversity."""
+    ratios = sorted((run.ratios[calls], method) for method, run in made.items())
+    near, far = ([f"`{m}` {ratio:.2f}" for ratio, m in ratios if (ratio <= most) == inside] for inside in (True, False))
+    count, of = f"{calls} call{'s'[: calls > 1]}", f"of {len(made)}"
+    first = f"- {count}, within {most} times the teacher's distance: {len(near)} {of}"
+    lines = [first + (f": {', '.join(near)}" if near else "") + (f"; not: {', '.join(far)}" if far else "") + "."]
+    keep = [f"`{method}`" for method, run in made.items() if keeps(run, calls)]
+    demands = {f"identity and motion at most {KEPT:.0%} worse than the teacher's": keep}
+    if diverse:
+        values = {method: run.students[calls].measures["diversity"].value for method, run in made.items()}
+        demands[f"diversity at least {DIVERSE} of real clips'"] = [
+            f"`{method}` {value:.2f}" for method, value in values.items() if value >= DIVERSE
+        ]
+    for demand, names in demands.items():
+        lines.append(f"- {count}, {demand}: {len(names)} {of}" + (f": {', '.join(names)}." if names else "."))
+    return lines
 
 
 def keeps(run: Run, calls: int) -> bool:
@@ -163,9 +206,11 @@ def keeps(run: Run, calls: int) -> bool:
 
 def draw(found: Mapping[str, Run], folder: pathlib.Path) -> str:
     first = next(iter(found.values()))
-    ratios = {method: run.ratios for method, run in found.items()}
+    ratios: dict[str, dict[float, float]] = {}
     quality = {TITLE: {first.teacher.seconds: first.teacher.distance}}
-    quality |= {method: {row.seconds: row.distance for row in run.students.values()} for method, run in found.items()}
+    for name, run in found.items():
+        ratios.setdefault(name_of(name), {}).update(run.ratios)
+        quality.setdefault(name_of(name), {}).update({row.seconds: row.distance for row in run.students.values()})
     figure, (left, right) = page.axes(2, 11.0, 4.4)
     looks = curves.looks(quality, TITLE)
     curves.draw(left, ratios, looks)
@@ -189,10 +234,11 @@ def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
 
 This shows what few calls are worth on video: a student of every method, beside the shipped teacher at 50 steps with guidance
 (two evaluations a call). Students that learn from the teacher have the guidance built in, or are told it; those that learn
-from clips have none. *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over
-the teacher's* its ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds
-are of one machine that did other things too. *Training, forwards* are those of a batch of clips in all of a student's stages,
-counted as in the section on what a step costs, with each method's own options.
+from clips have none. A student of a critic, or of an adversary, is made for one number of calls, in a run of its own.
+*Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over the teacher's* its
+ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds are of one
+machine that did other things too. *Training, forwards* are those of a batch of clips in all of a student's stages, counted
+as in the section on what a step costs, with each method's own options.
 
 {(chr(10) * 2).join(parts)}
 """

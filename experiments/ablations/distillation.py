@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments.ablations import costs, digits, mixture, page
+from experiments.ablations import costs, digits, games, mixture, page
 
 RUNS = pathlib.Path("runs")
 
@@ -16,6 +16,7 @@ RUNS = pathlib.Path("runs")
 def sections(runs: pathlib.Path) -> dict[str, page.Section]:
     return {
         "mixture": functools.partial(mixture.section, runs),
+        "games": functools.partial(games.section, runs),
         "digits": functools.partial(digits.section, runs),
         "cost": costs.section,
     }
@@ -29,7 +30,8 @@ def run(folder: pathlib.Path, only: Sequence[str] = (), runs: pathlib.Path = RUN
 def introduction() -> str:
     text = (
         f"`--only=NAME` makes one section again: {', '.join(sections(RUNS))}. The page is made from finished runs, "
-        f"RUNS/mixture/LAW_SEED and RUNS/digits/METHOD with RUNS given by `--runs` (`{RUNS}`), and trains nothing: runs that "
-        f"are missing are listed with the command that makes them. Python {platform.python_version()}, jax {jax.__version__}."
+        "RUNS/mixture/LAW_SEED, RUNS/games/LAW_SEED, RUNS/digits/METHOD and, of students of a critic, "
+        f"RUNS/digits/METHOD_CALLS with RUNS given by `--runs` (`{RUNS}`), and trains nothing: runs that are missing are "
+        f"listed with the command that makes them. Python {platform.python_version()}, jax {jax.__version__}."
     )
     return textwrap.fill(text, 125, break_on_hyphens=False)

@@ -24,10 +24,15 @@ class Missing(NamedTuple):
 
 
 class Run(Protocol):
-    """What a page knows of a run. shared: what must be equal in all runs that stand in one table."""
+    """What a page knows of a run. shared: what must be equal in all runs that stand in one table; parts: name -> what must
+    be equal in all of them that have it.
+    """
 
     @property
     def shared(self) -> dict[str, Any]: ...
+
+    @property
+    def parts(self) -> dict[str, Any]: ...
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -37,17 +42,21 @@ Read = TypeVar("Read", bound=Run)
 def gather(
     wanted: Mapping[Key, Wanted], parse: Callable[[Key, pathlib.Path], Read]
 ) -> tuple[dict[Key, Read], list[Missing]]:
-    """What `parse` makes of every workdir. One that it can't read, or that was run in another way than the first, is missing:
-    a page is made of what is there.
+    """What `parse` makes of every workdir. One that it can't read, or that was run in another way than those before it, is
+    missing: a page is made of what is there.
     """
     found, missing = {}, []
+    known: dict[str, tuple[Key, Any]] = {}
     for key, one in wanted.items():
         try:
             run = parse(key, one.workdir)
-            first = next(iter(found), key)
-            if differs := configs.differences(found.get(first, run).shared, run.shared, "run"):
-                more = f" and {len(differs) - 1} more" if len(differs) > 1 else ""
-                raise ConfigError(f"not run as {wanted[first].workdir} was: {differs[0]}{more}")
+            parts = {"run": run.shared, **run.parts}
+            for name, part in parts.items():
+                first, other = known.get(name, (key, part))
+                if differs := configs.differences(other, part, name):
+                    more = f" and {len(differs) - 1} more" if len(differs) > 1 else ""
+                    raise ConfigError(f"not run as {wanted[first].workdir} was: {differs[0]}{more}")
+            known = {name: (key, part) for name, part in parts.items()} | known
             found[key] = run
         except ConfigError as error:
             missing.append(Missing(one, str(error)))

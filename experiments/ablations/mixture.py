@@ -49,12 +49,15 @@ Measures = Mapping[str, Sequence[float]]
 
 
 class Run(NamedTuple):
-    """One seed of a law. rows: method -> calls -> measures; floor: those of fresh draws; seconds: of a method's training."""
+    """One seed of a law. rows: method -> calls -> measures; floor: those of fresh draws; seconds: of a method's training;
+    shared, parts: as in finished.Run.
+    """
 
     rows: dict[str, dict[int, Measures]]
     floor: Measures
     seconds: dict[str, float | None]
     shared: dict[str, Any]
+    parts: dict[str, Any] = {}
 
 
 # Reading ------------------------------------------------------------------------------------------------------
@@ -62,17 +65,23 @@ class Run(NamedTuple):
 
 def read(runs: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
     """(seed -> run, what is missing): every RUNS/mixture/LAW_SEED that is there, and the seeds that should be."""
-    folder = runs / "mixture"
+    names = (*HEADS, MODES) if law == RING else tuple(HEADS)
+    return finished.gather(
+        wanted(runs / "mixture", CONFIG, law), lambda seed, workdir: parse(law, seed, workdir, names)
+    )
+
+
+def wanted(folder: pathlib.Path, config: str, law: str) -> dict[int, finished.Wanted]:
+    """seed -> folder/LAW_SEED: those that are there, and those that should be."""
     there = {int(m[1]) for path in folder.glob(f"{law}_*") if (m := re.fullmatch(rf"{law}_(\d+)", path.name))}
-    wanted = {
-        seed: finished.Wanted(folder / f"{law}_{seed}", (f"--config={CONFIG}:all,{law}", f"--config.seed={seed}"))
+    return {
+        seed: finished.Wanted(folder / f"{law}_{seed}", (f"--config={config}:all,{law}", f"--config.seed={seed}"))
         for seed in sorted({*SEEDS} | there)
     }
-    return finished.gather(wanted, lambda seed, workdir: parse(law, seed, workdir))
 
 
-def parse(law: str, seed: int, workdir: pathlib.Path) -> Run:
-    """A workdir that the `exact` stage has finished."""
+def parse(law: str, seed: int, workdir: pathlib.Path, names: Sequence[str], others: Sequence[str] = ()) -> Run:
+    """A workdir that the `exact` stage has finished. names: of the measures to read; others: of those it may lack."""
     report, config = finished.report_and_config(workdir)
     if "law" not in report:
         raise ConfigError("its report is not one of the `exact` stage")
@@ -83,18 +92,18 @@ def parse(law: str, seed: int, workdir: pathlib.Path) -> Run:
     seconds: dict[str, float | None] = {}
     for name, sampler in report["samplers"].items():
         method, _, calls = name.rpartition("_")
-        rows.setdefault(method, {})[int(calls)] = checked(report["metrics"][name], law)
+        rows.setdefault(method, {})[int(calls)] = checked(report["metrics"][name], names, others)
         seconds[method] = finished.seconds(workdir, sampler["weights"].split("@")[0])
     if ORACLE not in rows:
         raise ConfigError("its report has no row of the exact denoiser")
-    floor = checked(report["metrics"][FLOOR], law)
+    floor = checked(report["metrics"][FLOOR], names, others)
     return Run(rows, floor, seconds, {k: v for k, v in config.items() if k != "seed"})
 
 
-def checked(measures: Mapping[str, Any], law: str) -> Measures:
-    """The measures that the table of this law shows."""
-    names = (*HEADS, MODES) if law == RING else tuple(HEADS)
-    triples = {name: tuple(UNITS.get(name, 1) * float(number) for number in measures[name]) for name in names}
+def checked(measures: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) -> Measures:
+    """The named measures of a row, in the units of the tables."""
+    there = [*names, *(name for name in others if name in measures)]
+    triples = {name: tuple(UNITS.get(name, 1) * float(number) for number in measures[name]) for name in there}
     if any(len(triple) != 3 for triple in triples.values()):
         raise ConfigError(f"its rows should hold {', '.join(names)} as [value, low, high]")
     return triples
@@ -105,7 +114,7 @@ def checked(measures: Mapping[str, Any], law: str) -> Measures:
 
 class Estimate(NamedTuple):
     """A mean over seeds, half the width of its interval (None: one seed), the interval's upper end, and that of the difference
-    from the exact denoiser at as many calls, seed by seed (None: nothing to compare with).
+    from the exact denoiser, seed by seed (None: nothing to compare with).
     """
 
     mean: float
@@ -132,22 +141,28 @@ def over_seeds(triples: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(mean, half, mean + half)
 
 
-def summary(found: Mapping[int, Run]) -> Estimates:
-    """Over the seeds that have a row; the exact denoiser first, then as in METHODS."""
-    order = {name: i for i, name in enumerate([ORACLE, *METHODS])}
+def summary(found: Mapping[int, Run], methods: Sequence[str] = tuple(METHODS), rival: int | None = None) -> Estimates:
+    """Over the seeds that have a row; the exact denoiser first, then as in `methods`. rival: the calls of the exact denoiser
+    that all are compared with, None for as many as a method's own.
+    """
+    order = {name: i for i, name in enumerate([ORACLE, *methods])}
     names = {method for run in found.values() for method in run.rows}
     result: Estimates = {}
     for method in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
         runs = [run for run in found.values() if method in run.rows]
         result[method] = {
-            n: {
-                name: against([(run.rows[method][n][name], run.rows[ORACLE].get(n, {}).get(name))
-                               for run in runs if n in run.rows[method]])
-                for name in next(iter(found.values())).floor
-            }
+            n: estimated(
+                [(run.rows[method][n], run.rows[ORACLE].get(rival or n, {})) for run in runs if n in run.rows[method]]
+            )
             for n in sorted({n for run in runs for n in run.rows[method]})
-        }  # fmt: skip
+        }
     return result
+
+
+def estimated(rows: Sequence[tuple[Measures, Measures]]) -> dict[str, Estimate]:
+    """`against` for every measure, of (a row, what it is compared with) of each seed; over seeds that have the measure."""
+    names = dict.fromkeys(name for row, _ in rows for name in row)
+    return {name: against([(row[name], rival.get(name)) for row, rival in rows if name in row]) for name in names}
 
 
 def against(pairs: Sequence[tuple[Sequence[float], Sequence[float] | None]]) -> Estimate:
@@ -158,9 +173,9 @@ def against(pairs: Sequence[tuple[Sequence[float], Sequence[float] | None]]) -> 
 
 
 def beats(estimates: Estimates, method: str, calls: int, measure: str) -> bool:
-    """Better than the exact denoiser at as many calls, beyond chance: the interval of their difference is below 0."""
-    excess = estimates[method][calls][measure].excess
-    return method != ORACLE and excess is not None and excess < 0
+    """Better than the exact denoiser it is compared with, beyond chance: the interval of their difference is below 0."""
+    estimate = estimates[method][calls].get(measure)
+    return method != ORACLE and estimate is not None and estimate.excess is not None and estimate.excess < 0
 
 
 def failing(estimates: Estimates) -> dict[str, list[int]]:
@@ -179,17 +194,12 @@ def failing(estimates: Estimates) -> dict[str, list[int]]:
 def table(found: Mapping[int, Run]) -> str:
     """A row for each method; bold: it `beats` the exact denoiser."""
     estimates, columns = summary(found), [(measure, n) for measure in HEADS for n in CALLS]
-    floor = {name: over_seeds([run.floor[name] for run in found.values()]) for name in next(iter(found.values())).floor}
-
-    def cell(method: str, measure: str, calls: int) -> str | None:
-        if calls not in estimates[method]:
-            return None
-        text = str(estimates[method][calls][measure])
-        return f"**{text}**" if beats(estimates, method, calls, measure) else text
+    floor = estimated([(run.floor, {}) for run in found.values()])
 
     header = ["method", *(f"{HEADS[measure]}, {n} call{'s'[: n > 1]}" for measure, n in columns)]
     rows: list[list[Any]] = [
-        [TITLES.get(method, f"`{method}`"), *(cell(method, *column) for column in columns)] for method in estimates
+        [TITLES.get(method, f"`{method}`"), *(cell(estimates, method, n, measure) for measure, n in columns)]
+        for method in estimates
     ]
     rows.append([FLOOR, *(str(floor[measure]) for measure, _ in columns)])
     if MODES in floor:
@@ -197,22 +207,46 @@ def table(found: Mapping[int, Run]) -> str:
         fewest = [str(by_calls[min(by_calls)][MODES]) for by_calls in estimates.values()]
         rows = [[*row, kept] for row, kept in zip(rows, [*fewest, str(floor[MODES])], strict=True)]
     for row, method in zip(rows, [*estimates, FLOOR], strict=True):
-        times = [seconds for run in found.values() if (seconds := run.seconds.get(method)) is not None]
-        row.append(round(float(np.mean(times))) if times else None)
+        row.append(training(found, method))
     return page.table([*header, "training, s"], rows)
+
+
+def cell(estimates: Estimates, method: str, calls: int, measure: str, bold: bool = True) -> str | None:
+    """An estimate as a table shows it: bold, if it may be, where it `beats` the exact denoiser."""
+    if measure not in estimates[method].get(calls, {}):
+        return None
+    text = str(estimates[method][calls][measure])
+    return f"**{text}**" if bold and beats(estimates, method, calls, measure) else text
+
+
+def training(found: Mapping[int, Run], method: str) -> int | None:
+    """Seconds of a method's training, mean over the seeds that know it."""
+    times = [seconds for run in found.values() if (seconds := run.seconds.get(method)) is not None]
+    return round(float(np.mean(times))) if times else None
 
 
 def verdicts(estimates: Mapping[str, Estimates]) -> str:
     """Which methods don't beat DDIM, a line for each law, and why, a line for each of these methods."""
-    lines, places = [], {}
-    for law, of_law in estimates.items():
-        worse = failing(of_law)
-        named = [f"`{method}` ({', '.join(map(str, calls))})" for method, calls in worse.items()]
-        lines.append(f"- `{law}`: {len(worse)} of {len(of_law) - 1} methods{': ' if worse else ''}{', '.join(named)}.")
-        for method in worse:
-            places.setdefault(method, []).append(f"`{law}`")
-    why = [f"- `{name}` ({', '.join(laws)}): {REASONS.get(name, 'not explained.')}" for name, laws in places.items()]
+    worse = {
+        law: {method: f"`{method}` ({', '.join(map(str, calls))})" for method, calls in failing(of_law).items()}
+        for law, of_law in estimates.items()
+    }
     head = "Methods whose distance or error of the map, with its interval, isn't below DDIM's, and at how many calls:"
+    return listed(head, worse, {law: len(of_law) - 1 for law, of_law in estimates.items()}, REASONS)
+
+
+def listed(
+    head: str, worse: Mapping[str, Mapping[str, str]], totals: Mapping[str, int], reasons: Mapping[str, str]
+) -> str:
+    """worse: law -> method -> how it is named there; totals: law -> of how many methods."""
+    lines, places = [], {}
+    for law, named in worse.items():
+        lines.append(
+            f"- `{law}`: {len(named)} of {totals[law]} methods{': ' if named else ''}{', '.join(named.values())}."
+        )
+        for method in named:
+            places.setdefault(method, []).append(f"`{law}`")
+    why = [f"- `{name}` ({', '.join(laws)}): {reasons.get(name, 'not explained.')}" for name, laws in places.items()]
     return "\n\n".join([head, "\n".join(lines), *(["Why:", "\n".join(why)] if why else [])])
 
 

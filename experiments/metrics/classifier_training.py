@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from distill import regression
 from distill.inputs import clean
-from distill.method import Method, exponential_moving_average
+from distill.method import Method, descent
 from experiments.metrics.suite import Classify
 from models.classifier import ClassifierDef
 
@@ -74,31 +74,24 @@ def method(
     """
     amount = Augmentation(gain, blur, noise)
 
-    def loss(params: PyTree, frames: Array, labels: Array) -> tuple[Array, Array]:
-        logits, _ = classifier.apply(params, frames)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-        return optax.softmax_cross_entropy(logits, targets).mean(), logits
-
-    def train(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: PRNGKeyArray, hyper: PyTree):
-        del frozen
+    def pose(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: PRNGKeyArray, hyper: PyTree):
+        del state, frozen, hyper
         key_frame, key_augment = jax.random.split(key)
         clips = clean(batch)
         chosen = jax.random.randint(key_frame, (len(clips), frames_per_clip), 0, clips.shape[1])
         frames = jnp.take_along_axis(clips, chosen[..., None, None, None], 1).reshape(-1, *clips.shape[2:])
         labels = jnp.repeat(batch["label"], frames_per_clip)
         frames = augment(key_augment, frames, amount)
-        (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, frames, labels)
-        update, opt = optimiser.update(gradient, state.opt, state.params)
-        update = jax.tree.map(lambda u: u * hyper.get("learning_rate_scale", 1.0), update)
-        params = optax.apply_updates(state.params, update)
-        averaged = exponential_moving_average(state.ema, params, state.step, ema)
-        metrics = {
-            "loss": value,
-            "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
-            "grad_norm": optax.global_norm(gradient),
-        }
-        return regression.RegressionState(params, averaged, opt, state.step + 1), metrics
 
+        def loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
+            logits, _ = classifier.apply(params, frames)
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+            right = jnp.argmax(logits, -1) == labels
+            return optax.softmax_cross_entropy(logits, targets).mean(), {"accuracy": jnp.mean(right)}
+
+        return loss
+
+    train = descent({"": (1.0, pose)}, optimiser, ema=ema)
     return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
 
 

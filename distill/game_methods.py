@@ -1,0 +1,470 @@
+"""The games as methods: each is a choice of fields, critic, source of clips and turns, with a paper's numbers.
+
+Common options. steps: the calls of the student's sampler, on levels uniform in time. source: where its input comes from,
+"simulated" (backward simulation; with one step that is noise), "noised" (clips of the data) or "rolled_out" (`chunk` frames at
+a time). start: the level that a one-step student is told its noise to have; None is the schedule's noisy end. law: levels at
+which the scores are compared; critic_law, critic_weight: where the critic is trained, and how its errors weigh. ratio,
+critic_in_student_steps: see `games.turns`. Of a guided teacher hyper["guidance"] is the scale; the critic has none.
+
+Where public code differs in silence, the original is the default and the other a name: `normaliser`, `weighting`,
+`critic_in_student_steps`, `features`, `paired`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffusion import clocks, grids, levels, predictions, solvers
+from diffusion.levels import expand
+from distill import continuous, fields, games, regression, sources
+from distill.adversarial import FEATURES, HEADS, LOSSES, Discriminator, deception, density_ratio, discrimination
+from distill.fields import DISTILLATION, NORMALISERS, RATIOS, SCORE, WEIGHTINGS, Law
+from distill.games import copied
+from distill.inputs import Network, clean, condition
+from distill.jumps import guided_teacher
+from distill.method import Method, Term, choice
+from distill.reflow import coupled
+
+Rule = optax.GradientTransformation
+Weight = Callable[[Array], Array]
+
+
+def middle(network: Network, first: float = 0.02, last: float = 0.98) -> Law:
+    """Time uniform in [first, last] (DMD, section 4.2: without the levels that say nothing)."""
+    schedule = network.schedule
+    noisy, clean = (float(schedule.logsnr(t)) for t in (last, first))
+    return levels.uniform_time(schedule, max(noisy, schedule.logsnr_start), min(clean, schedule.logsnr_end))
+
+
+def everywhere(network: Network) -> Law:
+    return levels.uniform_time(network.schedule)
+
+
+def source_of(network: Network, name: str, steps: int, chunk: int, start: float | None) -> sources.Source:
+    """The source that a method's options name."""
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    make = choice(name, sources.SOURCES, "source")
+    if start is not None and (steps != 1 or name != "simulated"):
+        raise ValueError(
+            f"start: a student of {steps} steps with source {name!r} begins at its first level; expected None"
+        )
+    if steps == 1 and name == "simulated":
+        return sources.noise(network.schedule.logsnr_start if start is None else start)
+    return make(sources.student_levels(network.schedule, steps), chunk)
+
+
+def _critic(discriminator: Discriminator | None, *, score: bool = True) -> dict[str, Callable]:
+    """name -> how a part of the critic begins."""
+    parts: dict[str, Callable] = {SCORE: copied} if score else {}
+    if discriminator is not None:
+        make = discriminator.init
+        parts[HEADS] = lambda key, params: make(key)
+    return parts
+
+
+def _adversary(needed: bool, discriminator: Discriminator | None, loss: str, features: str) -> Discriminator | None:
+    """The discriminator where the method has use for it."""
+    choice(loss, LOSSES, "loss")
+    choice(features, FEATURES, "features")
+    if not needed:
+        return None
+    if discriminator is None:
+        raise ValueError("an adversarial loss needs a discriminator: heads on features of some network")
+    return discriminator
+
+
+def _matching(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None,
+    source: sources.Source,
+    law: Law,
+    critic_law: Law,
+    critic_weight: Weight,
+    weighting: str,
+    normaliser: str,
+    ratio: int,
+    critic_in_student_steps: bool,
+    ema: float,
+    label_dropout: float,
+    discriminator: Discriminator | None = None,
+    adversarial: float = 0.0,
+    discriminative: float = 0.0,
+    loss: str = "softplus",
+    features: str = "critic",
+    paired: bool = False,
+    r1: float = 0.0,
+    approximate_r1: float = 0.0,
+    divergence: str = "reverse_kl",
+    further: Mapping[str, tuple[float, Term]] | None = None,
+) -> Method:
+    """The family of DMD, of which each method is a corner."""
+    choice(weighting, WEIGHTINGS, "weighting")
+    choice(normaliser, NORMALISERS, "normaliser")
+    choice(divergence, RATIOS, "divergence")
+    weighted = divergence != "reverse_kl"
+    heads = _adversary(bool(adversarial or discriminative or weighted), discriminator, loss, features)
+    if heads is not None and not discriminative:
+        raise ValueError(
+            "discriminative: expected a weight above 0, or the discriminator that is asked for never learns"
+        )
+    ratio_of = density_ratio(heads, divergence=divergence, whose=features) if weighted and heads else None
+    moves = {
+        "matching": (
+            1.0,
+            fields.distribution_matching(network, law=law, weighting=weighting, normaliser=normaliser, ratio=ratio_of),
+        )
+    }
+    terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight))}
+    if heads is not None:
+        seen = dict(law=critic_law, loss=loss, whose=features)
+        if adversarial:
+            moves["adversarial"] = (adversarial, deception(network, heads, **seen))
+        told = dict(paired=paired, r1=r1, approximate_r1=approximate_r1)
+        terms["discrimination"] = (discriminative, discrimination(network, heads, **seen, **told))
+    return games.method(
+        network, source=source, fields=moves, critic=_critic(heads), critic_terms=terms, optimiser=optimiser,
+        critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps), ema=ema,
+        label_dropout=label_dropout, further=further,
+    )  # fmt: skip
+
+
+def dmd(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    law: Law | None = None,
+    critic_law: Law | None = None,
+    critic_weight: Weight | None = None,
+    weighting: str = "alpha",
+    normaliser: str = "sample",
+    regression_weight: float = 0.25,
+    teacher_steps: int = 18,
+    start: float | None = None,
+    ratio: int = 1,
+    critic_in_student_steps: bool = True,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """DMD (Yin et al. 2023, arXiv 2311.18828): one step, an update of the critic for each of the student's, and a regression to
+    the teacher's own sample of the same noise, which holds the modes.
+
+    The regression's pairs are made in the step by `teacher_steps` calls of DPM-Solver++, not stored, and its distance is the
+    squared error, not LPIPS; regression_weight: 0 for none.
+    """
+    further: dict[str, tuple[float, Term]] = {}
+    if regression_weight:
+        further["regression"] = (
+            regression_weight,
+            regression.term(network, to_teachers_samples(network, teacher_steps, start, label_dropout)),
+        )
+    return _matching(
+        network, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        source=source_of(network, "simulated", 1, 1, start), law=law or middle(network),
+        critic_law=critic_law or everywhere(network), critic_weight=critic_weight or levels.snr(), weighting=weighting,
+        normaliser=normaliser, ratio=ratio, critic_in_student_steps=critic_in_student_steps, ema=ema,
+        label_dropout=label_dropout, further=further,
+    )  # fmt: skip
+
+
+def to_teachers_samples(
+    network: Network, steps: int, start: float | None, label_dropout: float
+) -> Callable[..., regression.Problem]:
+    """The student's clip of a noise is to be what the teacher's sampler makes of it (DMD, eq. 9)."""
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"teacher_steps: expected a whole number from 1 up, got {steps}")
+    schedule = network.schedule
+    table = solvers.dpmpp(schedule, grids.uniform_time(schedule, steps))
+    level = schedule.logsnr_start if start is None else start
+
+    def construct(state, frozen, batch, key, hyper) -> regression.Problem:
+        key_noise, key_cond = jax.random.split(key)
+        clips = clean(batch)
+        cond = condition(network, batch, key_cond, label_dropout)
+        teacher = guided_teacher(network, frozen["teacher"], cond, hyper.get("guidance", 1.0))
+        eps = jax.random.normal(key_noise, clips.shape, clips.dtype)
+        goal = coupled(schedule, teacher, table, eps)
+        at = jnp.full((1,), level, jnp.float32)
+        x = expand(jnp.hypot(schedule.alpha(at), schedule.sigma(at)), eps) * eps
+
+        def output(prediction: Array) -> Array:
+            return predictions.denoised(network.prediction, prediction, x, at, schedule)
+
+        return regression.Problem(x, at, cond, output, lambda *_: goal, jnp.ones((1,)))
+
+    return construct
+
+
+def dmd2(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    discriminator: Discriminator | None = None,
+    steps: int = 4,
+    source: str = "simulated",
+    chunk: int = 1,
+    start: float | None = None,
+    law: Law | None = None,
+    critic_law: Law | None = None,
+    critic_weight: Weight | None = None,
+    weighting: str = "one",
+    normaliser: str = "sample",
+    divergence: str = "reverse_kl",
+    adversarial: float = 3e-3,
+    discriminative: float = 1e-2,
+    loss: str = "softplus",
+    features: str = "critic",
+    paired: bool = False,
+    r1: float = 0.0,
+    approximate_r1: float = 0.0,
+    ratio: int = 5,
+    critic_in_student_steps: bool = True,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """DMD2 (Yin et al. 2024, arXiv 2405.14867): no regression, `ratio` updates of the critic for each of the student's, an
+    adversary on the critic's features, backward simulation.
+
+    adversarial, discriminative: weights of the generator's and the discriminator's loss, those of ImageNet; 0 both for none.
+    divergence: another f-divergence than the reverse KL, by the discriminator's density ratio: f-distill (Xu et al. 2025,
+    arXiv 2502.15681).
+    """
+    return _matching(
+        network, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        source=source_of(network, source, steps, chunk, start), law=law or middle(network),
+        critic_law=critic_law or everywhere(network), critic_weight=critic_weight or levels.v(), weighting=weighting,
+        normaliser=normaliser, ratio=ratio, critic_in_student_steps=critic_in_student_steps, ema=ema,
+        label_dropout=label_dropout, discriminator=discriminator, adversarial=adversarial, discriminative=discriminative,
+        loss=loss, features=features, paired=paired, r1=r1, approximate_r1=approximate_r1, divergence=divergence,
+    )  # fmt: skip
+
+
+def diff_instruct(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    steps: int = 1,
+    source: str = "simulated",
+    chunk: int = 1,
+    start: float | None = None,
+    law: Law | None = None,
+    critic_law: Law | None = None,
+    critic_weight: Weight | None = None,
+    weighting: str = "one",
+    ratio: int = 1,
+    critic_in_student_steps: bool = True,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """Diff-Instruct (Luo et al. 2023, arXiv 2305.18455): the integral of KL divergences over levels, its gradient as it is.
+
+    law, critic_law: None is EDM's log-normal, of mean -1.2 and standard deviation 1.2.
+    """
+    law = law or levels.edm_lognormal(-1.2, 1.2)
+    return _matching(
+        network, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        source=source_of(network, source, steps, chunk, start), law=law, critic_law=critic_law or law,
+        critic_weight=critic_weight or levels.edm(), weighting=weighting, normaliser="none", ratio=ratio,
+        critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout,
+    )  # fmt: skip
+
+
+def sid(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    discriminator: Discriminator | None = None,
+    alpha: float = 1.2,
+    steps: int = 1,
+    source: str = "simulated",
+    chunk: int = 1,
+    start: float | None = -1.8326,
+    law: Law | None = None,
+    critic_law: Law | None = None,
+    critic_weight: Weight | None = None,
+    normaliser: str = "sample",
+    adversarial: float = 0.0,
+    discriminative: float = 0.0,
+    loss: str = "softplus",
+    features: str = "critic",
+    paired: bool = False,
+    ratio: int = 1,
+    critic_in_student_steps: bool = True,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """Score identity distillation (Zhou et al. 2024, arXiv 2404.04057); with weights for an adversary on the critic's features
+    its adversarial form, SiDA (arXiv 2410.14919).
+
+    The gradient goes through both estimates, so attention must be differentiable twice over in memory as much as in kind.
+    start: sigma = 2.5, which a sampler must then be told too. law: None is Karras' levels from .002 to 80, uniform in their
+    index, without the noisiest fifth.
+    """
+    choice(normaliser, NORMALISERS, "normaliser")
+    heads = _adversary(bool(adversarial or discriminative), discriminator, loss, features)
+    if heads is not None and not discriminative:
+        raise ValueError(
+            "discriminative: expected a weight above 0, or the discriminator that is asked for never learns"
+        )
+    critic_law = critic_law or levels.edm_lognormal(-1.2, 1.2)
+    law = law or karras_below(0.8)
+    moves = {"identity": (1.0, fields.score_identity(network, law=law, alpha=alpha, normaliser=normaliser))}
+    terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight or levels.edm()))}
+    if heads is not None:
+        seen = dict(law=critic_law, loss=loss, whose=features)
+        moves["adversarial"] = (adversarial, deception(network, heads, **seen))
+        terms["discrimination"] = (discriminative, discrimination(network, heads, **seen, paired=paired))
+    return games.method(
+        network, source=source_of(network, source, steps, chunk, start), fields=moves, critic=_critic(heads),
+        critic_terms=terms, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
+    )  # fmt: skip
+
+
+def karras_below(share: float, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Law:
+    """Levels of Karras' grid, uniform in the index below a share of it, counted from the clean end."""
+    clock = clocks.Karras(sigma_min, sigma_max, rho)
+    return lambda key, shape: clock.logsnr(share * jax.random.uniform(key, shape))
+
+
+def moment_matching(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    steps: int = 8,
+    critic_weight: Weight | None = None,
+    ratio: int = 2,
+    critic_in_student_steps: bool = False,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """Moment matching (Salimans et al. 2024, arXiv 2406.04103, algorithm 2) for a sampler of `steps` ancestral steps: critic
+    and student take turns.
+
+    critic_weight: w(s) of both losses, None for 1. The student needs a randomness of its own in few steps, or a sampler that
+    has it: `ddpm`.
+    """
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    weight = critic_weight or levels.uniform()
+    return games.method(
+        network, source=sources.intervals(steps), fields={"moments": (1.0, fields.moments(network, weight=weight))},
+        critic=_critic(None), critic_terms={"moments": (1.0, fields.between(network, weight=weight))},
+        optimiser=optimiser, critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps),
+        ema=ema, label_dropout=label_dropout,
+    )  # fmt: skip
+
+
+def add(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    discriminator: Discriminator | None = None,
+    steps: int = 4,
+    source: str = "noised",
+    chunk: int = 1,
+    distillation_weight: float = 2.5,
+    weighting: str = "exponential",
+    law: Law | None = None,
+    critic_law: Law | None = None,
+    adversarial: float = 1.0,
+    loss: str = "hinge",
+    features: str = "frozen",
+    r1: float = 1e-5,
+    approximate_r1: float = 0.0,
+    ratio: int = 1,
+    critic_in_student_steps: bool = True,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """Adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042): a discriminator on frozen features of clips
+    without noise, and score distillation by the teacher. Student inputs are clips of the data, noised.
+
+    features: "frozen", a feature network given as frozen["features"], or "teacher", the teacher's. critic_law: levels at which
+    the discriminator sees the clips; None is without noise, and a denoiser's features are then those at its cleanest level.
+    """
+    choice(weighting, DISTILLATION, "weighting")
+    if features == "critic":
+        raise ValueError(
+            "features 'critic': this method has no denoiser among its critics; expected 'frozen' or 'teacher'"
+        )
+    heads = _adversary(True, discriminator, loss, features)
+    assert heads is not None
+    seen = dict(law=critic_law, loss=loss, whose=features)
+    moves = {"adversarial": (adversarial, deception(network, heads, **seen))}
+    if distillation_weight:
+        field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
+        moves["distillation"] = (distillation_weight, field)
+    told = discrimination(network, heads, **seen, r1=r1, approximate_r1=approximate_r1)
+    return games.method(
+        network, source=source_of(network, source, steps, chunk, None), fields=moves, critic=_critic(heads, score=False),
+        critic_terms={"discrimination": (1.0, told)}, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
+    )  # fmt: skip
+
+
+def rcm(
+    network: Network,
+    *,
+    optimiser: Rule,
+    critic_optimiser: Rule | None = None,
+    steps: int = 4,
+    source: str = "simulated",
+    chunk: int = 1,
+    consistency_weight: float = 100.0,
+    mean: float = 0.7,
+    std: float = 1.6,
+    sigma_data: float = 1.0,
+    warmup: int = 1000,
+    normalise: str = "rms",
+    c: float = 0.1,
+    law: Law | None = None,
+    critic_law: Law | None = None,
+    critic_weight: Weight | None = None,
+    weighting: str = "one",
+    normaliser: str = "sample",
+    ratio: int = 5,
+    critic_in_student_steps: bool = False,
+    ema: float = 0.999,
+    label_dropout: float = 0.0,
+) -> Method:
+    """Score-regularised continuous-time consistency, rCM (Zheng et al. 2025, arXiv 2510.08431): sCM covers the modes,
+    distribution matching sharpens them, `consistency_weight` to 1.
+
+    mean, std: of log(sigma/alpha) where consistency is asked for; law, critic_law: None is the flow's time with shift 5.
+    Needs an attention that `jax.jvp` can take.
+    """
+    trig = continuous.as_trigflow(network, sigma_data)
+    tangent = continuous.objective(
+        trig, law=levels.edm_lognormal(mean, std), distilled=True, warmup=warmup,
+        normalise=choice(normalise, continuous.NORMALISE, "normalise"), c=c, label_dropout=label_dropout,
+    )  # fmt: skip
+    law = law or shifted(5.0)
+    return _matching(
+        network, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        source=source_of(network, source, steps, chunk, None), law=law, critic_law=critic_law or law,
+        critic_weight=critic_weight or levels.v(), weighting=weighting, normaliser=normaliser, ratio=ratio,
+        critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout,
+        further={"consistency": (consistency_weight, regression.term(trig, tangent))},
+    )  # fmt: skip
+
+
+def shifted(shift: float) -> Law:
+    """Flow time t uniform, then sigma/alpha = shift t / (1 - t) (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
+
+    def law(key: Array, shape: tuple[int, ...]) -> Array:
+        t = jax.random.uniform(key, shape, minval=1e-4, maxval=1 - 1e-4)
+        return 2 * (jnp.log1p(-t) - jnp.log(t) - jnp.log(shift))
+
+    return law

@@ -1,0 +1,244 @@
+"""Games: a student against a critic that keeps moving. One state, two phases, and the seams that all methods share.
+
+A **field** says how the student's clips are to move: it is the gradient, in the space of clips, of what the method minimises
+over them. A step makes clips, moves them against the field and takes one step of regression towards where they ended, which
+is the chain rule: distribution matching, score identity, moments, an adversary all differ in their fields only, and the
+gradients of several add up. A **critic's term** is what the critic learns from the same clips. Where the student's input comes
+from is a third choice (`sources`), and who moves when a fourth (`turns`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from diffusion import predictions
+from distill.inputs import Network, clean, condition
+from distill.jumps import guided_teacher
+from distill.method import Loss, Method, Metrics, Term, descend, descent
+from distill.regression import by_level, finite, squared_deviation
+from distill.sources import Source, Start
+
+STUDENT, CRITIC = "student", "critic"
+
+
+class GameState(NamedTuple):
+    """params, ema, opt, step: the student's weights, their average, its optimiser's state, its finished updates, [].
+
+    critic: name -> weights ("score", the denoiser of the student's clips; "heads", of a discriminator); critic_opt: of its
+    optimiser. It has no average.
+    """
+
+    params: PyTree
+    ema: PyTree
+    opt: Any
+    step: Array
+    critic: dict[str, PyTree]
+    critic_opt: Any
+
+
+class Scene(NamedTuple):
+    """One step as fields and critics see it.
+
+    fake: the student's clips, without a gradient, made of `start`; real: the batch's clips; cond: the conditioning of both.
+    critic: as in the state. teacher: (x, logsnr) -> denoised, guided. frozen: as it is given to the phase.
+    """
+
+    fake: Array
+    start: Start
+    real: Array
+    cond: Mapping[str, Array]
+    critic: Mapping[str, PyTree]
+    teacher: Callable[[Array, Array], Array]
+    frozen: PyTree
+
+
+Field = Callable[[Scene, Array], tuple[Array, Metrics]]
+"""(scene, key) -> (the move of the clips, of their shape; metrics). The student's loss is half its mean square: where the
+field is the gradient of a sum over all numbers, that is the gradient of their mean."""
+CriticTerm = Callable[[Mapping[str, PyTree], Scene, Array], tuple[Array, Metrics]]
+"""(the critic's weights, scene, key) -> (loss, metrics)"""
+
+
+def absent(x: Array, logsnr: Array) -> Array:
+    raise KeyError("a field or a critic of this game asks the teacher: frozen['teacher'] is missing")
+
+
+def play(network: Network, source: Source, label_dropout: float) -> Callable[..., tuple[Callable, Callable]]:
+    """What both phases begin with: (state, frozen, batch, key, hyper) -> (weights -> clips, clips -> scene)."""
+
+    def begin(state: GameState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+        key_cond, key_source, key_dropout = jax.random.split(key, 3)
+        real = clean(batch)
+        cond = condition(network, batch, key_cond, label_dropout)
+        start = source(network, state.params, cond, real, key_source, hyper)
+        teacher = absent
+        if "teacher" in frozen:
+            teacher = guided_teacher(network, frozen["teacher"], cond, hyper.get("guidance", 1.0))
+
+        def clips(params: PyTree) -> Array:
+            prediction = network.apply(params, start.x, start.logsnr, dict(start.cond), key=key_dropout, train=True)
+            return start.clips(
+                predictions.denoised(network.prediction, prediction, start.x, start.logsnr, network.schedule)
+            )
+
+        def scene(made: Array) -> Scene:
+            return Scene(jax.lax.stop_gradient(made), start, real, cond, state.critic, teacher, frozen)
+
+        return clips, scene
+
+    return begin
+
+
+def student_term(
+    network: Network, source: Source, fields: Mapping[str, tuple[float, Field]], *, label_dropout: float = 0.0
+) -> Term:
+    """The student moves its clips against the weighted sum of the fields.
+
+    Metrics: `non_finite`, the clips that a field would have moved to nowhere (they stay); `diversity`, the variance of the
+    student's clips in units of that of the batch's, and by the level of their input; `loss_by_level`; the fields' own.
+    """
+    begin = play(network, source, label_dropout)
+
+    def pose(state: GameState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree) -> Loss:
+        key_play, *keys = jax.random.split(key, 1 + len(fields))
+        clips, scene = begin(state, frozen, batch, key_play, hyper)
+
+        def loss(params: PyTree) -> tuple[Array, Metrics]:
+            made = clips(params)
+            here = scene(made)
+            move, metrics = jnp.zeros_like(here.fake), {}
+            for (weight, field), field_key in zip(fields.values(), keys, strict=True):
+                part, reported = field(here, field_key)
+                move += weight * part
+                metrics |= reported
+            move, bad = finite(jax.lax.stop_gradient(move))
+            error = 0.5 * jnp.square(made - (here.fake - move))
+            variance = jnp.mean(squared_deviation(here.real))
+            diversity = squared_deviation(here.fake) / jnp.where(variance > 0, variance, 1.0)
+            comparable = jnp.full_like(bad, variance > 0)
+            metrics["non_finite"] = jnp.sum(bad)
+            metrics["diversity"] = (jnp.sum(jnp.where(variance > 0, jnp.mean(diversity), 0.0)), 1.0 * (variance > 0))
+            metrics |= by_level("loss", jax.lax.stop_gradient(error), here.start.level, ~bad)
+            metrics |= by_level("diversity", diversity, here.start.level, comparable)
+            return jnp.mean(error), metrics
+
+        return loss
+
+    return pose
+
+
+def critic_phase(
+    network: Network,
+    source: Source,
+    terms: Mapping[str, tuple[float, CriticTerm]],
+    optimiser: optax.GradientTransformation,
+    *,
+    label_dropout: float = 0.0,
+) -> Callable[..., tuple[GameState, Metrics]]:
+    """The critic learns from clips that the student makes, without a gradient in it."""
+    begin = play(network, source, label_dropout)
+
+    def step(state: GameState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+        key_play, *keys = jax.random.split(key, 1 + len(terms))
+        clips, scene = begin(state, frozen, batch, key_play, hyper)
+        here = scene(clips(state.params))
+
+        def loss(critic: PyTree) -> tuple[Array, Metrics]:
+            value, metrics = jnp.zeros(()), {}
+            for (weight, term), term_key in zip(terms.values(), keys, strict=True):
+                part, reported = term(critic, here, term_key)
+                value += weight * part
+                metrics |= reported
+            return value, metrics
+
+        critic, opt, metrics = descend(optimiser, loss, state.critic, state.critic_opt, hyper["learning_rate_scale"])
+        return state._replace(critic=critic, critic_opt=opt), metrics
+
+    return step
+
+
+def turns(ratio: int, critic_in_student_steps: bool) -> Callable[[int], tuple[str, ...]]:
+    """Two time scales: the student moves in the last of every `ratio` steps, after the critic or instead of it.
+
+    The first is the original of DMD2; public re-implementations do the second (FastGen, rCM), where the critic moves
+    `ratio` - 1 times for each move of the student.
+    """
+    if ratio < 1 or ratio != int(ratio) or (ratio == 1 and not critic_in_student_steps):
+        raise ValueError(
+            f"ratio: expected a whole number of the critic's updates for each of the student's, from 1 up (from 2 where"
+            f" critic_in_student_steps is False: the critic would never move), got {ratio}"
+        )
+
+    def order(step: int) -> tuple[str, ...]:
+        if step % ratio != ratio - 1:
+            return (CRITIC,)
+        return (CRITIC, STUDENT) if critic_in_student_steps else (STUDENT,)
+
+    return order
+
+
+COLLAPSE = 0.1
+"""Diversity below which a student has collapsed: of eight modes on a ring two neighbours keep .15, one alone next to none."""
+PATIENCE = 20
+"""Reports after which a student that has never left the mean, where one of a single call begins, is said to have collapsed."""
+
+
+def alarm(history: Sequence[Mapping[str, float]]) -> str | None:
+    """One line where the student's clips have lost their variance: its loss may look well, since its critic follows it."""
+    seen = [metrics[name] for metrics in history if (name := f"{STUDENT}/diversity") in metrics]
+    if not seen or seen[-1] >= COLLAPSE or (max(seen) < 2 * COLLAPSE and len(seen) < PATIENCE):
+        return None
+    return f"the student has collapsed: its clips have {seen[-1]:.2g} of the variance of the data's"
+
+
+def method(
+    network: Network,
+    *,
+    source: Source,
+    fields: Mapping[str, tuple[float, Field]],
+    critic: Mapping[str, Callable[[Array, PyTree], PyTree]],
+    critic_terms: Mapping[str, tuple[float, CriticTerm]],
+    optimiser: optax.GradientTransformation,
+    critic_optimiser: optax.GradientTransformation | None,
+    order: Callable[[int], tuple[str, ...]],
+    ema: float,
+    label_dropout: float = 0.0,
+    further: Mapping[str, tuple[float, Term]] | None = None,
+) -> Method:
+    """A game as a `Method` with the phases `critic` and `student`.
+
+    critic: name -> (key, the student's first weights) -> the weights of a part. critic_optimiser: None is the student's rule.
+    further: terms of the student's loss beside the game.
+    """
+    critic_optimiser = optimiser if critic_optimiser is None else critic_optimiser
+    terms = {"": (1.0, student_term(network, source, fields, label_dropout=label_dropout)), **(further or {})}
+    phases = {
+        CRITIC: critic_phase(network, source, critic_terms, critic_optimiser, label_dropout=label_dropout),
+        STUDENT: descent(terms, optimiser, ema=ema),
+    }
+
+    def init(key: Array, params: PyTree) -> GameState:
+        keys = jax.random.split(key, max(1, len(critic)))
+        parts = {name: make(part_key, params) for (name, make), part_key in zip(critic.items(), keys, strict=True)}
+        # A copy: the state is donated whole, so no two of its trees may share a buffer.
+        ema_params = jax.tree.map(jnp.copy, params)
+        return GameState(
+            params, ema_params, optimiser.init(params), jnp.zeros((), jnp.int32), parts, critic_optimiser.init(parts)
+        )
+
+    return Method(init, phases, order, alarm=alarm)
+
+
+def copied(key: Array, params: PyTree) -> PyTree:
+    """A critic that begins as the student does, which is the teacher."""
+    del key
+    return jax.tree.map(jnp.copy, params)
+
+
+def per_clip(numbers: Array) -> Array:
+    """[b], the mean over each clip."""
+    return jnp.mean(numbers, tuple(range(1, numbers.ndim)))

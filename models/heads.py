@@ -1,0 +1,142 @@
+"""Light discriminator heads on the feature maps of another network, for adversarial distillation.
+
+The maps come from the fake score's own network (DMD2: Yin et al. 2024, arXiv 2405.14867, section 4.3) or from a frozen
+one, several layers of it (ADD: Sauer et al. 2023, arXiv 2311.17042, section 3.2). In space and in time they are judged
+apart, as in SF-V (Zhang et al. 2024, arXiv 2406.04324): a spatial head sees a frame at a time, a temporal head a
+pixel at a time.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from models.definition import Params, checked_label, seam
+from models.layers import Conv, Embedding, Linear, Rngs, TemporalMix, rms_normalise
+
+Map = Float[Array, "b f h w c"]
+
+MIXERS: dict[str, Callable[..., nnx.Module]] = {"spatial": Conv, "temporal": TemporalMix}
+"""What a head's hidden layers are, by its kind: convolutions of 3x3 in every frame, of 3 taps in time at every pixel."""
+
+DEFAULTS = {"kinds": ("spatial", "temporal"), "width": 32, "depth": 1}
+
+
+class HeadsDef(NamedTuple):
+    """Heads as two pure functions.
+
+    init(key) -> params: a nested dict of float32 arrays, with string keys and nothing else in it.
+    apply(params, features, label=None) -> logits [b, k], float32: features is a tuple of maps [b, f, h, w, c_i], of any
+    f, h, w down to 1; label is integers [b], of which `num_classes` means "no class", as does None. Heads are ordered by
+    map, then by kind; k = maps x kinds.
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    apply: Callable[..., Float[Array, "b k"]]
+
+
+class Head(nnx.Module):
+    """`depth` hidden layers, then the mean over all positions of a map of logits, plus a projection of the label."""
+
+    def __init__(self, mixer: Callable, channels: int, width: int, depth: int, num_classes: int, rngs: Rngs):
+        inputs = [2 * channels] + [width] * (depth - 1)
+        self.hidden = nnx.List([mixer(i, width, rngs, scale=2**0.5) for i in inputs])
+        self.logit = Linear(width, 1, rngs)
+        self.label = Embedding(num_classes, width, rngs) if num_classes else None
+
+    def __call__(self, x: Map, label: Int[Array, " b"] | None) -> Float[Array, " b"]:
+        h = both_scales(x.astype(jnp.float32))
+        for layer in self.hidden:
+            h = jax.nn.silu(layer(h))
+        # The logits are linear in h: their mean over positions is the logit of the mean.
+        h = h.mean((1, 2, 3))
+        logit = self.logit(h)[:, 0]
+        if self.label is not None:
+            # The projection of Miyato & Koyama 2018 (arXiv 1802.05637) over sqrt(width): at the start as large as the
+            # logit itself, whose weights are normal with a variance of 1 / width.
+            embedding = self.label.no_class() if label is None else self.label(label)
+            logit = logit + jnp.sum(embedding * h, axis=-1) / embedding.shape[-1] ** 0.5
+        return logit
+
+
+class Heads(nnx.Module):
+    """A head for every map and kind."""
+
+    def __init__(
+        self, kinds: tuple[str, ...], width: int, depth: int, channels: tuple[int, ...], num_classes: int, rngs: Rngs
+    ):
+        self.names = tuple(tuple(f"{kind}{i}" for kind in kinds) for i in range(len(channels)))
+        for names, inputs in zip(self.names, channels, strict=True):
+            for name, kind in zip(names, kinds, strict=True):
+                setattr(self, name, Head(MIXERS[kind], inputs, width, depth, num_classes, rngs))
+
+    def __call__(self, features: tuple[Map, ...], label: Int[Array, " b"] | None) -> Float[Array, "b k"]:
+        pairs = zip(self.names, features, strict=True)
+        return jnp.stack([getattr(self, name)(x, label) for names, x in pairs for name in names], axis=-1)
+
+
+def both_scales(x: Map) -> Map:
+    """x / rms(x), and arcsinh(x), on the channel axis.
+
+    The norm brings features of any size to one: the bottleneck of the shipped U-Net has an rms of 0.5 to 16, depending on
+    the level, and the maps of the shipped classifier 0.1 to 5. But it takes away their length, and with it what tells two
+    points of a plane on one ray apart. arcsinh keeps that: linear at 0, logarithmic far out, of slope at most 1.
+    """
+    return jnp.concatenate([rms_normalise(x), jnp.arcsinh(x)], axis=-1)
+
+
+def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classes: int) -> HeadsDef:
+    """The heads that `config` describes, on maps of `channels` channels: any of the keys of DEFAULTS.
+
+    `kinds`, some of "spatial" and "temporal"; `width` and `depth` of each head's hidden layers. `num_classes` is 0 for no
+    conditioning. Equal arguments give the same HeadsDef. Raises KeyError for an unknown key and ValueError for a value
+    that makes no heads.
+    """
+    options = DEFAULTS | {name: config[name] for name in config}
+    for name in options:
+        if name not in DEFAULTS:
+            raise KeyError(f"unknown key {name!r} for heads{_hint(name, DEFAULTS)}")
+    kinds = options["kinds"]
+    if not isinstance(kinds, list | tuple) or not kinds or len(set(map(str, kinds))) < len(kinds):
+        raise ValueError(f"kinds is a tuple of different names among {tuple(MIXERS)}, got {kinds!r}")
+    for kind in kinds:
+        if kind not in MIXERS:
+            raise ValueError(f"kinds has names among {tuple(MIXERS)}, got {kind!r}{_hint(kind, MIXERS)}")
+    for name in ("width", "depth"):
+        if not _is_count(options[name]):
+            raise ValueError(f"{name} is a whole number from 1 up, got {options[name]!r}")
+    if not isinstance(channels, list | tuple) or not channels or not all(map(_is_count, channels)):
+        raise ValueError(f"heads need the channels of each map, a tuple of whole numbers from 1 up, got {channels!r}")
+    if num_classes != 0 and not _is_count(num_classes):
+        raise ValueError(f"num_classes is the number of classes or 0 for none, got {num_classes!r}")
+    return _build(tuple(kinds), options["width"], options["depth"], tuple(channels), num_classes)
+
+
+@functools.lru_cache(maxsize=128)
+def _build(kinds: tuple[str, ...], width: int, depth: int, channels: tuple[int, ...], num_classes: int) -> HeadsDef:
+    init, module = seam(lambda rngs: Heads(kinds, width, depth, channels, num_classes, rngs))
+
+    def apply(params: Params, features: tuple[Map, ...], label: Int[Array, " b"] | None = None) -> Float[Array, "b k"]:
+        shapes = tuple(x.shape for x in features)
+        if any(len(shape) != 5 for shape in shapes) or tuple(shape[-1] for shape in shapes) != channels:
+            raise ValueError(f"these heads take maps [b, f, h, w, c] with c of {channels}, got shapes {shapes}")
+        if label is not None:
+            if not num_classes:
+                raise ValueError("these heads were built with num_classes 0 and take no label")
+            label = checked_label(label, shapes[0][0], "label")
+        return module(params)(tuple(features), label)
+
+    return HeadsDef(init, apply)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _hint(name: Any, known: Mapping[str, Any]) -> str:
+    return f"; did you mean {get_close_matches(str(name), known, n=1, cutoff=0.0)[0]!r}?"
