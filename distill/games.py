@@ -211,8 +211,11 @@ def method(
 ) -> Method:
     """A game as a `Method` with the phases `critic` and `student`.
 
-    critic: name -> (key, the student's first weights) -> the weights of a part. critic_optimiser: None is the student's rule.
-    further: terms of the student's loss beside the game.
+    critic: name -> (key, the weights of a denoiser) -> the first weights of a part. critic_optimiser: None is the student's
+    rule. further: terms of the student's loss beside the game.
+
+    Its init takes the denoiser that the critic begins as, a teacher's weights, as a third argument; without it that is the
+    student.
     """
     critic_optimiser = optimiser if critic_optimiser is None else critic_optimiser
     terms = {"": (1.0, student_term(network, source, fields, label_dropout=label_dropout)), **(further or {})}
@@ -221,9 +224,10 @@ def method(
         STUDENT: descent(terms, optimiser, ema=ema),
     }
 
-    def init(key: Array, params: PyTree) -> GameState:
+    def init(key: Array, params: PyTree, denoiser: PyTree | None = None) -> GameState:
         keys = jax.random.split(key, max(1, len(critic)))
-        parts = {name: make(part_key, params) for (name, make), part_key in zip(critic.items(), keys, strict=True)}
+        denoiser = params if denoiser is None else denoiser
+        parts = {name: make(part_key, denoiser) for (name, make), part_key in zip(critic.items(), keys, strict=True)}
         # A copy: the state is donated whole, so no two of its trees may share a buffer.
         ema_params = jax.tree.map(jnp.copy, params)
         return GameState(
@@ -233,10 +237,10 @@ def method(
     return Method(init, phases, order, alarm=alarm)
 
 
-def copied(key: Array, params: PyTree) -> PyTree:
-    """A critic that begins as the student does, which is the teacher."""
+def copied(key: Array, denoiser: PyTree) -> PyTree:
+    """A critic that begins as a denoiser that there is."""
     del key
-    return jax.tree.map(jnp.copy, params)
+    return jax.tree.map(jnp.copy, denoiser)
 
 
 def per_clip(numbers: Array) -> Array:

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from diffusion import schedules
-from distill import FORWARD, STUDENTS, Discriminator, Network
+from distill import FORWARD, GAMES, STUDENTS, Discriminator, Network
 from experiments import config as configs
 from experiments import data, evaluation, exact, loop, times, weights
 from experiments import mesh as meshes
@@ -320,7 +320,9 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     if rounds:
         hyper["steps"] = float(rounds[0])
-    state = method.init(key, jax.tree.map(jnp.asarray, params))
+    # A critic of clips that a student will make is a denoiser first: the teacher, where the student begins as something else.
+    denoiser = [frozen["teacher"]] if block["method"] in GAMES and teacher != exact.ORACLE else []
+    state = method.init(key, jax.tree.map(jnp.asarray, params), *denoiser)
     run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
     finish_training(context, name, block, run, source, key, record)
 

@@ -89,7 +89,11 @@ def digits_run(runs, method, distances, *, stages=None, teacher=2.0, clips=256, 
         "samplers": {"teacher_50": sampler(50, teacher)} | samplers,
     }
     write(workdir / "report.json", report)
-    blocks = stages or {"student": dict(method=method, steps=100, teacher="pretrained:t", guidance=1.5)}
+    before = digits.STAGES.get(name, (method,))[:-1] if name else ()
+    names = {**{f"first_{one}": one for one in before}, "student": method}
+    blocks = stages or {
+        stage: dict(method=one, steps=100, teacher="pretrained:t", guidance=1.5) for stage, one in names.items()
+    }
     blocks = {name: {"kind": "train", **block} for name, block in blocks.items()}
     write(workdir / "config.json", {"seed": 0, "stages": {**blocks, "evaluate": {"kind": "evaluate"}}})
     for stage in blocks:
@@ -360,6 +364,7 @@ def test_students_of_a_critic_on_digits(tmp_path, counted):
     assert "- 1 call, within 2.0 times the teacher's distance: 0 of 1; not: `dmd2` 2.10." in second
     assert "- 1 call, diversity at least 0.8 of real clips': 0 of 1." in second
     assert "- `dmd2`: not explained." in second and "games.py:dmd2" not in text
+    assert "games.py:moment_matching,4" in text
 
 
 def test_a_student_of_a_critic_was_made_for_its_calls(tmp_path, counted):
@@ -383,7 +388,7 @@ def test_the_expected_runs_are_those_of_the_configs():
         for calls in counts:
             stages = configs.plain(digits_games_config.get_config(f"{name},{calls}"))["stages"]
             made = tuple(block["method"] for block in stages.values() if block["kind"] == "train")
-            assert made == digits.STAGES.get(name, (name,))
+            assert made == digits.STAGES.get(f"{name}_{calls}", (name,))
             sampler = stages["evaluate"]["samplers"][f"student_{calls}"]
             assert (sampler["weights"], sampler["steps"]) == ("student", calls)
 

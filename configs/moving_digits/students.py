@@ -112,6 +112,16 @@ STUDENTS = {
 }  # fmt: skip
 
 
+def train_stage(stage: Stage, forwards: float) -> dict:
+    """The block of a stage that has so many forwards to spend."""
+    rounds = len(stage.block.get("student_steps", (1,)))
+    return dict(
+        kind="train", method=stage.method, steps=round(forwards / stage.forwards / rounds), batch_size=16,
+        optimiser=dict(learning_rate=5e-4, decay="cosine", warmup=50, clip=1.0), options=stage.options, log_every=50,
+        checkpoint_every=250, **stage.block,
+    )  # fmt: skip
+
+
 def get_config(argument: str = "consistency_trajectory") -> ConfigDict:
     method, _, budget = argument.partition(",")
     if method not in STUDENTS:
@@ -122,15 +132,7 @@ def get_config(argument: str = "consistency_trajectory") -> ConfigDict:
         config.model = ConfigDict({**config.model, "cond": student.inputs})
     if budget and not budget.isdecimal():
         raise ValueError(f"budget {budget!r}: expected a whole number of forwards, as in {method},{BUDGET}")
-    optimiser = dict(learning_rate=5e-4, decay="cosine", warmup=50, clip=1.0)
-    stages = {}
-    for name, stage in student.stages.items():
-        rounds = len(stage.block.get("student_steps", (1,)))
-        steps = round(int(budget or BUDGET) * stage.share / stage.forwards / rounds)
-        stages[name] = dict(
-            kind="train", method=stage.method, steps=steps, batch_size=16, optimiser=optimiser, options=stage.options,
-            log_every=50, checkpoint_every=250, **stage.block,
-        )  # fmt: skip
+    stages = {name: train_stage(stage, int(budget or BUDGET) * stage.share) for name, stage in student.stages.items()}
     samplers = {"teacher_50": dict(weights=TEACHER, steps=50, guidance=GUIDANCE)}
     for n in student.counts:
         samplers[f"student_{n}"] = dict(weights=student.weights.format(n), steps=n, **student.sampler)

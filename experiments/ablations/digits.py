@@ -14,13 +14,14 @@ from experiments.evaluation import QUALITY
 from experiments.metrics.report import Measure
 
 STUDENTS = tuple(name for name in METHODS if name != "denoising" and name not in WITH_A_CRITIC)
-GAMES = {"dmd2": (4, 1)}
+GAMES = {"dmd2": (4, 1), "diff_instruct": (4,), "moment_matching": (4,), "add": (4,)}
 """Students of a critic -> the calls for which one is wanted, each with a run of its own."""
 STAGES = {
     "guided": ("guided", "progressive"),
     "truncated_consistency": ("easy_consistency", "truncated_consistency"),
+    "dmd2_1": ("progressive", "dmd2"),
 }  # fmt: skip
-"""The methods of a student's stages, where they are more than its own."""
+"""The methods of a student's stages, where they are more than its own; of METHOD or METHOD_CALLS."""
 CONFIG, GAMES_CONFIG = "configs/moving_digits/students.py", "configs/moving_digits/games.py"
 TEACHER = "teacher_50"
 TITLE = "teacher, 50 steps"
