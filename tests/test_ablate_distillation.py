@@ -399,8 +399,8 @@ def test_the_expected_runs_are_those_of_the_configs():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config, name",
-    [(config, name) for config in (digits_config, digits_games_config)
-     for name in getattr(config, "STUDENTS", None) or config.GAMES],
+    [(config, name) for config, known in ((digits_config, digits_config.STUDENTS),
+                                          (digits_games_config, digits_games_config.GAMES)) for name in known],
 )  # fmt: skip
 def test_a_students_budget_is_what_the_compiler_counts(config, name):
     """The config states a step's forwards by hand; all of its training must cost the budget, within a tenth or so."""
