@@ -37,8 +37,7 @@ GAMES = {
     "moment_matching": Student(ONE, "ddpm", taught(10_000, **SLOWER)),
     "f_distill": Student(ONE, stage=taught(15_000, **HEADS)),
     "rcm": Student(
-        dict(consistency_weight=1.0, normalise="rms", warmup=200, mean=-0.4, ratio=2, critic_in_student_steps=True, **ONE),
-        stage=taught(20_000),
+        dict(consistency_weight=1.0, normalise="rms", warmup=200, mean=-0.4, **ONE), stage=taught(15_000)
     ),
     # The modes are narrow: a discriminator of clips without noise has no slope between them.
     "add": Student(
@@ -51,4 +50,4 @@ GAMES = {name: student._replace(counts=(1,)) for name, student in GAMES.items()}
 
 def get_config(argument: str = "dmd2") -> ConfigDict:
     # These students don't keep to the flow's map: what chance adds to their distance must be small by itself.
-    return assemble(argument, GAMES, (1, 4, 8), noise="sobol", num_clips=2048)
+    return assemble(argument, GAMES, (1, 4, 8), noise="sobol")

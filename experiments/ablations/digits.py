@@ -95,7 +95,7 @@ def parse(run: str, workdir: pathlib.Path) -> Run:
     method = name_of(run)
     report, config = finished.report_and_config(workdir)
     stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
-    found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(method, (method,)))
+    found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(run, (method,)))
     if found != expected:
         raise ConfigError(f"its training stages have the methods {list(found)}, not {list(expected)}")
     rows = {name: row(sampler) for name, sampler in report["samplers"].items()}
