@@ -42,7 +42,10 @@ GAMES = {
     # The modes are narrow: a discriminator of clips without noise has no slope between them.
     "add": Student(
         dict(weighting="score", critic_law="uniform_time", ratio=2, **ONE),
-        stage=taught(8_000, features="denoiser", **SLOWER, **HEADS),
+        stage=taught(
+            6_000, features="denoiser", heads=dict(kinds=("spatial",), width=64, depth=2),
+            optimiser=dict(learning_rate=3e-4, betas=(0.5, 0.99)), critic_optimiser=dict(learning_rate=1e-3),
+        ),
     ),
 }  # fmt: skip
 GAMES = {name: student._replace(counts=(1,)) for name, student in GAMES.items()}
