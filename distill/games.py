@@ -225,7 +225,7 @@ def method(
     }
 
     def init(key: Array, params: PyTree, denoiser: PyTree | None = None) -> GameState:
-        keys = jax.random.split(key, max(1, len(critic)))
+        keys = jax.random.split(key, max(1, len(critic)))[: len(critic)]
         denoiser = params if denoiser is None else denoiser
         parts = {name: make(part_key, denoiser) for (name, make), part_key in zip(critic.items(), keys, strict=True)}
         # A copy: the state is donated whole, so no two of its trees may share a buffer.

@@ -31,7 +31,8 @@ def ancestral_step(schedule, x: Array, denoised: Array, logsnr: Array, logsnr_to
 
     With r = SNR_t / SNR_s: sqrt(r) sigma_s/sigma_t x_t + (1 - r) alpha_s x0 + sigma_s sqrt(1 - r) eps, in any scaling.
     """
-    ratio = jnp.exp(logsnr - logsnr_to)
+    # Rounding may put levels that are one ulp apart in the wrong order.
+    ratio = jnp.exp(jnp.minimum(logsnr - logsnr_to, 0.0))
     alpha, sigma = schedule.alpha(logsnr_to), schedule.sigma(logsnr_to)
     kept = expand(jnp.sqrt(ratio) * sigma / schedule.sigma(logsnr), x) * x
     return kept + expand((1 - ratio) * alpha, x) * denoised + expand(sigma * jnp.sqrt(1 - ratio), x) * eps

@@ -36,7 +36,7 @@ class Start(NamedTuple):
     clips: Callable[[Array], Array] = lambda denoised: denoised
 
 
-Source = Callable[[Network, PyTree, Mapping[str, Array], Array, Array, Mapping[str, Array]], Start]
+Source = Callable[[Network, PyTree, Mapping[str, Array], Array, Array, Mapping[str, Array | float]], Start]
 
 
 def student_levels(schedule: Schedule, steps: int) -> Array:
@@ -170,7 +170,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
 """name -> (levels, chunk) -> source"""
 
 
-def exit_index(key: Array, count: int, hyper: Mapping[str, Array], shape: tuple[int, ...] = ()) -> Array:
+def exit_index(key: Array, count: int, hyper: Mapping[str, Array | float], shape: tuple[int, ...] = ()) -> Array:
     """Which of the student's calls learns."""
     if "exit" in hyper:
         return jnp.full(shape, hyper["exit"], jnp.int32)

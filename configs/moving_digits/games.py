@@ -29,8 +29,11 @@ class Game(NamedTuple):
     block: dict = {}
 
 
+ADVERSARY = dict(adversarial=1e-2, discriminative=1e-2)
+
 GAMES = {
-    "dmd2": Game("dmd2", 11.0, dict(ratio=2, adversarial=1e-2, discriminative=1e-2, source="noised")),
+    "dmd2": Game("dmd2", 11.0, dict(ratio=2, source="noised", **ADVERSARY)),
+    "f_distill": Game("f_distill", 11.0, dict(ratio=2, source="noised", **ADVERSARY)),
     "diff_instruct": Game("diff_instruct", 10.0, dict(source="noised")),
     "moment_matching": Game("moment_matching", 6.0, {}, "ddpm"),
     # The frozen features are those of the network that measures, the one classifier that there is.

@@ -14,7 +14,7 @@ from experiments.evaluation import QUALITY
 from experiments.metrics.report import Measure
 
 STUDENTS = tuple(name for name in METHODS if name != "denoising" and name not in WITH_A_CRITIC)
-GAMES = {"dmd2": (4, 1), "diff_instruct": (4,), "moment_matching": (4,), "add": (4,)}
+GAMES = {"dmd2": (4, 1), "f_distill": (4,), "diff_instruct": (4,), "moment_matching": (4,), "add": (4,)}
 """Students of a critic -> the calls for which one is wanted, each with a run of its own."""
 STAGES = {
     "guided": ("guided", "progressive"),
