@@ -26,9 +26,9 @@ SLOWER = dict(optimiser=dict(learning_rate=5e-4), critic_optimiser=dict(learning
 HEADS = dict(heads=dict(kinds=("spatial",), width=32))
 
 GAMES = {
-    "dmd": Student(dict(teacher_steps=8, ratio=2, **AVERAGE), stage=taught(20_000)),
+    "dmd": Student(dict(teacher_steps=8, ratio=2, **AVERAGE), stage=taught(8_000)),
     "dmd2": Student(ONE, stage=taught(15_000, **HEADS)),
-    "diff_instruct": Student(dict(ratio=2, **ONE), stage=taught(30_000, **SLOWER)),
+    "diff_instruct": Student(dict(ratio=2, **ONE), stage=taught(16_000, **SLOWER)),
     "sid": Student(dict(start=None, alpha=1.0, **ONE), stage=taught(14_000, **SLOWER)),
     "sida": Student(
         dict(start=None, alpha=1.0, adversarial=1e-2, discriminative=1e-2, **ONE), stage=taught(10_000, **SLOWER, **HEADS),
