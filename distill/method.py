@@ -102,7 +102,7 @@ def optimiser(
     warmup: int = 0,
     decay: str = "constant",
     clip: float = 1.0,
-    betas: tuple[float, float] = (0.9, 0.99),
+    betas: Sequence[float] = (0.9, 0.99),
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam(W) with gradient clipping and a learning rate that is constant, or falls to 0 linearly or as a cosine.
