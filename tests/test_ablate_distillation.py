@@ -195,7 +195,10 @@ def test_games_table(tmp_path):
     assert cells(text, "fresh draws") == ["0.2 ± 0", "0.4 ± 0", "3 ± 0", "7.5 ± 6.4", "-"]
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert rows == ["dmd2", "sid", "sida"]
-    assert "- `eight_mode_ring`: 2 of 3 methods: `sid`, `sida`." in text and "- `sida` (`eight_mode_ring`): as score" in text
+    assert (
+        "- `eight_mode_ring`: 2 of 3 methods: `sid`, `sida`." in text
+        and "- `sida` (`eight_mode_ring`): as score" in text
+    )
     assert (tmp_path / "distillation_games.png").stat().st_size > 10_000
 
 
