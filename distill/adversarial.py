@@ -107,16 +107,16 @@ def discrimination(
     def term(critic: Mapping[str, PyTree], scene: Scene, key: Array) -> tuple[Array, Metrics]:
         key_real, key_fake, key_near = jax.random.split(key, 3)
         see = lambda x, logsnr: logits(discriminator, whose, critic, scene, x, logsnr)  # noqa: E731
+        judge = lambda maps: discriminator.apply(critic[HEADS], maps, scene.cond.get("label"))  # noqa: E731
         shown = placed(network, law, scene.real, key_real)
-        real = see(*shown)
+        maps = discriminator.features(FEATURES[whose](critic, scene), *shown, dict(scene.cond))
+        real = judge(maps)
         fake = see(*placed(network, law, scene.fake, key_real if paired else key_fake))
         value = jnp.mean(jnp.sum(call_real(real) + call_real(-fake), -1))
         accuracy = 0.5 * (jnp.mean(real > 0) + jnp.mean(fake < 0))
         penalty = jnp.zeros(())
         if r1:
-            maps = discriminator.features(FEATURES[whose](critic, scene), *shown, dict(scene.cond))
-            total = lambda maps: jnp.sum(discriminator.apply(critic[HEADS], maps, scene.cond.get("label")))  # noqa: E731
-            slopes = jax.tree.leaves(jax.grad(total)(maps))
+            slopes = jax.tree.leaves(jax.grad(lambda maps: jnp.sum(judge(maps)))(maps))
             penalty += r1 * sum(jnp.sum(jnp.square(slope)) for slope in slopes) / len(real)
         if approximate_r1:
             near = shown[0] + perturbation * jax.random.normal(key_near, shown[0].shape, shown[0].dtype)

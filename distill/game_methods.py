@@ -11,6 +11,7 @@ Where public code differs in silence, the original is the default and the other 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from diffusion.levels import expand
 from distill import continuous, fields, games, regression, sources
 from distill.adversarial import FEATURES, HEADS, LOSSES, Discriminator, deception, density_ratio, discrimination
 from distill.fields import DISTILLATION, NORMALISERS, RATIOS, SCORE, WEIGHTINGS, Law
-from distill.games import copied
+from distill.games import CriticTerm, Field, copied
 from distill.inputs import Network, clean, condition
 from distill.jumps import guided_teacher
 from distill.method import Method, Term, choice
@@ -66,15 +67,33 @@ def _critic(discriminator: Discriminator | None, *, score: bool = True) -> dict[
     return parts
 
 
-def _adversary(needed: bool, discriminator: Discriminator | None, loss: str, features: str) -> Discriminator | None:
-    """The discriminator where the method has use for it."""
+def _adversary(
+    network: Network,
+    discriminator: Discriminator | None,
+    *,
+    law: Law | None,
+    adversarial: float,
+    discriminative: float,
+    loss: str,
+    features: str,
+    needed: bool = False,
+    **told: Any,
+) -> tuple[Discriminator | None, dict[str, tuple[float, Field]], dict[str, tuple[float, CriticTerm]]]:
+    """(the discriminator, its fields, its critic's terms), each empty where no weight asks for it. needed: for its ratio."""
     choice(loss, LOSSES, "loss")
     choice(features, FEATURES, "features")
-    if not needed:
-        return None
+    if not (adversarial or discriminative or needed):
+        return None, {}, {}
     if discriminator is None:
         raise ValueError("an adversarial loss needs a discriminator: heads on features of some network")
-    return discriminator
+    if not discriminative:
+        raise ValueError(
+            "discriminative: expected a weight above 0, or the discriminator that is asked for never learns"
+        )
+    seen = dict(law=law, loss=loss, whose=features)
+    moves = {"adversarial": (adversarial, deception(network, discriminator, **seen))} if adversarial else {}
+    terms = {"discrimination": (discriminative, discrimination(network, discriminator, **seen, **told))}
+    return discriminator, moves, terms
 
 
 def _matching(
@@ -108,27 +127,18 @@ def _matching(
     choice(normaliser, NORMALISERS, "normaliser")
     choice(divergence, RATIOS, "divergence")
     weighted = divergence != "reverse_kl"
-    heads = _adversary(bool(adversarial or discriminative or weighted), discriminator, loss, features)
-    if heads is not None and not discriminative:
-        raise ValueError(
-            "discriminative: expected a weight above 0, or the discriminator that is asked for never learns"
-        )
+    heads, deceive, judge = _adversary(
+        network, discriminator, law=critic_law, adversarial=adversarial, discriminative=discriminative, loss=loss,
+        features=features, needed=weighted, paired=paired, r1=r1, approximate_r1=approximate_r1,
+    )  # fmt: skip
     ratio_of = density_ratio(heads, divergence=divergence, whose=features) if weighted and heads else None
-    moves = {
-        "matching": (
-            1.0,
-            fields.distribution_matching(network, law=law, weighting=weighting, normaliser=normaliser, ratio=ratio_of),
-        )
-    }
-    terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight))}
-    if heads is not None:
-        seen = dict(law=critic_law, loss=loss, whose=features)
-        if adversarial:
-            moves["adversarial"] = (adversarial, deception(network, heads, **seen))
-        told = dict(paired=paired, r1=r1, approximate_r1=approximate_r1)
-        terms["discrimination"] = (discriminative, discrimination(network, heads, **seen, **told))
+    matching = fields.distribution_matching(
+        network, law=law, weighting=weighting, normaliser=normaliser, ratio=ratio_of
+    )
+    terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight)), **judge}
     return games.method(
-        network, source=source, fields=moves, critic=_critic(heads), critic_terms=terms, optimiser=optimiser,
+        network, source=source, fields={"matching": (1.0, matching), **deceive}, critic=_critic(heads),
+        critic_terms=terms, optimiser=optimiser,
         critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps), ema=ema,
         label_dropout=label_dropout, further=further,
     )  # fmt: skip
@@ -310,22 +320,17 @@ def sid(
     index, without the noisiest fifth.
     """
     choice(normaliser, NORMALISERS, "normaliser")
-    heads = _adversary(bool(adversarial or discriminative), discriminator, loss, features)
-    if heads is not None and not discriminative:
-        raise ValueError(
-            "discriminative: expected a weight above 0, or the discriminator that is asked for never learns"
-        )
     critic_law = critic_law or levels.edm_lognormal(-1.2, 1.2)
-    law = law or karras_below(0.8)
-    moves = {"identity": (1.0, fields.score_identity(network, law=law, alpha=alpha, normaliser=normaliser))}
+    heads, deceive, judge = _adversary(
+        network, discriminator, law=critic_law, adversarial=adversarial, discriminative=discriminative, loss=loss,
+        features=features, paired=paired,
+    )  # fmt: skip
+    identity = fields.score_identity(network, law=law or karras_below(0.8), alpha=alpha, normaliser=normaliser)
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight or levels.edm()))}
-    if heads is not None:
-        seen = dict(law=critic_law, loss=loss, whose=features)
-        moves["adversarial"] = (adversarial, deception(network, heads, **seen))
-        terms["discrimination"] = (discriminative, discrimination(network, heads, **seen, paired=paired))
     return games.method(
-        network, source=source_of(network, source, steps, chunk, start), fields=moves, critic=_critic(heads),
-        critic_terms=terms, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        network, source=source_of(network, source, steps, chunk, start),
+        fields={"identity": (1.0, identity), **deceive}, critic=_critic(heads), critic_terms=terms | judge,
+        optimiser=optimiser, critic_optimiser=critic_optimiser,
         order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
     )  # fmt: skip
 
@@ -399,17 +404,16 @@ def add(
         raise ValueError(
             "features 'critic': this method has no denoiser among its critics; expected 'frozen' or 'teacher'"
         )
-    heads = _adversary(True, discriminator, loss, features)
-    assert heads is not None
-    seen = dict(law=critic_law, loss=loss, whose=features)
-    moves = {"adversarial": (adversarial, deception(network, heads, **seen))}
+    heads, moves, judge = _adversary(
+        network, discriminator, law=critic_law, adversarial=adversarial, discriminative=1.0, loss=loss, features=features,
+        r1=r1, approximate_r1=approximate_r1,
+    )  # fmt: skip
     if distillation_weight:
         field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
         moves["distillation"] = (distillation_weight, field)
-    told = discrimination(network, heads, **seen, r1=r1, approximate_r1=approximate_r1)
     return games.method(
         network, source=source_of(network, source, steps, chunk, None), fields=moves, critic=_critic(heads, score=False),
-        critic_terms={"discrimination": (1.0, told)}, optimiser=optimiser, critic_optimiser=critic_optimiser,
+        critic_terms=judge, optimiser=optimiser, critic_optimiser=critic_optimiser,
         order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
     )  # fmt: skip
 

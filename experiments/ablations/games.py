@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments.ablations import finished, mixture, page
-from experiments.ablations.mixture import DISTANCE, ENERGY, FLOOR, LAWS, MODES, ORACLE, TITLES, Estimates, Run
+from experiments.ablations.mixture import DISTANCE, ENERGY, FLOOR, MODES, ORACLE, TITLES, Estimates, Run
 from experiments.figures import COLOURS
 
 NAMES = ("dmd", "dmd2", "f_distill", "diff_instruct", "sid", "sida", "moment_matching", "rcm", "add")
@@ -136,13 +136,7 @@ def draw(found: Mapping[str, Mapping[int, Run]], estimates: Mapping[str, Estimat
 
 
 def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
-    found, missing, parts = {}, [], []
-    for law in LAWS:
-        seeds, absent = read(runs, law)
-        missing += absent
-        if seeds:
-            found[law] = seeds
-            parts.append(f"`{law}`, seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}:\n\n{table(seeds)}")
+    found, missing, parts = mixture.by_law(runs, read, table)
     if found:
         estimates = {law: mixture.summary(seeds, NAMES, RIVAL) for law, seeds in found.items()}
         parts += [verdicts(estimates), draw(found, estimates, folder)]

@@ -3,7 +3,7 @@
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -266,14 +266,23 @@ def draw(estimates: Mapping[str, Estimates], folder: pathlib.Path) -> str:
     return page.save(figure, folder, "distillation_mixture.png", "Wasserstein distance over calls, by method and law")
 
 
-def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
+def by_law(
+    runs: pathlib.Path, read: Callable[..., Any], table: Callable[[Mapping[int, Run]], str]
+) -> tuple[dict[str, dict[int, Run]], list[finished.Missing], list[str]]:
+    """(law -> its runs, what is missing, a titled table for each law that has any)"""
     found, missing, parts = {}, [], []
     for law in LAWS:
         seeds, absent = read(runs, law)
         missing += absent
         if seeds:
-            found[law] = summary(seeds)
+            found[law] = seeds
             parts.append(f"`{law}`, seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}:\n\n{table(seeds)}")
+    return found, missing, parts
+
+
+def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
+    seeds, missing, parts = by_law(runs, read, table)
+    found = {law: summary(of_law) for law, of_law in seeds.items()}
     if found:
         parts += [verdicts(found), draw(found, folder)]
     parts += [finished.commands(missing)] if missing else []
