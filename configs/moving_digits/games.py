@@ -32,9 +32,9 @@ class Game(NamedTuple):
 ADVERSARY = dict(adversarial=1e-2, discriminative=1e-2)
 
 GAMES = {
-    "dmd2": Game("dmd2", 11.0, dict(ratio=2, source="noised", **ADVERSARY)),
-    "f_distill": Game("f_distill", 11.0, dict(ratio=2, source="noised", **ADVERSARY)),
-    "diff_instruct": Game("diff_instruct", 10.0, dict(source="noised")),
+    "dmd2": Game("dmd2", 11.0, dict(ratio=2, source="simulated", **ADVERSARY)),
+    "f_distill": Game("f_distill", 11.0, dict(ratio=2, source="simulated", **ADVERSARY)),
+    "diff_instruct": Game("diff_instruct", 10.0, dict(source="simulated")),
     "moment_matching": Game("moment_matching", 6.0, {}, "ddpm"),
     # The frozen features are those of the network that measures, the one classifier that there is.
     "add": Game(
@@ -57,10 +57,9 @@ def get_config(argument: str = "dmd2") -> ConfigDict:
     count, forwards, game = int(calls or 4), int(budget or BUDGET), GAMES[name]
     config, stages, options = base(), {}, {**AVERAGE, **game.options, "steps": count}
     begin: dict = {}
-    if count == 1:
+    if "source" in options:
         stages["halved"] = train_stage(STUDENTS["progressive"].stages["student"], HALVED * forwards)
         begin, forwards = dict(init="halved"), (1 - HALVED) * forwards
-        options |= {"source": "simulated"} if "source" in options else {}
     stages["student"] = dict(
         kind="train", method=game.method, steps=round(forwards / game.forwards), batch_size=16,
         optimiser=dict(learning_rate=2e-4, decay="cosine", warmup=20, clip=1.0),
