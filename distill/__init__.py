@@ -44,19 +44,21 @@ METHODS = {
     "moment_matching": game_methods.moment_matching,
     "rcm": game_methods.rcm,
     "add": game_methods.add,
+    "ladd": game_methods.ladd,
 }
 """name -> constructor(network, *, optimiser, ...) -> Method"""
 
 STUDENTS = frozenset({
     "guided", "progressive", "tract", "consistency_distillation", "latent_consistency", "continuous_distillation",
     "consistency_trajectory", "reflow", "dmd", "dmd2", "f_distill", "diff_instruct", "sid", "moment_matching", "rcm", "add",
+    "ladd",
 })  # fmt: skip
 """Methods that cannot do without frozen["teacher"]."""
 
 FORWARD = frozenset({"continuous_distillation", "continuous_training", "mean_flow", "rcm"})
 """Methods that take a forward derivative of the network, `jax.jvp`, which fused attention doesn't have."""
 
-GAMES = frozenset({"dmd", "dmd2", "f_distill", "diff_instruct", "sid", "moment_matching", "rcm", "add"})
+GAMES = frozenset({"dmd", "dmd2", "f_distill", "diff_instruct", "sid", "moment_matching", "rcm", "add", "ladd"})
 """Methods with a critic."""
 
 __all__ = ["FORWARD", "GAMES", "METHODS", "STUDENTS", "Discriminator", "Method", "Network", "optimiser"]

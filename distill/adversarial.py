@@ -22,13 +22,13 @@ HEADS = "heads"
 
 
 class Discriminator(NamedTuple):
-    """features(params, x, logsnr, cond) -> maps [b, ...]; init(key) -> the heads' weights; apply(heads, maps, label) -> logits
-    [b, heads], high for real clips. label: [b], or None where there are none.
+    """features(params, x, logsnr, cond) -> maps [b, ...]; init(key) -> the heads' weights; apply(heads, maps, label, logsnr) ->
+    logits [b, heads], high for real clips. label: [b], or None where there are none; logsnr: [b], where the clips were seen.
     """
 
     features: Callable[..., tuple[Array, ...]]
     init: Callable[[Array], PyTree]
-    apply: Callable[[PyTree, tuple[Array, ...], Array | None], Array]
+    apply: Callable[[PyTree, tuple[Array, ...], Array | None, Array], Array]
 
 
 Feature = Callable[[Mapping[str, PyTree], Scene], PyTree]
@@ -53,7 +53,7 @@ def logits(
 ) -> Array:
     """[b, heads]"""
     maps = discriminator.features(FEATURES[whose](critic, scene), x, logsnr, dict(scene.cond))
-    return discriminator.apply(critic[HEADS], maps, scene.cond.get("label"))
+    return discriminator.apply(critic[HEADS], maps, scene.cond.get("label"), logsnr)
 
 
 def placed(network: Network, law: Law | None, clips: Array, key: Array) -> tuple[Array, Array]:
@@ -107,8 +107,8 @@ def discrimination(
     def term(critic: Mapping[str, PyTree], scene: Scene, key: Array) -> tuple[Array, Metrics]:
         key_real, key_fake, key_near = jax.random.split(key, 3)
         see = lambda x, logsnr: logits(discriminator, whose, critic, scene, x, logsnr)  # noqa: E731
-        judge = lambda maps: discriminator.apply(critic[HEADS], maps, scene.cond.get("label"))  # noqa: E731
         shown = placed(network, law, scene.real, key_real)
+        judge = lambda maps: discriminator.apply(critic[HEADS], maps, scene.cond.get("label"), shown[1])  # noqa: E731
         maps = discriminator.features(FEATURES[whose](critic, scene), *shown, dict(scene.cond))
         real = judge(maps)
         fake = see(*placed(network, law, scene.fake, key_real if paired else key_fake))

@@ -74,7 +74,7 @@ def play(network: Network, source: Source, label_dropout: float) -> Callable[...
         key_cond, key_source, key_dropout = jax.random.split(key, 3)
         real = clean(batch)
         cond = condition(network, batch, key_cond, label_dropout)
-        start = source(network, state.params, cond, real, key_source, hyper)
+        start = source(network, state.params, cond, real, key_source, {**hyper, "step": state.step})
         teacher = absent
         if "teacher" in frozen:
             teacher = guided_teacher(network, frozen["teacher"], cond, hyper.get("guidance", 1.0))

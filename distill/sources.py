@@ -2,7 +2,7 @@
 
 A source is a function (network, params, cond, real, key, hyper) -> Start. It calls the student without a gradient. `levels` are
 those of its calls in sampling, log-SNR from noise to data; the call that learns, the exit, is drawn among them, the same one
-for all clips and so for all devices, or is hyper["exit"], a whole number.
+for all clips and so for all devices, or is hyper["exit"], a whole number. hyper["step"], []: the student's finished updates.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,13 +59,16 @@ def noise(level: float | Array) -> Source:
     return source
 
 
-def noised(levels: Array) -> Source:
-    """The batch's clips noised to one of the levels, drawn for each (DMD on few steps; ADD, Sauer et al. 2023, section 3.2)."""
+def noised(levels: Array, shares: Callable[[Array], Array] | None = None) -> Source:
+    """The batch's clips noised to one of the levels, drawn for each (DMD on few steps; ADD, Sauer et al. 2023, section 3.2).
+
+    shares: the student's finished updates -> how often each level is drawn, [levels]; None: all alike.
+    """
 
     def source(network, params, cond, real, key, hyper) -> Start:
         del params
         key_index, key_noise = jax.random.split(key)
-        at = levels[exit_index(key_index, len(levels), hyper, real.shape[:1])]
+        at = levels[exit_index(key_index, len(levels), hyper, real.shape[:1], shares)]
         x = forward(real, jax.random.normal(key_noise, real.shape, real.dtype), at, network.schedule)
         return Start(x, at, cond, at)
 
@@ -170,10 +173,18 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
 """name -> (levels, chunk) -> source"""
 
 
-def exit_index(key: Array, count: int, hyper: Mapping[str, Array | float], shape: tuple[int, ...] = ()) -> Array:
+def exit_index(
+    key: Array,
+    count: int,
+    hyper: Mapping[str, Array | float],
+    shape: tuple[int, ...] = (),
+    shares: Callable[[Array], Array] | None = None,
+) -> Array:
     """Which of the student's calls learns."""
     if "exit" in hyper:
         return jnp.full(shape, hyper["exit"], jnp.int32)
+    if shares is not None:
+        return jax.random.categorical(key, jnp.log(shares(hyper["step"])), shape=shape)
     return jax.random.randint(key, shape, 0, count)
 
 

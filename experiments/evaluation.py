@@ -18,15 +18,18 @@ from jaxtyping import Array, Float, Int
 from diffusion import guidance, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, figures, metrics, tables, weights, writers
+from experiments import data, figures, latents, metrics, tables, weights, writers
 from experiments.config import ConfigError
 from experiments.metrics import classifier_training
 from models import build as build_model
 from models.classifier import build_classifier
 
-CLASSIFIER = "pretrained:moving_digits/classifier"
+CLASSIFIERS = {16: "pretrained:moving_digits/classifier", 64: "pretrained:moving_digits_64/classifier"}
+"""The metric network by the side of a frame."""
 KEYS = {"samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "seed_offset", "shown"}
-SAMPLER_KEYS = {"weights", "steps", "solver", "grid", "guidance"}
+SAMPLER_KEYS = {"weights", "steps", "solver", "grid", "guidance", "threshold"}
+THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
+"""What keeps estimates of clips in the range of pixels."""
 QUALITY = "frechet_clip"
 
 
@@ -41,18 +44,49 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     for name, sampler in block["samplers"].items():
         here = f"{where}.samplers.{name}"
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
-        tables.check(_table_block(sampler), sampler["steps"], configs.schedule(config), here)
+        check_threshold(sampler, config, here)
+        tables.check(table_block(sampler), sampler["steps"], configs.schedule(config), here)
 
 
-def check_data(config: Mapping[str, Any], where: str) -> None:
-    digits = config["data"]
-    if digits["kind"] != "moving_digits" or digits.get("digits", 1) != 1 or digits.get("frames", 8) < 3:
+def check_threshold(sampler: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    if "threshold" not in sampler:
+        return
+    configs.choose(sampler["threshold"], THRESHOLDS, f"{where}.threshold")
+    if latents.is_latent(config):
         raise ConfigError(
-            f"{where}: these metrics know one moving digit over at least 3 frames; config.data is {digits}"
+            f"{where}.threshold {sampler['threshold']!r}: latents have no range to be kept in, as pixels have; remove it"
         )
 
 
-def _table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
+def classifier(block: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The reference of the metric network: the stage's own, or that of the clips' size."""
+    side = latents.pixels(config).get("size")
+    return block.get("classifier") or CLASSIFIERS.get(side, CLASSIFIERS[16])
+
+
+def check_classifier(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
+    """Refuses a metric network of frames of another size; one that is still to be trained fits by its stage's data."""
+    reference = classifier(block, config)
+    if not (reference.startswith("pretrained:") or reference.endswith(".safetensors")):
+        return
+    _, record = weights.load(weights.find(reference, workdir))
+    expected = tuple(data.build(latents.pixels(config), "test").shape[1:])
+    if tuple(record["model"]["shape"]) != expected:
+        raise ConfigError(
+            f"{where}.classifier {reference!r} takes frames of shape {tuple(record['model']['shape'])}, the clips"
+            f"{' behind these latents' if latents.is_latent(config) else ''} have {expected}"
+        )
+
+
+def check_data(config: Mapping[str, Any], where: str) -> None:
+    digits = latents.pixels(config)
+    if digits["kind"] != "moving_digits" or digits.get("digits", 1) != 1 or digits.get("frames", 8) < 3:
+        raise ConfigError(
+            f"{where}: these metrics know one moving digit over at least 3 frames; the clips are {digits}"
+        )
+
+
+def table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
     return {k: sampler[k] for k in ("solver", "grid") if k in sampler}
 
 
@@ -90,6 +124,19 @@ def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, sca
     return guidance.classifier_free(make(cond), make({"label": jnp.full_like(labels, network.num_classes)}), scale)
 
 
+def check_space(record: Mapping[str, Any], expected: Mapping[str, str] | None, what: str) -> None:
+    """Refuses a model of other latents than the run's, of latents in a run of pixels, or the other way round. expected: the
+    record of the run's codec.
+    """
+    own = record.get("latent")
+    if (own and own["fingerprint"]) != (expected and expected["fingerprint"]):
+        raise ConfigError(f"{what}: its weights are a model of {_space(own)}, this run's clips are {_space(expected)}")
+
+
+def _space(latent: Mapping[str, str] | None) -> str:
+    return f"latents of {latent['autoencoder']} (fingerprint {latent['fingerprint']})" if latent else "pixels"
+
+
 def classes_in_turn(network: Network, params: Any, scale: float) -> Callable[..., Array]:
     """(x, logsnr) -> denoised for any batch size, sample i being of class i modulo their number: whom a table asks."""
 
@@ -110,28 +157,48 @@ def draw(
     *,
     batch_size: int,
     scale: float = 1.0,
+    threshold: str | None = None,
+    codec: latents.Codec | None = None,
     timed: bool = True,
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
-    """(clips in [-1, 1], seconds per clip). All batches have one size. timed: the first runs twice, so that compiling isn't
-    in the seconds.
+    """(clips in [-1, 1], seconds per clip). All batches have one size. codec: decodes what was drawn, its seconds counted.
+    timed: the first batch runs twice, so that compiling isn't in the seconds.
     """
-    level = np.asarray(table.logsnr)[0]
-    # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
-    scale_of_start = np.hypot(network.schedule.alpha(level), network.schedule.sigma(level))
     clips, seconds = [], 0.0
     for index in range(0, len(noise), batch_size):
-        rows = slice(index, index + batch_size)
-        x = jnp.asarray(noise[rows] * scale_of_start, jnp.float32)
-        label = jnp.asarray(labels[rows]) if network.num_classes else None
-        step_key = jax.random.fold_in(key, index)
-        denoise = denoiser(network, params, label, scale, table.target is not None)
-        run = lambda: sampling.sample(denoise, table, x, step_key)  # noqa: B023, E731
+        part = labels[index : index + batch_size], noise[index : index + batch_size], jax.random.fold_in(key, index)
+
+        def run(part=part) -> np.ndarray:
+            made = np.asarray(drawn(network, params, table, *part, scale, threshold))
+            return np.clip(made, -1.0, 1.0) if codec is None else codec.decode(made)
+
         if timed and index == 0:
-            jax.block_until_ready(run())
+            run()
         begun = time.perf_counter()
-        clips.append(np.asarray(run()))
+        clips.append(run())
         seconds += time.perf_counter() - begun
-    return np.clip(np.concatenate(clips), -1.0, 1.0), seconds / len(noise)
+    return np.concatenate(clips), seconds / len(noise)
+
+
+def drawn(
+    network: Network,
+    params: Any,
+    table: solvers.Table,
+    labels: Int[np.ndarray, " b"],
+    noise: Float[np.ndarray, "b f h w c"],
+    key: Array,
+    scale: float = 1.0,
+    threshold: str | None = None,
+) -> Float[Array, "b f h w c"]:
+    """One batch, as the network makes it: not clipped, of pixels or of latents."""
+    level = np.asarray(table.logsnr)[0]
+    # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
+    x = jnp.asarray(noise * np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)), jnp.float32)
+    label = jnp.asarray(labels) if network.num_classes else None
+    denoise = denoiser(network, params, label, scale, table.target is not None)
+    if threshold is not None:
+        denoise = THRESHOLDS[threshold](denoise)
+    return sampling.sample(denoise, table, x, key)
 
 
 def run(context, name: str, block: Mapping[str, Any]) -> None:
@@ -139,10 +206,13 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     config = context.config
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
     source = configs.source(config, "test")
-    # Held-out clips: `num` of them play the sampler that makes no mistake (the floor), the others judge.
-    held_out = data.Batches(source, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
+    codec = latents.of(source, context.workdir, f"config.stages.{name}")
+    # Held-out clips: `num` of them play the sampler that makes no mistake (the floor), the others judge. They are real clips
+    # of pixels also where what is sampled is latent, so that the decoder's faults count.
+    clips_of = data.build(latents.pixels(config), "test")
+    held_out = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
     other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
-    classifier_path = weights.find(block.get("classifier", CLASSIFIER), context.workdir)
+    classifier_path = weights.find(classifier(block, config), context.workdir)
     classify = load_classifier(classifier_path)
     key = context.key(name)
     noise = np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32)
@@ -154,17 +224,20 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
         path = weights.find(sampler["weights"], context.workdir)
-        params, network, _ = networks.setdefault(path, load_network(path))
+        if path not in networks:
+            networks[path] = load_network(path)
+        params, network, record = networks[path]
+        where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
+        check_space(record, codec and codec.record, where)
         scale = sampler.get("guidance", 1.0)
         model = tables.Model(classes_in_turn(network, params, scale), source.shape, key)
-        where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
         table = tables.make(
             tables.searched(sampler, path, where), sampler["steps"], network.schedule, where, model, folder
         )
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
         clips[row], seconds[row] = draw(
             network, params, table, labels, noise, jax.random.fold_in(key, index + 1),
-            batch_size=batch, scale=scale,
+            batch_size=batch, scale=scale, threshold=sampler.get("threshold"), codec=codec,
         )  # fmt: skip
         # A network that is told g answers in one call.
         evaluations[row] = table.nfe * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)

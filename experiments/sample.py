@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion.solvers import Table
 from distill import Network
-from experiments import evaluation, figures, tables, weights
+from experiments import evaluation, figures, latents, tables, weights
 from experiments.config import ConfigError
 from experiments.run import fail
 
@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--grid", help=f"uniform_time by default; one of {', '.join(tables.GRIDS)}, or as in a config")
     parser.add_argument("--table", help="a table that was fitted to, or chosen for, this network: a .npz file")
     parser.add_argument("--guidance", type=float, default=1.0, help="g in u + g (c - u); 1 is none")
+    parser.add_argument(
+        "--autoencoder", help="of a model of latents: its file, where it isn't where it was in training"
+    )
     parser.add_argument("--label", type=int, help="class of all clips; by default each class in turn")
     parser.add_argument("--num", type=int, default=16, help="clips")
     parser.add_argument("--seed", type=int, default=0)
@@ -51,13 +54,27 @@ def run(given: argparse.Namespace) -> None:
     if given.guidance != 1.0 and not classes:
         raise ConfigError("--guidance needs a network with classes; this one is unconditional")
     out, key = pathlib.Path(given.out), jax.random.key(given.seed)
+    codec, told = None, record.get("latent")
+    if given.autoencoder is not None and not told:
+        raise ConfigError("--autoencoder: these weights are a model of pixels")
+    if told:
+        told = told | ({"autoencoder": given.autoencoder} if given.autoencoder else {})
+        codec = latents.codec_of(told, pathlib.Path(given.workdir), "--weights")
     denoise = evaluation.classes_in_turn(network, params, given.guidance)
     model = tables.Model(denoise, tuple(record["shape"]), key)
     table = chosen_table(given, path, network, model, out / "tables")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = np.asarray(jax.random.normal(key, (given.num, *record["shape"])))
     clips, seconds = evaluation.draw(
-        network, params, table, labels.astype(np.int32), noise, key, batch_size=given.num, scale=given.guidance
+        network,
+        params,
+        table,
+        labels.astype(np.int32),
+        noise,
+        key,
+        batch_size=given.num,
+        scale=given.guidance,
+        codec=codec,
     )
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", figures.to_uint8(clips))

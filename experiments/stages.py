@@ -18,15 +18,18 @@ from jax.sharding import Mesh
 
 from diffusion import schedules
 from distill import FORWARD, GAMES, STUDENTS, Discriminator, Network
+from experiments import autoencoder, data, evaluation, exact, generate, latents, loop, times, weights
 from experiments import config as configs
-from experiments import data, evaluation, exact, loop, times, weights
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
+from experiments.data.latents import INDEX
 from experiments.data.source import check_whole
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 from models import JVP_KINDS, ModelDef, build_heads, inherit
+from models.autoencoder import DEFAULTS as AUTOENCODER_DEFAULTS
+from models.autoencoder import Autoencoder, build_autoencoder
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 
@@ -51,6 +54,9 @@ class Context:
 HELD_OUT = 512
 """Clips on which a classifier is judged after training."""
 
+STATISTICS = 256
+"""Clips over which the mean and the variance of latents are taken."""
+
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
     "log_every", "checkpoint_every", "tensorboard",
@@ -59,10 +65,24 @@ WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every"}
 KEYS = {
     "train": (
         TRAINING
-        | {"method", "teacher", "previous", "student_steps", "guidance", "critic_optimiser", "heads", "features"},
+        | {
+            "method",
+            "teacher",
+            "previous",
+            "student_steps",
+            "guidance",
+            "critic_optimiser",
+            "heads",
+            "features",
+            "clips",
+        },
         {"method", "steps", "batch_size"},
     ),
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
+    "autoencoder": (TRAINING | {"model"}, {"steps", "batch_size"}),
+    "round_trip": (autoencoder.ROUND_TRIP, {"weights"}),
+    "encode": (latents.ENCODE, {"autoencoder"}),
+    "generate": (generate.KEYS, {"weights", "steps", "num_clips"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
     "exact": (exact.KEYS, {"samplers"}),
     "times": (times.KEYS, {"weights", "counts"}),
@@ -95,7 +115,18 @@ def check(context: Context) -> None:
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values()]
-            references += [block.get("classifier", evaluation.CLASSIFIER)]
+            references += [evaluation.classifier(block, config)]
+            evaluation.check_classifier(block, config, context.workdir, where)
+        elif block["kind"] == "round_trip":
+            references += [block["weights"]]
+        elif block["kind"] == "encode":
+            latents.check_encode(block, config, where)
+            references += [block["autoencoder"]]
+        elif block["kind"] == "autoencoder":
+            plan_autoencoder(context, block, where)
+        elif block["kind"] == "generate":
+            generate.check(block, config, where)
+            references += [block["weights"]]
         elif block["kind"] == "exact":
             exact.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values() if s["weights"] != exact.ORACLE]
@@ -103,12 +134,14 @@ def check(context: Context) -> None:
             times.check(block, config, where)
             references += [block["weights"]]
             if config["data"]["kind"] != "exact":
-                references += [block.get("classifier", evaluation.CLASSIFIER)]
+                references += [evaluation.classifier(block, config)]
+                evaluation.check_classifier(block, config, context.workdir, where)
         elif block["kind"] == "train":
             if block.get("teacher") == exact.ORACLE:
                 exact.source_of(config, "train", f"{where}.teacher")
             plan(context, name, block)
             check_told(context, block, earlier, where)
+            check_clips(context, block, earlier, where)
         meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
         for reference in references:
             stage = reference.split("@")[0]
@@ -191,7 +224,8 @@ def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, whe
         rule = {**block.get("optimiser", {"learning_rate": 1e-3}), **block.get("critic_optimiser", {})}
         given["critic_optimiser"] = configs.optimiser(rule, block["steps"], f"{where}.critic_optimiser")
     if configs.takes(block["method"], "discriminator"):
-        whose = configs.method_option(block["method"], block.get("options", {}), "features")
+        # Of a method without the choice they are the teacher's.
+        whose = configs.method_option(block["method"], block.get("options", {}), "features") or "teacher"
         if (whose == "frozen") != ("features" in block):
             raise ConfigError(
                 f"{where}.features names the network whose features the discriminator sees, where {where}.options.features is"
@@ -279,10 +313,45 @@ def check_eps_loss(network: Network, block: Mapping[str, Any], where: str) -> No
         )
 
 
+def check_clips(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
+    """Clips of its own that a stage learns from: a stage before it that makes latents, or a folder with some."""
+    if "clips" not in block:
+        return
+    if not latents.is_latent(context.config):
+        raise ConfigError(f"{where}.clips: latents, where config.data are clips of pixels")
+    if block["clips"] in earlier:
+        if earlier[block["clips"]]["kind"] != "generate":
+            raise ConfigError(f"{where}.clips {block['clips']!r}: a stage of kind 'generate' is needed")
+        return
+    if not (pathlib.Path(block["clips"]) / INDEX).is_file():
+        raise ConfigError(
+            f"{where}.clips {block['clips']!r} is no stage before it and no folder of latents; "
+            + configs.nearest(block["clips"], earlier)
+        )
+
+
+def clips_of(context: Context, block: Mapping[str, Any], where: str) -> data.Source:
+    """What a stage learns from: the config's data, or `clips` of its own, which must be latents of the same kind."""
+    source = configs.source(context.config, "train")
+    if "clips" not in block:
+        return source
+    folder = context.workdir / block["clips"]
+    own = configs.source(
+        {"data": {"kind": "latents", "path": str(folder if folder.is_dir() else block["clips"])}}, "train"
+    )
+    for key in ("shape", "num_classes", "fingerprint"):
+        if own.index[key] != source.index[key]:
+            raise ConfigError(
+                f"{where}.clips: their {key} is {own.index[key]!r}, config.data has {source.index[key]!r}"
+            )
+    return own
+
+
 def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
     """Trains a denoiser or a student and leaves its EMA weights with their record."""
     definition, network, method, rounds = plan(context, name, block)
-    source = configs.source(context.config, "train")
+    source = clips_of(context, block, f"config.stages.{name}")
+    codec = latents.of(source, context.workdir, "config.data")
     record = {
         "format": 1,
         "kind": "denoiser",
@@ -298,6 +367,7 @@ def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
         "teacher": block.get("teacher"),
         "guidance": block.get("guidance", 1.0) if block.get("teacher") else None,
         "guidance_range": told(block),
+        "latent": codec and codec.record,
     }
     key = context.key(name)
     frozen = {}
@@ -351,6 +421,41 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
     logits, _ = classify(held_out["video"].reshape(-1, *source.shape[1:]))
     right = logits.argmax(-1) == np.repeat(held_out["label"], source.shape[0])
     return {"held_out_accuracy": float(right.mean()), "held_out_frames": len(right)}
+
+
+def plan_autoencoder(context: Context, block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], Autoencoder, Any]:
+    """(its model's config spelt out, the autoencoder, the method): builds everything, computes nothing."""
+    if latents.is_latent(context.config):
+        raise ConfigError(f"{where}: config.data are latents; an autoencoder learns from clips of pixels")
+    shape = configs.source(context.config, "train").shape
+    model = {**AUTOENCODER_DEFAULTS, "shape": list(shape), **block.get("model", {})}
+    built = configs.call(build_autoencoder, {}, f"{where}.model", config=model)
+    if built.shape != tuple(shape):
+        raise ConfigError(f"{where}.model.shape is {built.shape}, config.data gives clips of shape {tuple(shape)}")
+    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
+    method = configs.call(
+        autoencoder.method, block.get("options", {}), f"{where}.options", autoencoder=built, optimiser=optimiser
+    )
+    return model, built, method
+
+
+def run_autoencoder(context: Context, name: str, block: Mapping[str, Any]) -> None:
+    """Trains an autoencoder; its record holds the mean and standard deviation of its latents."""
+    model, built, method = plan_autoencoder(context, block, f"config.stages.{name}")
+    source, key = configs.source(context.config, "train"), context.key(name)
+    record = {"format": 1, "kind": "autoencoder", "model": model, "shape": list(source.shape), "weights": "ema"}
+    initial = jax.random.fold_in(key, 2**31 - 1)
+    params = built.init(initial)
+    if block.get("init"):
+        params, found = weights.load(weights.find(block["init"], context.workdir))
+        weights.check_fits(found, {"kind": "autoencoder", "model": model}, block["init"])
+    state = method.init(key, jax.tree.map(jnp.asarray, params))
+    run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
+    finish_training(context, name, block, run, source, key, record)
+    clips = data.Batches(source, min(STATISTICS, len(source)), seed=context.config["seed"]).batch_at(0)["video"]
+    path = weights.result_path(context.workdir, name)
+    params, record = weights.load(path)
+    weights.save(path, params, record | autoencoder.statistics(params, built, clips))
 
 
 def finish_training(context, name, block, run: loop.Run, source, key, record) -> None:
@@ -411,8 +516,8 @@ def load_fitting(
         return {**record, "model": model}
 
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
-    expected = without_inputs({k: expected[k] for k in keys})
-    weights.check_fits(without_inputs(record), expected, f"{reference} ({path})")
+    weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
+    evaluation.check_space(record, expected["latent"], f"{reference} ({path})")
     try:
         return inherit(jax.tree.map(jnp.asarray, params), definition, key)
     except (KeyError, ValueError) as error:
@@ -454,6 +559,10 @@ def commit() -> str | None:
 KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | None]] = {
     "train": run_train,
     "classifier": run_classifier,
+    "autoencoder": run_autoencoder,
+    "round_trip": autoencoder.run_round_trip,
+    "encode": latents.run_encode,
+    "generate": generate.run,
     "evaluate": evaluation.run,
     "exact": exact.run,
     "times": times.run,

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from diffusion import grids, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, evaluation, exact, metrics, tables, weights
+from experiments import data, evaluation, exact, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
 from experiments.data.source import Source, check_whole
@@ -237,9 +237,11 @@ def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, p
     scale = block.get("guidance", 1.0)
     if scale != 1.0 and not network.num_classes:
         raise ConfigError(f"weights {block['weights']!r} are unconditional: there is nothing to guide")
-    clips = data.Batches(source, num + block.get("num_reference", 1024), seed=context.config["seed"]).batch_at(0)
+    clips_of = data.build(latents.pixels(context.config), "train")
+    clips = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=context.config["seed"]).batch_at(0)
+    codec = latents.of(source, context.workdir, f"config.stages.{block['weights']}")
     labels, real = clips["label"][:num], clips["video"][num:]
-    path = weights.find(block.get("classifier", evaluation.CLASSIFIER), context.workdir)
+    path = weights.find(evaluation.classifier(block, context.config), context.workdir)
     classify = evaluation.load_classifier(path)
     reference = metrics.describe(real, classify)
     noises = [np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32) for key in keys]
@@ -247,7 +249,7 @@ def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, p
     def quality(table: solvers.Table, part: int) -> float:
         drawn, _ = evaluation.draw(
             network, params, table, labels, noises[part], keys[part],
-            batch_size=block.get("batch_size", 64), scale=scale, timed=False,
+            batch_size=block.get("batch_size", 64), scale=scale, codec=codec, timed=False,
         )  # fmt: skip
         sample = metrics.describe(finite(drawn, table), classify)
         statistic = metrics.METRICS[evaluation.QUALITY].statistic

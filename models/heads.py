@@ -17,23 +17,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from models.definition import Params, checked_label, seam
-from models.layers import Conv, Embedding, Linear, Rngs, TemporalMix, rms_normalise
+from models.layers import LEVELS, Conv, Embedding, Linear, Rngs, Sinusoids, TemporalMix, rms_normalise
 
 Map = Float[Array, "b f h w c"]
 
 MIXERS: dict[str, Callable[..., nnx.Module]] = {"spatial": Conv, "temporal": TemporalMix}
 """What a head's hidden layers are, by its kind: convolutions of 3x3 in every frame, of 3 taps in time at every pixel."""
 
-DEFAULTS = {"kinds": ("spatial", "temporal"), "width": 32, "depth": 1}
+DEFAULTS = {"kinds": ("spatial", "temporal"), "width": 32, "depth": 1, "level": False}
 
 
 class HeadsDef(NamedTuple):
     """Heads as two pure functions.
 
     init(key) -> params: a nested dict of float32 arrays, with string keys and nothing else in it.
-    apply(params, features, label=None) -> logits [b, k], float32: features is a tuple of maps [b, f, h, w, c_i], of any
-    f, h, w down to 1; label is integers [b], of which `num_classes` means "no class", as does None. Heads are ordered by
-    map, then by kind; k = maps x kinds.
+    apply(params, features, label=None, logsnr=None) -> logits [b, k], float32: features is a tuple of maps [b, f, h, w, c_i],
+    of any f, h, w down to 1; label is integers [b], of which `num_classes` means "no class", as does None; logsnr, [b|1], is
+    the level at which the clips were seen, needed by heads that are told it. Heads are ordered by map, then by kind; k = maps
+    x kinds.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -41,15 +42,18 @@ class HeadsDef(NamedTuple):
 
 
 class Head(nnx.Module):
-    """`depth` hidden layers, then the mean over all positions of a map of logits, plus a projection of the label."""
+    """`depth` hidden layers, then the mean over all positions of a map of logits, plus projections of label and level."""
 
-    def __init__(self, mixer: Callable, channels: int, width: int, depth: int, num_classes: int, rngs: Rngs):
+    def __init__(
+        self, mixer: Callable, channels: int, width: int, depth: int, num_classes: int, level: bool, rngs: Rngs
+    ):
         inputs = [2 * channels] + [width] * (depth - 1)
         self.hidden = nnx.List([mixer(i, width, rngs, scale=2**0.5) for i in inputs])
         self.logit = Linear(width, 1, rngs)
         self.label = Embedding(num_classes, width, rngs) if num_classes else None
+        self.level = Sinusoids(1, *LEVELS["logsnr"][1:], width, rngs) if level else None
 
-    def __call__(self, x: Map, label: Int[Array, " b"] | None) -> Float[Array, " b"]:
+    def __call__(self, x: Map, label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None) -> Float[Array, " b"]:
         h = both_scales(x.astype(jnp.float32))
         for layer in self.hidden:
             h = jax.nn.silu(layer(h))
@@ -61,6 +65,9 @@ class Head(nnx.Module):
             # logit itself, whose weights are normal with a variance of 1 / width.
             embedding = self.label.no_class() if label is None else self.label(label)
             logit = logit + jnp.sum(embedding * h, axis=-1) / embedding.shape[-1] ** 0.5
+        if self.level is not None:
+            embedding = self.level(LEVELS["logsnr"][0](logsnr))
+            logit = logit + jnp.sum(embedding * h, axis=-1) / embedding.shape[-1] ** 0.5
         return logit
 
 
@@ -68,16 +75,25 @@ class Heads(nnx.Module):
     """A head for every map and kind."""
 
     def __init__(
-        self, kinds: tuple[str, ...], width: int, depth: int, channels: tuple[int, ...], num_classes: int, rngs: Rngs
+        self,
+        kinds: tuple[str, ...],
+        width: int,
+        depth: int,
+        level: bool,
+        channels: tuple[int, ...],
+        num_classes: int,
+        rngs: Rngs,
     ):
         self.names = tuple(tuple(f"{kind}{i}" for kind in kinds) for i in range(len(channels)))
         for names, inputs in zip(self.names, channels, strict=True):
             for name, kind in zip(names, kinds, strict=True):
-                setattr(self, name, Head(MIXERS[kind], inputs, width, depth, num_classes, rngs))
+                setattr(self, name, Head(MIXERS[kind], inputs, width, depth, num_classes, level, rngs))
 
-    def __call__(self, features: tuple[Map, ...], label: Int[Array, " b"] | None) -> Float[Array, "b k"]:
+    def __call__(
+        self, features: tuple[Map, ...], label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None
+    ) -> Float[Array, "b k"]:
         pairs = zip(self.names, features, strict=True)
-        return jnp.stack([getattr(self, name)(x, label) for names, x in pairs for name in names], axis=-1)
+        return jnp.stack([getattr(self, name)(x, label, logsnr) for names, x in pairs for name in names], axis=-1)
 
 
 def both_scales(x: Map) -> Map:
@@ -93,8 +109,9 @@ def both_scales(x: Map) -> Map:
 def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classes: int) -> HeadsDef:
     """The heads that `config` describes, on maps of `channels` channels: any of the keys of DEFAULTS.
 
-    `kinds`, some of "spatial" and "temporal"; `width` and `depth` of each head's hidden layers. `num_classes` is 0 for no
-    conditioning. Equal arguments give the same HeadsDef. Raises KeyError for an unknown key and ValueError for a value
+    `kinds`, some of "spatial" and "temporal"; `width` and `depth` of each head's hidden layers; `level`, whether they are told
+    the level at which the clips were seen (Sauer et al. 2024, LADD, arXiv 2403.12015, section 3). `num_classes` is 0 for no
+    labels. Equal arguments give the same HeadsDef. Raises KeyError for an unknown key and ValueError for a value
     that makes no heads.
     """
     options = DEFAULTS | {name: config[name] for name in config}
@@ -110,18 +127,27 @@ def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classe
     for name in ("width", "depth"):
         if not _is_count(options[name]):
             raise ValueError(f"{name} is a whole number from 1 up, got {options[name]!r}")
+    if not isinstance(options["level"], bool):
+        raise ValueError(f"level is True or False, got {options['level']!r}")
     if not isinstance(channels, list | tuple) or not channels or not all(map(_is_count, channels)):
         raise ValueError(f"heads need the channels of each map, a tuple of whole numbers from 1 up, got {channels!r}")
     if num_classes != 0 and not _is_count(num_classes):
         raise ValueError(f"num_classes is the number of classes or 0 for none, got {num_classes!r}")
-    return _build(tuple(kinds), options["width"], options["depth"], tuple(channels), num_classes)
+    return _build(tuple(kinds), options["width"], options["depth"], options["level"], tuple(channels), num_classes)
 
 
 @functools.lru_cache(maxsize=128)
-def _build(kinds: tuple[str, ...], width: int, depth: int, channels: tuple[int, ...], num_classes: int) -> HeadsDef:
-    init, module = seam(lambda rngs: Heads(kinds, width, depth, channels, num_classes, rngs))
+def _build(
+    kinds: tuple[str, ...], width: int, depth: int, level: bool, channels: tuple[int, ...], num_classes: int
+) -> HeadsDef:
+    init, module = seam(lambda rngs: Heads(kinds, width, depth, level, channels, num_classes, rngs))
 
-    def apply(params: Params, features: tuple[Map, ...], label: Int[Array, " b"] | None = None) -> Float[Array, "b k"]:
+    def apply(
+        params: Params,
+        features: tuple[Map, ...],
+        label: Int[Array, " b"] | None = None,
+        logsnr: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b k"]:
         shapes = tuple(x.shape for x in features)
         if any(len(shape) != 5 for shape in shapes) or tuple(shape[-1] for shape in shapes) != channels:
             raise ValueError(f"these heads take maps [b, f, h, w, c] with c of {channels}, got shapes {shapes}")
@@ -129,7 +155,9 @@ def _build(kinds: tuple[str, ...], width: int, depth: int, channels: tuple[int, 
             if not num_classes:
                 raise ValueError("these heads were built with num_classes 0 and take no label")
             label = checked_label(label, shapes[0][0], "label")
-        return module(params)(tuple(features), label)
+        if level and logsnr is None:
+            raise ValueError("these heads were built with level True and need logsnr, [b|1]")
+        return module(params)(tuple(features), label, logsnr if level else None)
 
     return HeadsDef(init, apply)
 

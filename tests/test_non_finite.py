@@ -69,7 +69,7 @@ def test_in_a_game_it_moves_neither_the_student_nor_the_critic(name):
     heads = Discriminator(
         lambda params, x, logsnr, cond: (x * params["a"],),
         lambda key: {"w": jnp.float32(0.3)},
-        lambda heads, maps, label: heads["w"] * jnp.sum(jnp.tanh(maps[0]), (1, 2, 3, 4))[:, None],
+        lambda heads, maps, label, logsnr: heads["w"] * jnp.sum(jnp.tanh(maps[0]), (1, 2, 3, 4))[:, None],
     )
     given = {"discriminator": heads} if configs.takes(name, "discriminator") else {}
     method = configs.method(name, OPTIONS.get(name, {}), network, optax.sgd(1e-2), 8, name, **given)

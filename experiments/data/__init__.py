@@ -17,6 +17,7 @@ KINDS = {
     "tfds": ("experiments.data.tfds_source", "TFDSVideos"),
     "exact": ("experiments.data.exact", "Exact"),
     "video_folder": ("experiments.data.video_folder", "VideoFolder"),
+    "latents": ("experiments.data.latents", "Latents"),
 }
 
 

@@ -290,14 +290,14 @@ def test_ratios_are_the_curvature_of_their_divergence(name):
 def density_judge(schedule, log_real):
     """A discriminator that knows the log density ratio of noisy real to noisy fake; its heads hold the student's law."""
 
-    def apply(heads, maps, label):
-        x, logsnr = maps
+    def apply(heads, maps, label, logsnr):
+        (x,) = maps
         alpha, sigma = schedule.alpha(logsnr), schedule.sigma(logsnr)
         variance = (alpha * heads["std"]) ** 2 + sigma**2
         fake = -0.5 * (x.reshape(-1) - alpha * heads["mean"]) ** 2 / variance - 0.5 * jnp.log(2 * jnp.pi * variance)
         return (log_real(x, logsnr) - fake)[:, None]
 
-    return Discriminator(lambda params, x, logsnr, cond: (x, logsnr), lambda key: {}, apply)
+    return Discriminator(lambda params, x, logsnr, cond: (x,), lambda key: {}, apply)
 
 
 def divergence(name, schedule, logsnr, log_real):
@@ -336,7 +336,7 @@ def test_f_distill_descends_its_divergence(name, noises):
     move, metrics = field(scene_of(made, critic, mix.denoiser(COSINE)), jax.random.key(0))
     found = [np.sum(share * move), np.sum(share * move * z)]
     x = float(COSINE.alpha(level)) * made + float(COSINE.sigma(level)) * eps
-    r = jnp.exp(judge.apply(critic["heads"], (x, jnp.asarray(level)), None)[:, 0])
+    r = jnp.exp(judge.apply(critic["heads"], (x,), None, jnp.asarray(level))[:, 0])
     r = jnp.clip(r, 0.1, 20)
     slope = jax.grad(divergence(name, COSINE, level, mix.log_density(COSINE)))(student)
     np.testing.assert_allclose(np.array(found) * np.mean(curvature(name, r)), slope, rtol=2e-4)
@@ -646,7 +646,7 @@ def small_judge(heads=2):
         flat = x.reshape(len(x), -1)
         return jnp.tanh(params["mean"] + flat), params["std"] * flat**2 + levels.expand(logsnr, flat) / 10
 
-    def apply(weights, maps, label):
+    def apply(weights, maps, label, logsnr):
         return jnp.tanh(jnp.concatenate(maps, -1) @ weights["first"]) @ weights["second"]
 
     def init(key):
@@ -687,7 +687,7 @@ def test_deception_is_the_mean_of_the_generators_loss(loss, whose, share, noises
     def direct(params):
         clips = params["shift"] + params["scale"] * x
         maps = judge.features(weights[whose], 0.6 * clips + 0.8 * eps, jnp.full(len(x), LEVEL), {})
-        logit = judge.apply(critic["heads"], maps, None)
+        logit = judge.apply(critic["heads"], maps, None, None)
         each = jnp.log1p(jnp.exp(-logit)) if loss == "softplus" else -logit
         return jnp.mean(jnp.sum(each, -1))
 
@@ -739,7 +739,7 @@ def test_r1_is_the_squared_slope_by_the_features():
         moved = [[m.copy() for m in maps] for _ in range(2)]
         for sign, copy in zip((1, -1), moved, strict=True):
             copy[part][:, index] += sign * 1e-5
-        up, down = (np.sum(judge.apply(critic["heads"], tuple(m), None), -1) for m in moved)
+        up, down = (np.sum(judge.apply(critic["heads"], tuple(m), None, None), -1) for m in moved)
         total += np.mean(((up - down) / 2e-5) ** 2)
     np.testing.assert_allclose(metrics["penalty"], 0.7 * total, rtol=1e-7)
     np.testing.assert_allclose(value, metrics["discrimination"] + metrics["penalty"], rtol=1e-12)
@@ -755,7 +755,7 @@ def test_approximate_r1_tends_to_the_squared_slope_by_the_clips(noises):
 
     def logit(x):
         maps = judge.features(critic[SCORE], x[None], jnp.full(1, COSINE.logsnr_end), {})
-        return judge.apply(critic["heads"], maps, None)[0, 0]
+        return judge.apply(critic["heads"], maps, None, None)[0, 0]
 
     exact, errors = float(jnp.sum(jax.grad(logit)(clip) ** 2)), []
     for size in (1e-2, 1e-3, 1e-4):
@@ -777,7 +777,7 @@ def test_the_discriminators_optimum(loss, optimum):
     judge = Discriminator(
         lambda params, x, logsnr, cond: (x.reshape(-1).astype(int),),
         lambda key: {},
-        lambda table, maps, label: table[maps[0]][:, None],
+        lambda table, maps, label, logsnr: table[maps[0]][:, None],
     )
     real, fake = (jnp.asarray(part, float).reshape(-1, *SHAPE) for part in (REAL, FAKE))
     told = adversarial.discrimination(network_of(COSINE), judge, law=None, loss=loss, whose="critic")
@@ -799,7 +799,7 @@ def test_a_logistic_head_learns_the_log_density_ratio():
     nodes = ndtri((jnp.arange(2000) + 0.5) / 2000).reshape(-1, *SHAPE)
     judge = Discriminator(
         lambda params, x, logsnr, cond: (x.reshape(-1),), lambda key: {},
-        lambda heads, maps, label: jnp.polyval(heads, maps[0])[:, None],
+        lambda heads, maps, label, logsnr: jnp.polyval(heads, maps[0])[:, None],
     )  # fmt: skip
     told = adversarial.discrimination(network_of(COSINE), judge, law=None, loss="softplus", whose="critic")
     method = game(network_of(COSINE), given(nodes), terms={"discrimination": told}, rate=0.5)

@@ -1,0 +1,27 @@
+"""What all runs on 64x64 moving digits of 32 frames share: the clips, and how a diffusion model sees their latents."""
+
+from ml_collections import ConfigDict
+
+AUTOENCODER = "pretrained:moving_digits_64/autoencoder"
+LATENTS = "runs/moving_digits_64/latents/latents"
+
+
+def clips() -> ConfigDict:
+    """A run on clips of pixels."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(dict(kind="moving_digits", size=64, frames=32, digits=1))
+    return config
+
+
+def latents(path: str = LATENTS) -> ConfigDict:
+    """A run on their latents, as latents.py left them: a 1 M video U-Net on 9 frames of 8x8, v on the cosine."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(dict(kind="latents", path=path))
+    config.model = ConfigDict(
+        dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(64, 96), blocks=(1, 2), embed=128)
+    )
+    config.schedule = ConfigDict(dict(kind="vp_cosine"))
+    config.prediction = "v"
+    return config

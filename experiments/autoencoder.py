@@ -1,0 +1,158 @@
+"""Training an autoencoder of clips, and its round trip: what encoding and decoding alone cost, before any model samples."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
+
+from distill import regression
+from distill.inputs import clean
+from distill.method import Method, descent
+from experiments import config as configs
+from experiments import data, figures, latents
+from experiments.metrics import distances, report
+from models.autoencoder import Autoencoder
+
+ROUND_TRIP = {"weights", "num_clips", "batch_size", "bootstrap", "shown"}
+
+
+def method(
+    autoencoder: Autoencoder,
+    *,
+    optimiser: optax.GradientTransformation,
+    frames: int | None = None,
+    kl: float = 1e-5,
+    ema: float = 0.999,
+) -> Method:
+    """Squared error of the decoded clip, plus `kl` times the divergence of the latents from N(0, 1) (Rombach et al. 2022, arXiv
+    2112.10752, section 3.1), each a mean over its numbers; one phase, `train`.
+
+    frames: of the part of every clip that a step sees, its beginning drawn; None: the whole clip. A causal network that
+    learnt on short clips is as good on long ones. Metrics: loss, psnr (dB, of clips in [-1, 1]), kl (nats a number).
+    """
+    if frames is not None and not 1 <= frames <= autoencoder.shape[0]:
+        raise ValueError(f"frames: expected 1 to the clip's {autoencoder.shape[0]}, or None for all, got {frames}")
+
+    def pose(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+        del state, frozen, hyper
+        key_start, key_latent = jax.random.split(key)
+        clips = part(key_start, clean(batch), frames)
+
+        def loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
+            mean, log_variance = autoencoder.encode(params, clips)
+            z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key_latent, mean.shape)
+            made = autoencoder.decode(params, z)[:, : clips.shape[1]]
+            error = jnp.mean(jnp.square(made - clips))
+            divergence = jnp.mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance))
+            return error + kl * divergence, {"psnr": 10 * jnp.log10(4 / error), "kl": divergence}
+
+        return loss
+
+    train = descent({"": (1.0, pose)}, optimiser, ema=ema)
+    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
+
+
+def part(key: PRNGKeyArray, clips: Float[Array, "b f h w c"], frames: int | None) -> Float[Array, "b n h w c"]:
+    """`frames` frames in a row of every clip, from the same place in all."""
+    if frames is None or frames == clips.shape[1]:
+        return clips
+    start = jax.random.randint(key, (), 0, clips.shape[1] - frames + 1)
+    return jax.lax.dynamic_slice_in_dim(clips, start, frames, 1)
+
+
+def run_round_trip(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Encodes and decodes held-out clips; leaves report.json and pictures in the stage's folder."""
+    where, folder = f"config.stages.{name}", context.workdir / name
+    codec = latents.load(block["weights"], context.workdir, where)
+    source = configs.source(context.config, "test")
+    codec.check_clips(source.shape, where)
+    num, batch = block.get("num_clips", 256), block.get("batch_size", 16)
+    real = data.Batches(source, num, seed=context.config["seed"]).batch_at(0)["video"]
+    made, still = [], []
+    for first in range(0, num, batch):
+        clips = real[first : first + batch]
+        made.append(figures.to_uint8(codec.decode(codec.encode(clips))))
+        stopped = np.repeat(clips[:, :1], clips.shape[1], 1)
+        still.append(figures.to_uint8(codec.decode(codec.encode(stopped))))
+        print(f"{name}: {min(first + batch, num)}/{num} clips", file=sys.stderr, flush=True)
+    made, still = np.concatenate(made), np.concatenate(still)
+    found = measure(
+        real, made, still, codec.autoencoder.patch, codec.autoencoder.group, block.get("bootstrap", 200),
+        context.config["seed"],
+    )  # fmt: skip
+    shown = min(block.get("shown", 6), num)
+    figures.comparison(folder / "comparison.png", {"real": real[:shown], "decoded": made[:shown]})
+    figures.animate(folder / "comparison.webp", {"real": real[:shown], "decoded": made[:shown]})
+    result = {"clips": num, "weights": block["weights"], "metrics": {k: m._asdict() for k, m in found.items()}}
+    configs.write_json(folder / "report.json", result)
+    for key, m in found.items():
+        print(f"{name}: {key} {m.value:.4g} [{m.low:.4g}, {m.high:.4g}]", flush=True)
+    print(f"{name}: pictures: {folder / 'comparison.png'}, {folder / 'comparison.webp'}", flush=True)
+    return {k: m.value for k, m in found.items()}
+
+
+def measure(
+    real: UInt8[np.ndarray, "n f h w c"],
+    made: UInt8[np.ndarray, "n f h w c"],
+    still: UInt8[np.ndarray, "n f h w c"],
+    patch: int,
+    group: int,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, report.Measure]:
+    """What a round trip did to clips, with intervals over clips.
+
+    psnr: dB, mean over clips. shimmer: rms of the second difference in time, decoded over real. still: rms of the change from
+    frame to frame where the clip stood still (`still` decoded), over the rms contrast of its real frames. seams_space: rms
+    change of the error from pixel to pixel across the borders of the decoder's patches, over that inside them; seams_time: from
+    frame to frame, across the borders of its groups; 1 is no seam.
+    """
+    weights_ = np.concatenate(
+        [distances.equal_weights(len(real)), distances.resampled(len(real), bootstrap, seed, None)]
+    )
+    x, y, stood = (clips.astype(np.float32) / 255 for clips in (real, made, still))
+    error = y - x
+    mean = lambda a: a.mean(tuple(range(1, a.ndim)))  # noqa: E731
+    psnr = -10 * np.log10(np.maximum(mean(np.square(error)), 1e-10))
+    second = [mean(np.square(np.diff(clips, n=2, axis=1))) for clips in (y, x)]
+    contrast = mean(np.square(x[:, :1] - x[:, :1].mean((2, 3), keepdims=True)))
+    rows, columns, frames = (jumps(error, axis, period) for axis, period in ((2, patch), (3, patch), (1, group)))
+    parts = {
+        "shimmer": second,
+        "still": [mean(np.square(np.diff(stood, axis=1))), contrast],
+        "seams_space": [np.add(*pair) for pair in zip(rows, columns, strict=True)],
+        "seams_time": frames,
+    }
+    values = {"psnr": weights_ @ psnr}
+    values |= {k: np.sqrt(weights_ @ a / np.maximum(weights_ @ b, 1e-12)) for k, (a, b) in parts.items()}
+    better = {"psnr": "higher", "shimmer": None, "still": "lower", "seams_space": "lower", "seams_time": "lower"}
+    floors = {"psnr": None, "shimmer": 1.0, "still": 0.0, "seams_space": 1.0, "seams_time": 1.0}
+    return {
+        k: report.Measure(float(v[0]), *report.interval(float(v[0]), v[1:]), floors[k], better[k])
+        for k, v in values.items()
+    }
+
+
+def jumps(error: Float[np.ndarray, "n f h w c"], axis: int, period: int) -> list[Float[np.ndarray, " n"]]:
+    """The mean squared change of the error along an axis of every clip: [across borders, inside]. In time the first frame is a
+    group alone. Without an inside both are the same.
+    """
+    change = np.square(np.diff(error, axis=axis))
+    place = np.arange(change.shape[axis]) + (0 if axis == 1 else 1)
+    sides = [place % period == 0, place % period != 0] if period > 1 else [place >= 0] * 2
+    return [np.compress(side, change, axis).mean((1, 2, 3, 4)) for side in sides]
+
+
+def statistics(params: Any, autoencoder: Autoencoder, clips: UInt8[np.ndarray, "n f h w c"]) -> dict[str, list[float]]:
+    """Mean and standard deviation of every latent channel over clips: what makes them of unit variance for a model."""
+    encode = jax.jit(lambda params, video: autoencoder.encode(params, clean({"video": video}))[0])
+    made = np.concatenate([np.asarray(encode(params, clips[i : i + 16])) for i in range(0, len(clips), 16)])
+    return {
+        "latent_mean": made.mean((0, 1, 2, 3)).astype(float).tolist(),
+        "latent_std": made.std((0, 1, 2, 3)).astype(float).tolist(),
+    }

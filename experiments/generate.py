@@ -1,0 +1,57 @@
+"""The `generate` stage: a teacher's own clips as data, for students that learn from nothing else.
+
+Sauer et al. 2024 (LADD, arXiv 2403.12015, section 3): synthetic latents at one guidance scale take the place of a data set, and
+of the distillation loss.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import config as configs
+from experiments import evaluation, latents, tables, weights
+from experiments.config import ConfigError
+from experiments.data import latents as store
+
+KEYS = {"weights", "steps", "solver", "grid", "guidance", "num_clips", "batch_size"}
+
+
+def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    if not latents.is_latent(config):
+        raise ConfigError(f"{where}: generated clips are written as latents; config.data.kind must be 'latents'")
+    tables.check(evaluation.table_block(block), block["steps"], configs.schedule(config), where)
+    num, batch = block["num_clips"], block.get("batch_size", 64)
+    if num % batch:
+        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+
+
+def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes num_clips latents, the classes in turn, in the format of the `encode` stage."""
+    where, folder = f"config.stages.{name}", context.workdir / name
+    source = configs.source(context.config, "train")
+    codec = latents.of(source, context.workdir, where)
+    path = weights.find(block["weights"], context.workdir)
+    params, network, record = evaluation.load_network(path)
+    evaluation.check_space(record, codec.record, f"{where}.weights")
+    key, scale = context.key(name), block.get("guidance", 1.0)
+    model = tables.Model(evaluation.classes_in_turn(network, params, scale), source.shape, key)
+    table = tables.make(evaluation.table_block(block), block["steps"], network.schedule, where, model, folder)
+    count, size = block["num_clips"], block.get("batch_size", 64)
+
+    def drawn() -> Iterator[dict[str, np.ndarray]]:
+        progress = latents.Progress(name, count)
+        for first in range(0, count, size):
+            labels = ((first + np.arange(size)) % max(network.num_classes, 1)).astype(np.int32)
+            key_noise, key_sample = jax.random.split(jax.random.fold_in(key, first))
+            noise = np.asarray(jax.random.normal(key_noise, (size, *source.shape)))
+            clips = evaluation.drawn(network, params, table, labels, noise, key_sample, scale)
+            for clip, label in zip(np.asarray(clips), labels, strict=True):
+                yield dict(video=clip, label=label)
+            progress(first + size)
+
+    store.write(folder / "train.array_record", drawn())
+    made = {"by": weights.fingerprint(path), "steps": block["steps"], "guidance": scale, "seed": context.config["seed"]}
+    latents.write_index(folder, codec, {"train": count}, source.index["data"], source.num_classes, made=made)
+    return {"train_clips": count, "evaluations": table.nfe * count}
