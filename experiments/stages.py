@@ -255,6 +255,13 @@ def feature_network(context: Context, reference: str, where: str) -> tuple[Calla
     else:
         raise ConfigError(f"{where}.features: stage {reference!r} trains no network")
     if record["kind"] == "classifier":
+        frame, shape = tuple(record["model"]["shape"]), tuple(context.config["model"]["shape"])
+        if latents.is_latent(context.config) or frame != shape[1:]:
+            clips = "latents" if latents.is_latent(context.config) else "clips"
+            raise ConfigError(
+                f"{where}.features {reference!r} is a classifier of frames of pixels of shape {frame}, the {clips} are of shape"
+                f" {shape}; a discriminator on the teacher's own features fits them (method 'ladd')"
+            )
         classifier = configs.call(build_classifier, {}, f"{where}.features", config=record["model"])
         return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels
     network = configs.model({"model": record["model"]})

@@ -89,7 +89,7 @@ def digits_run(runs, method, distances, *, stages=None, teacher=2.0, clips=256, 
         "samplers": {"teacher_50": sampler(50, teacher)} | samplers,
     }
     write(workdir / "report.json", report)
-    before = digits.STAGES.get(name, (method,))[:-1] if name else ()
+    before = digits.STAGES.get(method, (method,))[:-1] if name else ()
     names = {**{f"first_{one}": one for one in before}, "student": method}
     blocks = stages or {
         stage: dict(method=one, steps=100, teacher="pretrained:t", guidance=1.5) for stage, one in names.items()
@@ -281,8 +281,8 @@ def test_missing_runs_are_listed_with_their_command(tmp_path):
 def test_a_page_without_any_run_lists_them_all(tmp_path, counted):
     distillation.run(tmp_path, ("mixture", "games", "digits"), tmp_path / "runs")
     text = (tmp_path / "distillation.md").read_text()
-    made = len(digits.STUDENTS) + sum(map(len, digits.GAMES.values()))
-    assert text.count("python -m experiments.run") == 9 + 9 + made
+    made = len(digits.STUDENTS) + sum(map(len, digits.PIXELS.games.values()))
+    assert text.count("python -m experiments.run") == 9 + 9 + made + 1  # the teacher at few calls
     assert "![" not in text and [path.name for path in tmp_path.iterdir()] == ["distillation.md"]
 
 
@@ -293,7 +293,7 @@ def test_digits_table(tmp_path, counted):
     digits_run(tmp_path, "shortcut", {4: 2.5, 2: 3.5})
     halving = dict(method="progressive", steps=100, student_steps=[4, 2, 1], teacher="pretrained:t", guidance=1.5)
     digits_run(tmp_path, "progressive", {4: 3.0, 2: 3.0}, stages={"student": halving})
-    text = digits.section(tmp_path, tmp_path)
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `shortcut` |")]
     assert [row[1:4] for row in rows] == [["4", "2.5 [2, 3]", "1.25"], ["2", "3.5 [3, 4]", "1.75"]]
     assert rows[0][4:] == ["0.5"] * 6 + ["4", "700", "40 |"]
@@ -322,7 +322,7 @@ def test_students_of_two_stages(tmp_path, counted):
     }
     digits_run(tmp_path, "truncated_consistency", {2: 3.0}, stages=two)
     digits_run(tmp_path, "easy_consistency", {2: 3.0}, stages=two)
-    found, missing = digits.read(tmp_path)
+    found, missing = digits.read(tmp_path, digits.PIXELS)
     assert list(found) == ["truncated_consistency"]
     run = found["truncated_consistency"]
     assert (run.forwards, run.seconds) == (10 * 7 + 20 * 5, 80) and run.ratios == {2: 1.5}
@@ -339,7 +339,7 @@ def test_digits_that_were_judged_otherwise_stand_in_no_table(tmp_path, counted):
     report = json.loads((workdir / "report.json").read_text())
     del report["samplers"]["student_4"]["metrics"]["flicker"]
     write(workdir / "report.json", report)
-    text = digits.section(tmp_path, tmp_path)
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
     assert "| `progressive` |" in text and "| `shortcut` |" not in text and "| `mean_flow` |" not in text
     assert f"not run as {tmp_path}/digits/progressive was: run.clips: 256 -> 64" in text
     assert "isn't one of these runs (KeyError: 'flicker')" in text
@@ -354,7 +354,7 @@ def test_students_of_a_critic_on_digits(tmp_path, counted):
     digits_run(tmp_path, "shortcut", {4: 2.5})
     for name, distance, diversity in (("dmd2_4", 2.4, 0.85), ("dmd2_1", 4.2, 0.7), ("dmd2_2", 3.0, 0.9)):
         digits_run(tmp_path, "dmd2", {int(name[-1]): distance, 3: 2.0}, name=name, diversity=diversity)
-    text = digits.section(tmp_path, tmp_path)
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert [(row[0], row[1], row[3]) for row in table] == [
         ("| `shortcut`", "4", "1.25"), ("| `dmd2`", "4", "1.20"), ("| `dmd2`", "2", "1.50"), ("| `dmd2`", "1", "2.10"),
@@ -373,11 +373,11 @@ def test_students_of_a_critic_on_digits(tmp_path, counted):
 def test_a_student_of_a_critic_was_made_for_its_calls(tmp_path, counted):
     digits_run(tmp_path, "dmd2", {4: 2.4}, name="dmd2_1")
     digits_run(tmp_path, "shortcut", {4: 2.4}, name="dmd2_4")
-    _, missing = digits.read(tmp_path)
+    _, missing = digits.read(tmp_path, digits.PIXELS)
     reasons = {one.wanted.workdir.name: one for one in missing}
     assert reasons["dmd2_1"].reason == "its report has no row 'student_1'"
     assert reasons["dmd2_1"].wanted.arguments == ("--config=configs/moving_digits/games.py:dmd2,1",)
-    assert reasons["dmd2_4"].reason == "its training stages have the methods ['shortcut'], not ['dmd2']"
+    assert reasons["dmd2_4"].reason == "its training stages have the methods ['shortcut'], not ['progressive', 'dmd2']"
 
 
 def test_the_expected_runs_are_those_of_the_configs():
@@ -386,12 +386,12 @@ def test_the_expected_runs_are_those_of_the_configs():
     assert set(digits.STUDENTS) == set(digits_config.STUDENTS)
     for name, student in digits_config.STUDENTS.items():
         assert tuple(stage.method for stage in student.stages.values()) == digits.STAGES.get(name, (name,))
-    assert set(digits.GAMES) == set(digits_games_config.GAMES)
-    for name, counts in digits.GAMES.items():
+    assert set(digits.PIXELS.games) == set(digits_games_config.GAMES)
+    for name, counts in digits.PIXELS.games.items():
         for calls in counts:
             stages = configs.plain(digits_games_config.get_config(f"{name},{calls}"))["stages"]
             made = tuple(block["method"] for block in stages.values() if block["kind"] == "train")
-            assert made == digits.STAGES.get(f"{name}_{calls}", (name,))
+            assert made == digits.STAGES.get(name, (name,))
             sampler = stages["evaluate"]["samplers"][f"student_{calls}"]
             assert (sampler["weights"], sampler["steps"]) == ("student", calls)
 

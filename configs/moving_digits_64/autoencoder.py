@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.stages.autoencoder = dict(
         kind="autoencoder",
         model=dict(channels=8, patch=4, group=4, widths=(48, 96), blocks=1),
-        steps=6_000,
+        steps=14_000,
         batch_size=8,
         optimiser=dict(learning_rate=2e-3, decay="cosine", warmup=100, clip=1.0),
         options=dict(frames=9, kl=1e-5, ema=0.995),

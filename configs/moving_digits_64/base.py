@@ -1,8 +1,13 @@
 """What all runs on 64x64 moving digits of 32 frames share: the clips, and how a diffusion model sees their latents."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from configs.moving_digits.students import TEACHER as PIXEL_TEACHER
+
 AUTOENCODER = "pretrained:moving_digits_64/autoencoder"
+TEACHER = "pretrained:moving_digits_64/teacher"
 LATENTS = "runs/moving_digits_64/latents/latents"
 
 
@@ -24,4 +29,19 @@ def latents(path: str = LATENTS) -> ConfigDict:
     )
     config.schedule = ConfigDict(dict(kind="vp_cosine"))
     config.prediction = "v"
+    return config
+
+
+def on_latents(config: ConfigDict) -> ConfigDict:
+    """A run on 16x16 clips of pixels as one on latents: other data, network and teacher; the objectives stay as they are."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(part) for key, part in value.items()}
+        return TEACHER if value == PIXEL_TEACHER else value
+
+    config, of_latents = config.copy_and_resolve_references(), latents()
+    stages = {name: moved(block) for name, block in config.stages.to_dict().items()}
+    model = {**of_latents.model, "cond": config.model.cond} if "cond" in config.model else of_latents.model
+    config.data, config.model, config.stages = of_latents.data, ConfigDict(model), ConfigDict(stages)
     return config

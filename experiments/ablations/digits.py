@@ -1,4 +1,6 @@
-"""A student of every method on moving digits, at one budget, beside its guided teacher at 50 steps."""
+"""A student of every method on moving digits, of pixels or of latents, at one budget, beside its guided teacher at 50 steps,
+and the teacher itself at fewer.
+"""
 
 import math
 import pathlib
@@ -14,15 +16,48 @@ from experiments.evaluation import QUALITY
 from experiments.metrics.report import Measure
 
 STUDENTS = tuple(name for name in METHODS if name != "denoising" and name not in WITH_A_CRITIC)
-GAMES = {"dmd2": (4, 1), "f_distill": (4,), "diff_instruct": (4,), "moment_matching": (4,), "add": (4,)}
+CRITICS = {
+    "dmd": (1,), "dmd2": (4, 1), "f_distill": (4,), "diff_instruct": (4,), "sid": (1,), "moment_matching": (4,), "rcm": (4,),
+}  # fmt: skip
 """Students of a critic -> the calls for which one is wanted, each with a run of its own."""
+
+
+class Family(NamedTuple):
+    """Students of one teacher: the folder of their runs, their configs, those of an adversary among them that are wanted, and
+    why some aren't near enough, one sentence a method. By hand: a page with new numbers may need new ones.
+    """
+
+    name: str
+    title: str
+    configs: str
+    games: Mapping[str, tuple[int, ...]]
+    reasons: Mapping[str, str] = {}
+
+    def config(self, name: str) -> str:
+        return f"--config={self.configs}/{name}.py"
+
+
+PIXELS = Family(
+    "digits",
+    "16x16 clips of 8 frames, sampled as pixels",
+    "configs/moving_digits",
+    CRITICS | {"add": (4,)},
+    {
+        "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last."
+    },
+)
+LATENTS = Family(
+    "digits_64",
+    "64x64 clips of 32 frames, sampled as latents, decoded and then measured",
+    "configs/moving_digits_64",
+    CRITICS | {"ladd": (4,)},
+)
 STAGES = {
     "guided": ("guided", "progressive"),
     "truncated_consistency": ("easy_consistency", "truncated_consistency"),
-    "dmd2_1": ("progressive", "dmd2"),
-}  # fmt: skip
-"""The methods of a student's stages, where they are more than its own; of METHOD or METHOD_CALLS."""
-CONFIG, GAMES_CONFIG = "configs/moving_digits/students.py", "configs/moving_digits/games.py"
+    **{name: ("progressive", name) for name in CRITICS if name != "moment_matching"},
+}
+"""The methods of a student's stages, where they are more than its own."""
 TEACHER = "teacher_50"
 TITLE = "teacher, 50 steps"
 SHOWN = {
@@ -37,10 +72,6 @@ DIVERSE = 0.8
 """Diversity, in units of real clips', that is asked of students of a critic."""
 KEPT = 0.1
 """How far, as a part of the teacher's, identity may fall and the distance to the law of motion may grow."""
-REASONS = {
-    "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
-}
-"""method -> why it isn't within WITHIN, one sentence. By hand: a page with new numbers may need new ones."""
 
 
 class Row(NamedTuple):
@@ -70,16 +101,27 @@ class Run(NamedTuple):
     parts: dict[str, Any] = {}
 
 
-def read(runs: pathlib.Path) -> tuple[dict[str, Run], list[finished.Missing]]:
-    """(method or METHOD_CALLS -> run, what is missing) of RUNS/digits/METHOD, and of RUNS/digits/METHOD_CALLS, students of a
+SAMPLERS = {"ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "best": "the default choice", "fitted": "a fitted table"}
+
+
+class Undistilled(NamedTuple):
+    """The teacher's rows, by SAMPLER_STEPS; shared, parts: as in finished.Run."""
+
+    rows: dict[str, Row]
+    shared: dict[str, Any]
+    parts: dict[str, Any] = {}
+
+
+def read(runs: pathlib.Path, family: Family) -> tuple[dict[str, Run], list[finished.Missing]]:
+    """(method or METHOD_CALLS -> run, what is missing) of RUNS/FAMILY/METHOD, and of RUNS/FAMILY/METHOD_CALLS, students of a
     critic made for that number of calls: those that are there, and those that are wanted.
     """
-    folder = runs / "digits"
-    wanted = {name: finished.Wanted(folder / name, (f"--config={CONFIG}:{name}",)) for name in STUDENTS}
-    for name, counts in GAMES.items():
+    folder = runs / family.name
+    wanted = {name: finished.Wanted(folder / name, (f"{family.config('students')}:{name}",)) for name in STUDENTS}
+    for name, counts in family.games.items():
         there = {int(m[1]) for path in folder.glob(f"{name}_*") if (m := re.fullmatch(rf"{name}_(\d+)", path.name))}
         for calls in sorted({*counts} | there, reverse=True):
-            arguments = (f"--config={GAMES_CONFIG}:{name},{calls}",)
+            arguments = (f"{family.config('games')}:{name},{calls}",)
             wanted[f"{name}_{calls}"] = finished.Wanted(folder / f"{name}_{calls}", arguments)
     return finished.gather(wanted, parse)
 
@@ -95,7 +137,7 @@ def parse(run: str, workdir: pathlib.Path) -> Run:
     method = name_of(run)
     report, config = finished.report_and_config(workdir)
     stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
-    found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(run, (method,)))
+    found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(method, (method,)))
     if found != expected:
         raise ConfigError(f"its training stages have the methods {list(found)}, not {list(expected)}")
     rows = {name: row(sampler) for name, sampler in report["samplers"].items()}
@@ -121,6 +163,23 @@ def parse(run: str, workdir: pathlib.Path) -> Run:
     )
 
 
+def read_teacher(runs: pathlib.Path, family: Family) -> tuple[dict[str, Undistilled], list[finished.Missing]]:
+    """{"teacher": the teacher's run at few steps}, or what is missing."""
+    workdir = runs / family.name / "teacher"
+    return finished.gather({"teacher": finished.Wanted(workdir, (family.config("few_steps"),))}, parse_teacher)
+
+
+def parse_teacher(name: str, workdir: pathlib.Path) -> Undistilled:
+    report, _ = finished.report_and_config(workdir)
+    rows = {}
+    for key, sampler in report["samplers"].items():
+        solver, _, steps = key.rpartition("_")
+        if solver not in SAMPLERS or not steps.isdecimal():
+            raise ConfigError(f"its report has a row {key!r}: expected SAMPLER_STEPS with one of {', '.join(SAMPLERS)}")
+        rows[key] = row(sampler)
+    return Undistilled(rows, {k: report[k] for k in ("clips", "classifier")})
+
+
 def row(sampler: Mapping[str, Any]) -> Row:
     measures = {name: Measure(**sampler["metrics"][name]) for name in (QUALITY, *SHOWN)}
     return Row(int(sampler["steps"]), float(sampler["seconds_per_clip"]), measures)
@@ -138,12 +197,6 @@ def table(found: Mapping[str, Run]) -> str:
     """A row for each method and number of calls; the teacher first, real clips last."""
     first = next(iter(found.values()))
 
-    def cells(row: Row, ratio: float) -> list[Any]:
-        distance = row.measures[QUALITY]
-        values = [row.measures[name].value for name in SHOWN]
-        interval = f"{page.cell(distance.value)} [{page.cell(distance.low)}, {page.cell(distance.high)}]"
-        return [row.steps, interval, f"{ratio:.2f}", *values, row.seconds * 1e3]
-
     rows = [[TITLE, *cells(first.teacher, 1.0), None, None]]
     for name, run in found.items():
         spent = [f"{run.forwards:,.0f}", None if run.seconds is None else round(run.seconds)]
@@ -153,11 +206,37 @@ def table(found: Mapping[str, Run]) -> str:
     rows.append(
         ["real clips", None, page.cell(floor[QUALITY]), None, *(floor[name] for name in SHOWN), None, None, None]
     )
-    header = ["", "calls", "Fréchet distance", "over the teacher's", *SHOWN.values(), "ms per clip"]
-    return page.table([*header, "training, forwards", "training, s"], rows)
+    return page.table([*HEADER, "training, forwards", "training, s"], rows)
 
 
-def verdicts(found: Mapping[str, Run]) -> str:
+HEADER = ["", "calls", "Fréchet distance", "over the teacher's", *SHOWN.values(), "ms per clip"]
+
+
+def cells(row: Row, ratio: float) -> list[Any]:
+    """The cells of HEADER but for the first."""
+    distance = row.measures[QUALITY]
+    values = [row.measures[name].value for name in SHOWN]
+    interval = f"{page.cell(distance.value)} [{page.cell(distance.low)}, {page.cell(distance.high)}]"
+    return [row.steps, interval, f"{ratio:.2f}", *values, row.seconds * 1e3]
+
+
+def undistilled(found: Mapping[str, Undistilled]) -> str:
+    """The teacher's table: what few steps cost without a student."""
+    if not found:
+        return ""
+    rows = found["teacher"].rows
+    best = rows["ddim_50"].distance
+    lines = [
+        [SAMPLERS[solver], *cells(one, one.distance / best)]
+        for solver in SAMPLERS
+        for key, one in rows.items()
+        if key.rpartition("_")[0] == solver
+    ]
+    text = "The teacher itself, with guidance, at few calls; over its own distance at 50 calls of DDIM:"
+    return f"{text}\n\n{page.table(HEADER, lines)}"
+
+
+def verdicts(found: Mapping[str, Run], reasons: Mapping[str, str]) -> str:
     """How many methods come as near to their teacher as was asked for, why others don't; students of a critic apart."""
     plain = {name: run for name, run in found.items() if name_of(name) == name}
     games = {name: run for name, run in found.items() if name not in plain}
@@ -173,7 +252,7 @@ def verdicts(found: Mapping[str, Run]) -> str:
             worse |= {method: None for method, run in made.items() if run.ratios[calls] > most}
         if lines:
             parts += [*([head] if head else []), "\n".join(lines)]
-    why = [f"- `{method}`: {REASONS.get(method, 'not explained.')}" for method in worse]
+    why = [f"- `{method}`: {reasons.get(method, 'not explained.')}" for method in worse]
     return "\n\n".join([*parts, *(["Why not:", "\n".join(why)] if why else [])])
 
 
@@ -205,13 +284,13 @@ def keeps(run: Run, calls: int) -> bool:
     return student[0] >= (1 - KEPT) * teacher[0] and student[1] <= (1 + KEPT) * teacher[1]
 
 
-def draw(found: Mapping[str, Run], folder: pathlib.Path) -> str:
+def draw(found: Mapping[str, Run], folder: pathlib.Path, name: str) -> str:
     first = next(iter(found.values()))
     ratios: dict[str, dict[float, float]] = {}
     quality = {TITLE: {first.teacher.seconds: first.teacher.distance}}
-    for name, run in found.items():
-        ratios.setdefault(name_of(name), {}).update(run.ratios)
-        quality.setdefault(name_of(name), {}).update({row.seconds: row.distance for row in run.students.values()})
+    for key, run in found.items():
+        ratios.setdefault(name_of(key), {}).update(run.ratios)
+        quality.setdefault(name_of(key), {}).update({row.seconds: row.distance for row in run.students.values()})
     figure, (left, right) = page.axes(2, 11.0, 4.4)
     looks = curves.looks(quality, TITLE)
     curves.draw(left, ratios, looks)
@@ -223,15 +302,18 @@ def draw(found: Mapping[str, Run], folder: pathlib.Path) -> str:
     right.set(xlabel="seconds per clip", ylabel="Fréchet distance")
     curves.legend(figure, (right, left))
     return page.save(
-        figure, folder, "distillation_digits.png", "students on moving digits: quality over calls and seconds"
+        figure, folder, f"distillation_{name}.png", "students on moving digits: quality over calls and seconds"
     )
 
 
-def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
-    found, missing = read(runs)
-    parts = [table(found), verdicts(found), draw(found, folder)] if found else []
+def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
+    found, missing = read(runs, family)
+    teacher, lacking = read_teacher(runs, family)
+    parts = [table(found), verdicts(found, family.reasons), draw(found, folder, family.name)] if found else []
+    parts += [undistilled(teacher)] if teacher else []
+    missing += lacking
     parts += [finished.commands(missing)] if missing else []
-    return f"""## Students of the moving-digits teacher
+    return f"""## Students on moving digits: {family.title}
 
 This shows what few calls are worth on video: a student of every method, beside the shipped teacher at 50 steps with guidance
 (two evaluations a call). Students that learn from the teacher have the guidance built in, or are told it; those that learn

@@ -17,7 +17,7 @@ def sections(runs: pathlib.Path) -> dict[str, page.Section]:
     return {
         "mixture": functools.partial(mixture.section, runs),
         "games": functools.partial(games.section, runs),
-        "digits": functools.partial(digits.section, runs),
+        **{f.name: functools.partial(digits.section, f, runs) for f in (digits.PIXELS, digits.LATENTS)},
         "cost": costs.section,
     }
 
@@ -30,8 +30,8 @@ def run(folder: pathlib.Path, only: Sequence[str] = (), runs: pathlib.Path = RUN
 def introduction() -> str:
     text = (
         f"`--only=NAME` makes one section again: {', '.join(sections(RUNS))}. The page is made from finished runs, "
-        "RUNS/mixture/LAW_SEED, RUNS/games/LAW_SEED, RUNS/digits/METHOD and, of students of a critic, "
-        f"RUNS/digits/METHOD_CALLS with RUNS given by `--runs` (`{RUNS}`), and trains nothing: runs that are missing are "
-        f"listed with the command that makes them. Python {platform.python_version()}, jax {jax.__version__}."
+        "RUNS/mixture/LAW_SEED, RUNS/games/LAW_SEED, RUNS/digits/METHOD and RUNS/digits_64/METHOD (of students of a critic "
+        f"METHOD_CALLS) with RUNS given by `--runs` (`{RUNS}`), and trains nothing: runs that are missing are listed with the "
+        f"command that makes them. Python {platform.python_version()}, jax {jax.__version__}."
     )
     return textwrap.fill(text, 125, break_on_hyphens=False)

@@ -22,7 +22,9 @@ def get_config(argument: str = "autoencoder") -> ConfigDict:
             kind="autoencoder", steps=4, batch_size=8, log_every=2, checkpoint_every=2,
             model=dict(channels=3, patch=2, group=2, widths=(4, 8), blocks=1), options=dict(frames=3),
         )  # fmt: skip
-        config.stages.round_trip = dict(kind="round_trip", weights="autoencoder", num_clips=8, batch_size=4, bootstrap=4)
+        config.stages.round_trip = dict(
+            kind="round_trip", weights="autoencoder", num_clips=8, batch_size=4, bootstrap=4
+        )
         config.stages.latents = dict(
             kind="encode", autoencoder="autoencoder", train_clips=64, test_clips=16, batch_size=16
         )
@@ -31,7 +33,9 @@ def get_config(argument: str = "autoencoder") -> ConfigDict:
     config.data = ConfigDict(dict(kind="latents", path=f"{folder}/latents"))
     config.model.shape = (3, 4, 4, 3)
     config.stages.teacher = dict(**COMMON, method="denoising", steps=4)
-    config.stages.synthetic = dict(kind="generate", weights="teacher", steps=2, guidance=2.0, num_clips=32, batch_size=16)
+    config.stages.synthetic = dict(
+        kind="generate", weights="teacher", steps=2, guidance=2.0, num_clips=32, batch_size=16
+    )
     config.stages.student = dict(
         **COMMON, method="ladd", teacher="teacher", clips="synthetic", steps=4, heads=dict(width=4, level=True),
         options=dict(steps=2, warmup=2),

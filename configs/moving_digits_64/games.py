@@ -1,0 +1,43 @@
+"""The students of a critic or an adversary on latents of 64x64 clips: those of configs/moving_digits/games.py, and LADD.
+
+    python -m experiments.run --config=configs/moving_digits_64/games.py:ladd --workdir=runs/digits_64/ladd_4
+
+The argument is METHOD, METHOD,CALLS or METHOD,CALLS,BUDGET. Of `add` there is no latent form with features of pixels: that is
+`ladd` (Sauer et al. 2024, arXiv 2403.12015), which learns from the teacher's own clips, made first.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.moving_digits import games
+from configs.moving_digits.students import BUDGET, GUIDANCE
+from configs.moving_digits_64.base import TEACHER, latents, on_latents
+
+# A critic's step: the student's clip, half a teacher's forward at two kinds of clips, and the heads; a student's: 5 forwards.
+FORWARDS = 6.0
+
+
+def get_config(argument: str = "ladd") -> ConfigDict:
+    name, _, rest = argument.partition(",")
+    if name != "ladd":
+        if name == "add":
+            raise ValueError("add: its features are those of a classifier of pixels; on latents choose 'ladd'")
+        return on_latents(games.get_config(argument))
+    calls, _, budget = rest.partition(",")
+    count, forwards = int(calls or 4), int(budget or BUDGET)
+    config = latents()
+    config.stages = ConfigDict()
+    config.stages.synthetic = dict(
+        kind="generate", weights=TEACHER, steps=20, solver=dict(kind="dpmpp", order=2), guidance=GUIDANCE,
+        num_clips=4096, batch_size=64,
+    )  # fmt: skip
+    config.stages.student = dict(
+        kind="train", method="ladd", teacher=TEACHER, clips="synthetic", steps=round(forwards / FORWARDS), batch_size=16,
+        optimiser=dict(learning_rate=1e-4, decay="cosine", warmup=20, clip=1.0),
+        critic_optimiser=dict(learning_rate=1e-3, decay="constant"), heads=dict(width=64, depth=1, level=True),
+        options=dict(steps=count, warmup=100, ema=0.98), log_every=50, checkpoint_every=250,
+    )  # fmt: skip
+    samplers = {"teacher_50": dict(weights=TEACHER, steps=50, guidance=GUIDANCE)}
+    for n in sorted({count, 2, 1}, reverse=True):
+        samplers[f"student_{n}"] = dict(weights="student", steps=n, solver="consistency")
+    config.stages.evaluate = dict(kind="evaluate", num_clips=256, batch_size=64, samplers=samplers)
+    return config
