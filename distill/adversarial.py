@@ -52,8 +52,13 @@ def logits(
     discriminator: Discriminator, whose: str, critic: Mapping[str, PyTree], scene: Scene, x: Array, logsnr: Array
 ) -> Array:
     """[b, heads]"""
-    maps = discriminator.features(FEATURES[whose](critic, scene), x, logsnr, dict(scene.cond))
+    maps = discriminator.features(FEATURES[whose](critic, scene), x, logsnr, told(whose, scene))
     return discriminator.apply(critic[HEADS], maps, scene.cond.get("label"), logsnr)
+
+
+def told(whose: str, scene: Scene) -> dict[str, Array]:
+    """The conditioning of the network whose features are seen."""
+    return dict(scene.told if whose == "critic" else scene.cond)
 
 
 def placed(network: Network, law: Law | None, clips: Array, key: Array) -> tuple[Array, Array]:
@@ -109,7 +114,7 @@ def discrimination(
         see = lambda x, logsnr: logits(discriminator, whose, critic, scene, x, logsnr)  # noqa: E731
         shown = placed(network, law, scene.real, key_real)
         judge = lambda maps: discriminator.apply(critic[HEADS], maps, scene.cond.get("label"), shown[1])  # noqa: E731
-        maps = discriminator.features(FEATURES[whose](critic, scene), *shown, dict(scene.cond))
+        maps = discriminator.features(FEATURES[whose](critic, scene), *shown, told(whose, scene))
         real = judge(maps)
         fake = see(*placed(network, law, scene.fake, key_real if paired else key_fake))
         value = jnp.mean(jnp.sum(call_real(real) + call_real(-fake), -1))

@@ -2,9 +2,10 @@
 
 Common options. steps: the calls of the student's sampler, on levels uniform in time. source: where its input comes from,
 "simulated" (backward simulation; with one step that is noise), "noised" (clips of the data) or "rolled_out" (`chunk` frames at
-a time). start: the level that a one-step student is told its noise to have; None is the schedule's noisy end. law: levels at
-which the scores are compared; critic_law, critic_weight: where the critic is trained, and how its errors weigh. ratio,
-critic_in_student_steps: see `games.turns`. Of a guided teacher hyper["guidance"] is the scale; the critic has none.
+a time). exit_told: whether the critic is told which of these calls made a clip. start: the level that a one-step student is
+told its noise to have; None is the schedule's noisy end. law: levels at which the scores are compared; critic_law,
+critic_weight: where the critic is trained, and how its errors weigh. ratio, critic_in_student_steps: see `games.turns`. Of a
+guided teacher hyper["guidance"] is the scale; the critic has none.
 
 Where public code differs in silence, the original is the default and the other a name: `normaliser`, `weighting`,
 `critic_in_student_steps`, `features`, `paired`.
@@ -45,8 +46,17 @@ def everywhere(network: Network) -> Law:
     return levels.uniform_time(network.schedule)
 
 
-def source_of(network: Network, name: str, steps: int, chunk: int, start: float | None) -> sources.Source:
+def source_of(
+    network: Network, name: str, steps: int, chunk: int, start: float | None, exit_told: bool = False
+) -> sources.Source:
     """The source that a method's options name."""
+    if exit_told:
+        if "logsnr_to" not in network.cond_keys:
+            raise ValueError(
+                "exit_told: the critic is told the exit as cond 'logsnr_to', which the network doesn't take; it takes"
+                f" {list(network.cond_keys)}"
+            )
+        return sources.exit_told(source_of(network, name, steps, chunk, start))
     if steps < 1 or steps != int(steps):
         raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
     make = choice(name, sources.SOURCES, "source")
@@ -221,6 +231,7 @@ def dmd2(
     steps: int = 4,
     source: str = "simulated",
     chunk: int = 1,
+    exit_told: bool = False,
     start: float | None = None,
     law: Law | None = None,
     critic_law: Law | None = None,
@@ -249,7 +260,7 @@ def dmd2(
     """
     return _matching(
         network, optimiser=optimiser, critic_optimiser=critic_optimiser,
-        source=source_of(network, source, steps, chunk, start), law=law or middle(network),
+        source=source_of(network, source, steps, chunk, start, exit_told), law=law or middle(network),
         critic_law=critic_law or everywhere(network), critic_weight=critic_weight or levels.v(), weighting=weighting,
         normaliser=normaliser, ratio=ratio, critic_in_student_steps=critic_in_student_steps, ema=ema,
         label_dropout=label_dropout, discriminator=discriminator, adversarial=adversarial, discriminative=discriminative,
@@ -265,6 +276,7 @@ def diff_instruct(
     steps: int = 1,
     source: str = "simulated",
     chunk: int = 1,
+    exit_told: bool = False,
     start: float | None = None,
     law: Law | None = None,
     critic_law: Law | None = None,
@@ -282,7 +294,7 @@ def diff_instruct(
     law = law or levels.edm_lognormal(-1.2, 1.2)
     return _matching(
         network, optimiser=optimiser, critic_optimiser=critic_optimiser,
-        source=source_of(network, source, steps, chunk, start), law=law, critic_law=critic_law or law,
+        source=source_of(network, source, steps, chunk, start, exit_told), law=law, critic_law=critic_law or law,
         critic_weight=critic_weight or levels.edm(), weighting=weighting, normaliser="none", ratio=ratio,
         critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout,
     )  # fmt: skip
@@ -298,6 +310,7 @@ def sid(
     steps: int = 1,
     source: str = "simulated",
     chunk: int = 1,
+    exit_told: bool = False,
     start: float | None = -1.8326,
     law: Law | None = None,
     critic_law: Law | None = None,
@@ -329,7 +342,7 @@ def sid(
     identity = fields.score_identity(network, law=law or karras_below(0.8), alpha=alpha, normaliser=normaliser)
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight or levels.edm()))}
     return games.method(
-        network, source=source_of(network, source, steps, chunk, start),
+        network, source=source_of(network, source, steps, chunk, start, exit_told),
         fields={"identity": (1.0, identity), **deceive}, critic=_critic(heads), critic_terms=terms | judge,
         optimiser=optimiser, critic_optimiser=critic_optimiser,
         order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
@@ -492,6 +505,7 @@ def rcm(
     steps: int = 4,
     source: str = "simulated",
     chunk: int = 1,
+    exit_told: bool = False,
     consistency_weight: float = 100.0,
     mean: float = 0.7,
     std: float = 1.6,
@@ -523,7 +537,7 @@ def rcm(
     law = law or shifted(5.0)
     return _matching(
         network, optimiser=optimiser, critic_optimiser=critic_optimiser,
-        source=source_of(network, source, steps, chunk, None), law=law, critic_law=critic_law or law,
+        source=source_of(network, source, steps, chunk, None, exit_told), law=law, critic_law=critic_law or law,
         critic_weight=critic_weight or levels.v(), weighting=weighting, normaliser=normaliser, ratio=ratio,
         critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout,
         further={"consistency": (consistency_weight, regression.term(trig, tangent))},

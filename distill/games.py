@@ -44,7 +44,8 @@ class Scene(NamedTuple):
     """One step as fields and critics see it.
 
     fake: the student's clips, without a gradient, made of `start`; real: the batch's clips; cond: the conditioning of both.
-    critic: as in the state. teacher: (x, logsnr) -> denoised, guided. frozen: as it is given to the phase.
+    critic: as in the state. teacher: (x, logsnr) -> denoised, guided. frozen: as it is given to the phase. told: what the
+    critic is conditioned on.
     """
 
     fake: Array
@@ -54,6 +55,10 @@ class Scene(NamedTuple):
     critic: Mapping[str, PyTree]
     teacher: Callable[[Array, Array], Array]
     frozen: PyTree
+
+    @property
+    def told(self) -> Mapping[str, Array]:
+        return {**self.cond, **self.start.told}
 
 
 Field = Callable[[Scene, Array], tuple[Array, Metrics]]

@@ -26,6 +26,7 @@ class Start(NamedTuple):
     level: the level of the clips that it makes, of their shape, for reports; x may hold several calls a clip.
     logsnr_to: [b], where the clips go next, for methods that must know.
     clips: the student's clean estimates -> the clips that it makes of the batch.
+    told: what a critic is told of these clips beside their cond.
     """
 
     x: Array
@@ -34,6 +35,7 @@ class Start(NamedTuple):
     level: Array
     logsnr_to: Array | None = None
     clips: Callable[[Array], Array] = lambda denoised: denoised
+    told: Mapping[str, Array] = {}
 
 
 Source = Callable[[Network, PyTree, Mapping[str, Array], Array, Array, Mapping[str, Array | float]], Start]
@@ -146,6 +148,21 @@ def rolled_out(levels: Array, chunk: int) -> Source:
         return Start(x, calls, repeated, levels[exit_][None], clips=clips)
 
     return source
+
+
+def exit_told(source: Source) -> Source:
+    """The same, with the level of the call that made the clips told to the critic as `logsnr_to`.
+
+    A critic that isn't told knows the mixture of what all calls make, and only that is matched: clips of one call may lie to
+    one side of the data and those of another to the other. On moving digits that is what backward simulation does, as each
+    call goes on from the last one's clips: of four, the first made digits with .82 of the data's mass and the last with 1.34.
+    """
+
+    def told(network, params, cond, real, key, hyper) -> Start:
+        start = source(network, params, cond, real, key, hyper)
+        return start._replace(told={"logsnr_to": start.level})
+
+    return told
 
 
 def intervals(steps: int) -> Source:

@@ -36,11 +36,11 @@ ADVERSARY = dict(adversarial=1e-2, discriminative=1e-2)
 
 GAMES = {
     "dmd": Game("dmd", 21.1, dict(teacher_steps=4)),
-    "dmd2": Game("dmd2", 12.8, dict(ratio=2, source="simulated", **ADVERSARY)),
-    "f_distill": Game("f_distill", 12.8, dict(ratio=2, source="simulated", **ADVERSARY)),
-    "diff_instruct": Game("diff_instruct", 13.0, dict(source="simulated")),
+    "dmd2": Game("dmd2", 12.8, dict(ratio=2, source="simulated", exit_told=True, **ADVERSARY)),
+    "f_distill": Game("f_distill", 12.8, dict(ratio=2, source="simulated", exit_told=True, **ADVERSARY)),
+    "diff_instruct": Game("diff_instruct", 13.0, dict(source="simulated", exit_told=True)),
     # Its own first level, sigma 2.5, is one that a sampler would have to be told: here it is the schedule's noisy end.
-    "sid": Game("sid", 13.0, dict(start=None)),
+    "sid": Game("sid", 16.0, dict(start=None)),
     "moment_matching": Game("moment_matching", 6.0, {}, "ddpm", halved=False),
     "rcm": Game("rcm", 7.1, dict(warmup=100, sigma_data=0.4)),
     # The frozen features are those of the network that measures, the one classifier that there is.
@@ -69,6 +69,8 @@ def get_config(argument: str = "dmd2") -> ConfigDict:
         raise ValueError(f"{name} is a method of one call, got {count}: choose {name},1")
     config, stages, options = base(), {}, {**AVERAGE, **game.options}
     options |= {} if name in ONE_CALL else {"steps": count}
+    if options.get("exit_told"):
+        config.model = ConfigDict({**config.model, "cond": ("logsnr_to",)})
     begin: dict = {}
     if game.halved:
         stages["halved"] = train_stage(STUDENTS["progressive"].stages["student"], HALVED * forwards)
