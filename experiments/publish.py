@@ -15,7 +15,7 @@ from experiments import tables, weights
 from experiments.config import ConfigError
 from experiments.run import DONE, fail
 
-LIMIT = 8 * 2**20
+LIMIT = 16 * 2**20
 """Bytes that all of pretrained/ may take: it travels with every clone."""
 
 
