@@ -16,7 +16,16 @@ def get_config(folder: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = ConfigDict(
-        dict(kind="video_folder", path=folder or films(), frames=33, size=64, stride=4, crop="random", crops=4, test_every=4)
+        dict(
+            kind="video_folder",
+            path=folder or films(),
+            frames=33,
+            size=64,
+            stride=4,
+            crop="random",
+            crops=4,
+            test_every=4,
+        )
     )
     config.stages = ConfigDict()
     config.stages.autoencoder = dict(

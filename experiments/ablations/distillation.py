@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments.ablations import costs, digits, games, mixture, page
+from experiments.ablations import costs, digits, games, mixture, page, spaces
 
 RUNS = pathlib.Path("runs")
 
@@ -19,6 +19,7 @@ def sections(runs: pathlib.Path) -> dict[str, page.Section]:
         "games": functools.partial(games.section, runs),
         **{f.name: functools.partial(digits.section, f, runs) for f in (digits.PIXELS, digits.LATENTS)},
         "cost": costs.section,
+        "spaces": spaces.section,
     }
 
 
