@@ -27,7 +27,6 @@ from experiments.data.latents import INDEX, Latents
 from models.autoencoder import Autoencoder, build_autoencoder
 
 ENCODE = {"autoencoder", "train_clips", "test_clips", "batch_size"}
-GENERATE = {"weights", "steps", "solver", "grid", "guidance", "num_clips", "batch_size"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from diffusion import grids, levels, sampling, schedules, solvers
-from distill import Network, games, jumps, sources
+from distill import Network, fields, game_methods, games, jumps, sources
 
 COSINE, EDM, FLOW = schedules.vp_cosine(), schedules.edm(), schedules.flow()
 SCHEDULES = {"cosine": COSINE, "edm": EDM, "flow": FLOW}
@@ -343,3 +343,68 @@ def test_phases_compile_once_for_all_exits():
         losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1 and np.isfinite(losses).all() and len(set(losses)) == 3
     assert sum(traces) == 1
+
+
+# What a critic is told ----------------------------------------------------------------------------------------
+
+MEAN, SPREAD, SIDES = 0.3, (1 - 0.3**2) ** 0.5, jnp.array([-2.0, 1.0])
+
+
+def two_sided(level_of_clip):
+    """A student of two calls whose clips lie at -MEAN and +MEAN of N(0, 1), their mixture of the right variance."""
+
+    def source(network, params, cond, real, key, hyper):
+        z = jax.random.normal(key, real.shape)
+        at = jnp.full((len(real),), level_of_clip)
+        return sources.Start(jnp.where(level_of_clip == SIDES[1], MEAN, -MEAN) + SPREAD * z, at, cond, at)
+
+    return source
+
+
+def side_denoiser(x, alpha, sigma, mean):
+    variance = (alpha * SPREAD) ** 2 + sigma**2
+    return mean + alpha * SPREAD**2 / variance * (x - alpha * mean), -0.5 * (x - alpha * mean) ** 2 / variance
+
+
+def known(params, x, logsnr, cond, *, key=None, train=False):
+    """The student is the identity, the teacher N(0, 1)'s denoiser, the critic that of the side it is told, or of both."""
+    alpha, sigma = (levels.expand(f(logsnr), x) for f in (COSINE.alpha, COSINE.sigma))
+    both = [side_denoiser(x, alpha, sigma, mean) for mean in (-MEAN, MEAN)]
+    share = jax.nn.sigmoid(both[1][1] - both[0][1])
+    if "logsnr_to" in cond:
+        share = 1.0 * (levels.expand(cond["logsnr_to"], x) == SIDES[1])
+    critic = (1 - share) * both[0][0] + share * both[1][0]
+    return jnp.select([params["who"] == 0, params["who"] == 1], [x, alpha * x], critic)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_critic_that_is_told_the_exit_brings_each_call_back(told):
+    """At a level the mean field of a side at m is sigma^2 m; that of the mixture, by quadrature, is all but nothing."""
+    level = 0.0
+    network = Network(known, COSINE, "x0", 0, ("logsnr_to",))
+    source = two_sided(float(SIDES[1]))
+    source = sources.exit_told(source) if told else source
+    matching = fields.distribution_matching(
+        network, law=lambda key, shape: jnp.full(shape, level), weighting="one", normaliser="none"
+    )
+    start = source(network, {}, {}, jnp.zeros((400_000, 1, 1, 1, 1)), jax.random.key(0), {})
+    assert start.told == {} or start.told.keys() == {"logsnr_to"}
+    teacher = jumps.estimate(network, {"who": 1}, {})
+    scene = games.Scene(start.x, start, start.x, {}, {"score": {"who": 2}}, teacher, {})
+    move = float(jnp.mean(matching(scene, jax.random.key(1))[0]))
+    alpha, sigma = float(COSINE.alpha(level)), float(COSINE.sigma(level))
+    x = np.linspace(-8, 8, 20_001)
+    width = np.hypot(alpha * SPREAD, sigma)
+    densities = [np.exp(-0.5 * ((x - alpha * m) / width) ** 2) for m in (-MEAN, MEAN)]
+    slopes = [m + alpha * SPREAD**2 / width**2 * (x - alpha * m) for m in (-MEAN, MEAN)]
+    mixture = np.average(slopes, axis=0, weights=densities)
+    expected = sigma**2 * MEAN if told else np.average(mixture - alpha * x, weights=densities[1])
+    np.testing.assert_allclose(move, expected, atol=3e-3)
+    assert (move > 0.14) if told else (abs(move) < 0.02)
+
+
+def test_a_critic_can_be_told_only_what_its_network_takes():
+    with pytest.raises(ValueError, match="cond 'logsnr_to', which the network doesn't take"):
+        game_methods.dmd2(
+            network_of(COSINE), optimiser=optax.sgd(1.0), adversarial=0.0, discriminative=0.0, exit_told=True
+        )
