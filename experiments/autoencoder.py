@@ -14,10 +14,16 @@ from distill import regression
 from distill.inputs import clean
 from distill.method import Method, descent
 from experiments import config as configs
-from experiments import data, figures, latents
+from experiments import data, figures, latents, loop, weights
+from experiments.config import ConfigError
+from experiments.context import Context
 from experiments.metrics import distances, report
-from models.autoencoder import Autoencoder
+from experiments.training import finish_training
+from models.autoencoder import DEFAULTS as AUTOENCODER_DEFAULTS
+from models.autoencoder import Autoencoder, build_autoencoder
 
+STATISTICS = 256
+"""Clips over which the mean and the variance of latents are taken."""
 ROUND_TRIP = {"weights", "num_clips", "batch_size", "bootstrap", "shown"}
 
 
@@ -65,7 +71,40 @@ def part(key: PRNGKeyArray, clips: Float[Array, "b f h w c"], frames: int | None
     return jax.lax.dynamic_slice_in_dim(clips, start, frames, 1)
 
 
-def run_round_trip(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+def plan(context: Context, block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], Autoencoder, Any]:
+    """(its model's config spelt out, the autoencoder, the method): builds everything, computes nothing."""
+    if latents.is_latent(context.config):
+        raise ConfigError(f"{where}: config.data are latents; an autoencoder learns from clips of pixels")
+    shape = configs.source(context.config, "train").shape
+    model = {**AUTOENCODER_DEFAULTS, "shape": list(shape), **block.get("model", {})}
+    built = configs.call(build_autoencoder, {}, f"{where}.model", config=model)
+    if built.shape != tuple(shape):
+        raise ConfigError(f"{where}.model.shape is {built.shape}, config.data gives clips of shape {tuple(shape)}")
+    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
+    options = block.get("options", {})
+    return model, built, configs.call(method, options, f"{where}.options", autoencoder=built, optimiser=optimiser)
+
+
+def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
+    """Trains an autoencoder; its record holds the mean and standard deviation of its latents."""
+    model, built, learning = plan(context, block, f"config.stages.{name}")
+    source, key = configs.source(context.config, "train"), context.key(name)
+    record = {"format": 1, "kind": "autoencoder", "model": model, "shape": list(source.shape), "weights": "ema"}
+    initial = jax.random.fold_in(key, 2**31 - 1)
+    params = built.init(initial)
+    if block.get("init"):
+        params, found = weights.load(weights.find(block["init"], context.workdir))
+        weights.check_fits(found, {"kind": "autoencoder", "model": model}, block["init"])
+    state = learning.init(key, jax.tree.map(jnp.asarray, params))
+    whole = loop.Run(learning, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
+    finish_training(context, name, block, whole, source, key, record)
+    clips = data.Batches(source, min(STATISTICS, len(source)), seed=context.config["seed"]).batch_at(0)["video"]
+    path = weights.result_path(context.workdir, name)
+    params, record = weights.load(path)
+    weights.save(path, params, record | statistics(params, built, clips))
+
+
+def run_round_trip(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Encodes and decodes held-out clips; leaves report.json and pictures in the stage's folder."""
     where, folder = f"config.stages.{name}", context.workdir / name
     codec = latents.load(block["weights"], context.workdir, where)

@@ -31,7 +31,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Writes num_clips latents, the classes in turn, in the format of the `encode` stage."""
     where, folder = f"config.stages.{name}", context.workdir / name
     source = configs.source(context.config, "train")
-    codec = latents.of(source, context.workdir, where)
+    codec = latents.codec_of(source.index, context.workdir, where)
     path = weights.find(block["weights"], context.workdir)
     params, network, record = evaluation.load_network(path)
     evaluation.check_space(record, codec.record, f"{where}.weights")

@@ -1,61 +1,18 @@
-"""What the kinds of stages do. A stage leaves its weights, or a report, in its own folder of the workdir."""
+"""The kinds of stages: what keys each takes, what is checked before any work, what runs it. A stage leaves its weights, or a
+report, in its own folder of the workdir.
+"""
 
-import dataclasses
-import functools
-import hashlib
-import logging
-import math
-import pathlib
-import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from clu import parameter_overview
-from jax.sharding import Mesh
-
-from diffusion import schedules
-from distill import FORWARD, GAMES, STUDENTS, Discriminator, Network
-from experiments import autoencoder, data, evaluation, exact, generate, latents, loop, times, weights
+from experiments import autoencoder, data, evaluation, exact, generate, latents, times, training, weights
 from experiments import config as configs
 from experiments import mesh as meshes
-from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
-from experiments.data.latents import INDEX
+from experiments.context import Context
 from experiments.data.source import check_whole
-from experiments.metrics import classifier_training
-from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
-from models import JVP_KINDS, ModelDef, build_heads, inherit
-from models.autoencoder import DEFAULTS as AUTOENCODER_DEFAULTS
-from models.autoencoder import Autoencoder, build_autoencoder
-from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
-from models.classifier import build_classifier
 
-log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What every stage of a run shares: the config as a plain dict, the workdir, the devices."""
-
-    config: dict[str, Any]
-    workdir: pathlib.Path
-    mesh: Mesh
-    source: str = "config"
-
-    def key(self, stage: str) -> jax.Array:
-        """The stage's key: folded from the seed and the stage's name, so that no stage depends on those before it."""
-        digest = int.from_bytes(hashlib.sha256(stage.encode()).digest()[:4], "big")
-        return jax.random.fold_in(jax.random.key(self.config["seed"]), digest)
-
-
-HELD_OUT = 512
-"""Clips on which a classifier is judged after training."""
-
-STATISTICS = 256
-"""Clips over which the mean and the variance of latents are taken."""
+__all__ = ["KEYS", "KINDS", "Context", "check"]
 
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
@@ -123,7 +80,7 @@ def check(context: Context) -> None:
             latents.check_encode(block, config, where)
             references += [block["autoencoder"]]
         elif block["kind"] == "autoencoder":
-            plan_autoencoder(context, block, where)
+            autoencoder.plan(context, block, where)
         elif block["kind"] == "generate":
             generate.check(block, config, where)
             references += [block["weights"]]
@@ -139,9 +96,7 @@ def check(context: Context) -> None:
         elif block["kind"] == "train":
             if block.get("teacher") == exact.ORACLE:
                 exact.source_of(config, "train", f"{where}.teacher")
-            plan(context, name, block)
-            check_told(context, block, earlier, where)
-            check_clips(context, block, earlier, where)
+            training.check(context, name, block, earlier)
         meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
         for reference in references:
             stage = reference.split("@")[0]
@@ -155,380 +110,6 @@ def check(context: Context) -> None:
         for row, sampler in block.get("samplers", {}).items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
         earlier[name] = block
-
-
-def plan(context: Context, name: str, block: Mapping[str, Any]):
-    """(model, network, method, rounds) of a train stage: builds everything, computes nothing."""
-    where = f"config.stages.{name}"
-    for key in ("model", "schedule", "prediction"):
-        if key not in context.config:
-            raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
-    definition, network = configs.network(context.config)
-    options = block.get("options", {})
-    # Of a game the student moves once in `ratio` steps, and its learning rate is to fall to its end all the same.
-    updates = block["steps"] // (configs.method_option(block["method"], options, "ratio") or 1)
-    rule = block.get("optimiser", {"learning_rate": 1e-3})
-    optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
-    given = critic(context, block, definition, where)
-    method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
-    rounds = block.get("student_steps", [])
-    if method.next is None and rounds:
-        raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
-    if block["method"] == "tract":
-        counts = list(block.get("options", {}).get("rounds", rounds))
-        if list(rounds) != counts[1:]:
-            raise ConfigError(
-                f"{where}.student_steps must be options.rounds after its first, {counts[1:]}, got {rounds}"
-            )
-    elif method.next is not None:
-        if not rounds or any(a != 2 * b for a, b in zip(rounds[:-1], rounds[1:], strict=True)) or min(rounds) < 1:
-            raise ConfigError(f"{where}.student_steps must halve from round to round, as [8, 4, 2, 1], got {rounds}")
-    asks = block["method"] in STUDENTS or block.get("options", {}).get("solver") in ("euler", "heun", "addim")
-    if asks and not block.get("teacher"):
-        raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
-    if block["method"] == "truncated_consistency" and not block.get("previous"):
-        raise ConfigError(
-            f"{where} lacks the key 'previous': the finished consistency model that takes over at the cut"
-        )
-    check_eps_loss(network, block, where)
-    if block["method"] in FORWARD and not definition.jvp:
-        raise ConfigError(
-            f"{where}: {block['method']} takes a forward derivative (jax.jvp), which config.model.attention "
-            f"{definition.attention!r} doesn't have; choose one of {', '.join(JVP_KINDS)}"
-        )
-    if block["method"] in FORWARD and context.config["model"].get("level", "logsnr") != "angle":
-        log.warning(
-            "%s: %s differentiates by the level; config.model.level='angle' keeps that finite near pure noise",
-            name, block["method"],
-        )  # fmt: skip
-    if block.get("guidance", 1.0) != 1.0:
-        if not block.get("teacher"):
-            raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
-        if not network.num_classes or block["teacher"] == exact.ORACLE:
-            raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
-    return definition, network, method, rounds
-
-
-def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
-    """What the method of a game is given beside its options: the critic's optimiser, and a discriminator where it has use for
-    one. Refuses what belongs to a critic from a method that has none.
-    """
-    given: dict[str, Any] = {}
-    for parameter, keys in (("critic_optimiser", ("critic_optimiser",)), ("discriminator", ("heads", "features"))):
-        if configs.takes(block["method"], parameter):
-            continue
-        for key in keys:
-            if key in block:
-                raise ConfigError(f"{where}.{key}: method {block['method']!r} has no {parameter.replace('_', ' ')}")
-    if configs.takes(block["method"], "critic_optimiser"):
-        rule = {**block.get("optimiser", {"learning_rate": 1e-3}), **block.get("critic_optimiser", {})}
-        given["critic_optimiser"] = configs.optimiser(rule, block["steps"], f"{where}.critic_optimiser")
-    if configs.takes(block["method"], "discriminator"):
-        # Of a method without the choice they are the teacher's.
-        whose = configs.method_option(block["method"], block.get("options", {}), "features") or "teacher"
-        if (whose == "frozen") != ("features" in block):
-            raise ConfigError(
-                f"{where}.features names the network whose features the discriminator sees, where {where}.options.features is"
-                f" 'frozen'; the latter is {whose!r}, and there is {'one' if 'features' in block else 'none'}"
-            )
-        if whose == "teacher" and block.get("teacher") == exact.ORACLE:
-            raise ConfigError(f"{where}.options.features: the exact teacher is no network and has no features")
-        features, channels = definition.features, definition.channels
-        if whose == "frozen":
-            features, channels = feature_network(context, block["features"], where)
-        heads = configs.call(
-            build_heads, {}, f"{where}.heads", config=block.get("heads", {}), channels=channels,
-            num_classes=definition.num_classes,
-        )  # fmt: skip
-        given["discriminator"] = Discriminator(features, heads.init, heads.apply)
-    return given
-
-
-def feature_network(context: Context, reference: str, where: str) -> tuple[Callable[..., Any], tuple[int, ...]]:
-    """(params, x, logsnr, cond) -> maps, and their channels, of a classifier or a denoiser, finished or still to be trained."""
-    stage = context.config["stages"].get(reference.split("@")[0])
-    if stage is None:
-        record = weights.load(weights.find(reference, context.workdir))[1]
-    elif stage["kind"] in ("classifier", "train"):
-        model = {**CLASSIFIER_DEFAULTS, **stage.get("model", {})} if stage["kind"] == "classifier" else None
-        record = {"kind": stage["kind"], "model": model or context.config["model"]}
-    else:
-        raise ConfigError(f"{where}.features: stage {reference!r} trains no network")
-    if record["kind"] == "classifier":
-        frame, shape = tuple(record["model"]["shape"]), tuple(context.config["model"]["shape"])
-        if latents.is_latent(context.config) or frame != shape[1:]:
-            clips = "latents" if latents.is_latent(context.config) else "clips"
-            raise ConfigError(
-                f"{where}.features {reference!r} is a classifier of frames of pixels of shape {frame}, the {clips} are of shape"
-                f" {shape}; a discriminator on the teacher's own features fits them (method 'ladd')"
-            )
-        classifier = configs.call(build_classifier, {}, f"{where}.features", config=record["model"])
-        return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels
-    network = configs.model({"model": record["model"]})
-    return network.features, network.channels
-
-
-def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
-    """Where a student is told g, a fixed g has no meaning; and halvings of such a student need a teacher that was told it."""
-    if told(block) is None:
-        return
-    if block.get("guidance", 1.0) != 1.0:
-        raise ConfigError(
-            f"{where}.guidance {block['guidance']} and options.guidance_range {list(told(block))}: a student that is told g has"
-            " no fixed one; remove one of the two"
-        )
-    if block["method"] == "progressive":
-        teacher = block["teacher"]
-        stage = earlier.get(teacher.split("@")[0])
-        knows = told(stage) if stage else weights.load(weights.find(teacher, context.workdir))[1].get("guidance_range")
-        if knows is None:
-            raise ConfigError(
-                f"{where}.options.guidance_range: teacher {teacher!r} was never told g; halve the steps of a student of method "
-                "'guided', or remove guidance_range"
-            )
-
-
-def told(block: Mapping[str, Any]) -> Any:
-    """The range from which a stage draws g for its student, or None."""
-    if block["kind"] != "train":
-        return None
-    return configs.method_option(block["method"], block.get("options", {}), "guidance_range")
-
-
-NO_SIGNAL = 1e-8
-"""SNR, or weight, below which nothing is learnt: DDPM's schedule ends at 4e-5, VE's at 5e-7 or more, the cosine at 2e-9."""
-
-
-def check_eps_loss(network: Network, block: Mapping[str, Any], where: str) -> None:
-    """Refuses an eps-loss on a schedule with zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, section 3.2).
-
-    There x is eps: a prediction of eps, or of the score, learns nothing at the level where sampling begins; no more does x0
-    under a weight that vanishes as the SNR does, which a denoiser of all levels may yet bear, but no student's first step.
-    """
-    start = network.schedule.logsnr_start
-    if math.exp(start) >= NO_SIGNAL:
-        return
-    named = block.get("options", {}).get("weight")
-    weight = None if named is None else configs.named(named, configs.WEIGHTS, f"{where}.options.weight")
-    lossy = [f"config.prediction {network.prediction!r}"] if network.prediction in ("eps", "score") else []
-    if weight is not None and block["method"] != "denoising" and float(weight(start)) < NO_SIGNAL:
-        lossy.append(f"{where}.options.weight {named!r}")
-    if lossy:
-        raise ConfigError(
-            f"{lossy[0]} is an eps-loss, and config.schedule has no signal at its noisy end (SNR {math.exp(start):.1g}): choose"
-            f" 'v' or 'x0' (weight 'v' or 'truncated_snr'), or a schedule whose SNR ends at {NO_SIGNAL:g} or above"
-        )
-
-
-def check_clips(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
-    """Clips of its own that a stage learns from: a stage before it that makes latents, or a folder with some."""
-    if "clips" not in block:
-        return
-    if not latents.is_latent(context.config):
-        raise ConfigError(f"{where}.clips: latents, where config.data are clips of pixels")
-    if block["clips"] in earlier:
-        if earlier[block["clips"]]["kind"] != "generate":
-            raise ConfigError(f"{where}.clips {block['clips']!r}: a stage of kind 'generate' is needed")
-        return
-    if not (pathlib.Path(block["clips"]) / INDEX).is_file():
-        raise ConfigError(
-            f"{where}.clips {block['clips']!r} is no stage before it and no folder of latents; "
-            + configs.nearest(block["clips"], earlier)
-        )
-
-
-def clips_of(context: Context, block: Mapping[str, Any], where: str) -> data.Source:
-    """What a stage learns from: the config's data, or `clips` of its own, which must be latents of the same kind."""
-    source = configs.source(context.config, "train")
-    if "clips" not in block:
-        return source
-    folder = context.workdir / block["clips"]
-    own = configs.source(
-        {"data": {"kind": "latents", "path": str(folder if folder.is_dir() else block["clips"])}}, "train"
-    )
-    for key in ("shape", "num_classes", "fingerprint"):
-        if own.index[key] != source.index[key]:
-            raise ConfigError(
-                f"{where}.clips: their {key} is {own.index[key]!r}, config.data has {source.index[key]!r}"
-            )
-    return own
-
-
-def run_train(context: Context, name: str, block: Mapping[str, Any]) -> None:
-    """Trains a denoiser or a student and leaves its EMA weights with their record."""
-    definition, network, method, rounds = plan(context, name, block)
-    source = clips_of(context, block, f"config.stages.{name}")
-    codec = latents.of(source, context.workdir, "config.data")
-    record = {
-        "format": 1,
-        "kind": "denoiser",
-        "model": context.config["model"],
-        "prediction": network.prediction,
-        "schedule": schedules.record(network.schedule),
-        "cond_keys": list(definition.cond_keys),
-        "shape": list(definition.shape),
-        "num_classes": definition.num_classes,
-        "law": block.get("options", {}).get("law", "uniform_time") if block["method"] == "denoising" else None,
-        "weights": "ema",
-        "method": block["method"],
-        "teacher": block.get("teacher"),
-        "guidance": block.get("guidance", 1.0) if block.get("teacher") else None,
-        "guidance_range": told(block),
-        "latent": codec and codec.record,
-    }
-    key = context.key(name)
-    frozen = {}
-    teacher = block.get("teacher")
-    start = block.get("init") or (None if teacher == exact.ORACLE else teacher)
-    initial = jax.random.fold_in(key, 2**31 - 1)
-    params = load_fitting(context, start, definition, record, initial) if start else definition.init(initial)
-    if teacher == exact.ORACLE:
-        # The exact denoiser, a function with its weights as leaves, like any other teacher an argument of the program.
-        frozen["teacher"] = source.oracle.denoiser(network.schedule)
-    elif teacher:
-        frozen["teacher"] = load_fitting(context, teacher, definition, record, initial)
-    if block.get("features"):
-        frozen["features"] = jax.tree.map(
-            jnp.asarray, weights.load(weights.find(block["features"], context.workdir))[0]
-        )
-    if block.get("previous"):
-        frozen["previous"] = load_fitting(context, block["previous"], definition, record, initial)
-    # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
-    hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
-    if rounds:
-        hyper["steps"] = float(rounds[0])
-    # A critic of clips that a student will make is a denoiser first: the teacher, where the student begins as something else.
-    denoiser = [frozen["teacher"]] if block["method"] in GAMES and teacher != exact.ORACLE else []
-    state = method.init(key, jax.tree.map(jnp.asarray, params), *denoiser)
-    run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
-    finish_training(context, name, block, run, source, key, record)
-
-
-def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains the frame classifier whose features the metrics use; returns its accuracy on held-out frames."""
-    where = f"config.stages.{name}"
-    source = configs.source(context.config, "train")
-    model = {**CLASSIFIER_DEFAULTS, **block.get("model", {})}  # spelt out: weights outlive a change of defaults
-    classifier = configs.call(build_classifier, {}, where, config=model)
-    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
-    method = configs.call(
-        classifier_training.method,
-        block.get("options", {}),
-        f"{where}.options",
-        classifier=classifier,
-        optimiser=optimiser,
-    )
-    key = context.key(name)
-    state = method.init(key, classifier.init(jax.random.fold_in(key, 2**31 - 1)))
-    record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
-    run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
-    finish_training(context, name, block, run, source, key, record)
-    held_out = data.Batches(configs.source(context.config, "test"), HELD_OUT, seed=context.config["seed"]).batch_at(0)
-    classify = classifier_training.classify_fn(classifier, run.state.ema)
-    logits, _ = classify(held_out["video"].reshape(-1, *source.shape[1:]))
-    right = logits.argmax(-1) == np.repeat(held_out["label"], source.shape[0])
-    return {"held_out_accuracy": float(right.mean()), "held_out_frames": len(right)}
-
-
-def plan_autoencoder(context: Context, block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], Autoencoder, Any]:
-    """(its model's config spelt out, the autoencoder, the method): builds everything, computes nothing."""
-    if latents.is_latent(context.config):
-        raise ConfigError(f"{where}: config.data are latents; an autoencoder learns from clips of pixels")
-    shape = configs.source(context.config, "train").shape
-    model = {**AUTOENCODER_DEFAULTS, "shape": list(shape), **block.get("model", {})}
-    built = configs.call(build_autoencoder, {}, f"{where}.model", config=model)
-    if built.shape != tuple(shape):
-        raise ConfigError(f"{where}.model.shape is {built.shape}, config.data gives clips of shape {tuple(shape)}")
-    optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
-    method = configs.call(
-        autoencoder.method, block.get("options", {}), f"{where}.options", autoencoder=built, optimiser=optimiser
-    )
-    return model, built, method
-
-
-def run_autoencoder(context: Context, name: str, block: Mapping[str, Any]) -> None:
-    """Trains an autoencoder; its record holds the mean and standard deviation of its latents."""
-    model, built, method = plan_autoencoder(context, block, f"config.stages.{name}")
-    source, key = configs.source(context.config, "train"), context.key(name)
-    record = {"format": 1, "kind": "autoencoder", "model": model, "shape": list(source.shape), "weights": "ema"}
-    initial = jax.random.fold_in(key, 2**31 - 1)
-    params = built.init(initial)
-    if block.get("init"):
-        params, found = weights.load(weights.find(block["init"], context.workdir))
-        weights.check_fits(found, {"kind": "autoencoder", "model": model}, block["init"])
-    state = method.init(key, jax.tree.map(jnp.asarray, params))
-    run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
-    finish_training(context, name, block, run, source, key, record)
-    clips = data.Batches(source, min(STATISTICS, len(source)), seed=context.config["seed"]).batch_at(0)["video"]
-    path = weights.result_path(context.workdir, name)
-    params, record = weights.load(path)
-    weights.save(path, params, record | autoencoder.statistics(params, built, clips))
-
-
-def finish_training(context, name, block, run: loop.Run, source, key, record) -> None:
-    """The part that all training shares: data, checkpoints, metrics, and the weights at the end of every round."""
-    folder = context.workdir / name
-    record = record | {
-        "stage": name, "config": context.source, "seed": context.config["seed"], "data": context.config["data"],
-        "batch_size": block["batch_size"], "train_steps": run.steps, "commit": commit(),
-    }  # fmt: skip
-    print(f"{name}: {parameter_overview.count_parameters(run.state.params):,} parameters", flush=True)
-    overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
-    (folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
-    batches = data.Batches(
-        source, block["batch_size"], seed=context.config["seed"] + block.get("seed_offset", 0),
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    student_steps = block.get("student_steps", [])
-
-    def on_round(run: loop.Run) -> None:
-        params = run.state.ema
-        if student_steps:
-            steps = round(run.hyper["steps"])
-            weights.save(weights.result_path(context.workdir, name, steps), params, record | {"steps": steps})
-            if steps != student_steps[-1]:
-                return
-            weights.save(weights.result_path(context.workdir, name), params, record | {"steps": steps})
-        else:
-            weights.save(weights.result_path(context.workdir, name), params, record)
-
-    def make_writer(step: int) -> Writer:
-        writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
-        if block.get("tensorboard", True):
-            writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
-        return MultiWriter(writers)
-
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        loop.train(
-            run, batches, key, context.mesh, name=name, checkpoints=checkpoints, make_writer=make_writer, record=record,
-            log_every=block.get("log_every", 50), checkpoint_every=block.get("checkpoint_every", 500), on_round=on_round,
-        )  # fmt: skip
-    finally:
-        checkpoints.close()
-
-
-def load_fitting(
-    context: Context, reference: str, definition: ModelDef, expected: Mapping[str, Any], key: jax.Array
-) -> Any:
-    """Weights by reference, refused by name if their record doesn't fit the stage that wants them.
-
-    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before.
-    """
-    path = weights.find(reference, context.workdir)
-    params, record = weights.load(path)
-
-    def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-        model = {k: v for k, v in record["model"].items() if k != "cond"} if "model" in record else None
-        return {**record, "model": model}
-
-    keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
-    weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
-    evaluation.check_space(record, expected["latent"], f"{reference} ({path})")
-    try:
-        return inherit(jax.tree.map(jnp.asarray, params), definition, key)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{reference} ({path}) does not fit: {error.args[0]}") from None
 
 
 def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:
@@ -545,28 +126,10 @@ def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:
         )
 
 
-@functools.cache
-def commit() -> str | None:
-    """The checkout's commit, with + where files differ from it; None outside a checkout."""
-    folder = pathlib.Path(__file__).resolve().parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | None]] = {
-    "train": run_train,
-    "classifier": run_classifier,
-    "autoencoder": run_autoencoder,
+    "train": training.run,
+    "classifier": training.run_classifier,
+    "autoencoder": autoencoder.run,
     "round_trip": autoencoder.run_round_trip,
     "encode": latents.run_encode,
     "generate": generate.run,

@@ -346,7 +346,7 @@ def test_latents_are_drawn_with_the_variance_that_the_encoder_tells():
 
     stub = Autoencoder(None, encode, lambda params, z: z, (5, 16, 16, 1), (5, 16, 16, 1), 1, 1)
     method = training.method(stub, optimiser=optax.sgd(0.5), kl=0.0)
-    state, x = method.init(jax.random.key(0), {"gain": jnp.float32(1.0)}), noise(16, 5, 16, 16, 1)
+    state, x = method.init(jax.random.key(0), {"gain": jnp.float32(1.0)}), jnp.asarray(noise(16, 5, 16, 16, 1))
     for seed in (1, 2):
         after, metrics = method.phases["train"](state, {}, {"video": x}, jax.random.key(seed), HYPER)
         # The error is the noise, of variance 1/e; no weight can do better.

@@ -1,5 +1,6 @@
 """What all runs on 64x64 moving digits of 32 frames share: the clips, and how a diffusion model sees their latents."""
 
+import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,11 +12,11 @@ TEACHER = "pretrained:moving_digits_64/teacher"
 LATENTS = "runs/moving_digits_64/latents/latents"
 
 
-def clips() -> ConfigDict:
+def clips(frames: int = 32) -> ConfigDict:
     """A run on clips of pixels."""
     config = ConfigDict()
     config.seed = 0
-    config.data = ConfigDict(dict(kind="moving_digits", size=64, frames=32, digits=1))
+    config.data = ConfigDict(dict(kind="moving_digits", size=64, frames=frames, digits=1))
     return config
 
 
@@ -40,8 +41,8 @@ def on_latents(config: ConfigDict) -> ConfigDict:
             return {key: moved(part) for key, part in value.items()}
         return TEACHER if value == PIXEL_TEACHER else value
 
-    config, of_latents = config.copy_and_resolve_references(), latents()
-    stages = {name: moved(block) for name, block in config.stages.to_dict().items()}
-    model = {**of_latents.model, "cond": config.model.cond} if "cond" in config.model else of_latents.model
-    config.data, config.model, config.stages = of_latents.data, ConfigDict(model), ConfigDict(stages)
-    return config
+    given, moved_config = json.loads(config.to_json()), latents()
+    if "cond" in given["model"]:
+        moved_config.model = ConfigDict({**moved_config.model, "cond": given["model"]["cond"]})
+    moved_config.stages = ConfigDict({name: moved(block) for name, block in given["stages"].items()})
+    return moved_config

@@ -11,8 +11,7 @@ from configs.moving_digits_64.base import clips
 
 
 def get_config() -> ConfigDict:
-    config = clips()
-    config.data.frames = 4  # it looks at single frames: short clips are read faster
+    config = clips(frames=4)  # it looks at single frames: short clips are read faster
     config.stages = ConfigDict()
     config.stages.classifier = dict(
         kind="classifier",

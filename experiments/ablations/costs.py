@@ -210,8 +210,12 @@ def operations(compiled: Any) -> float:
 
 def temporaries(compiled: Any) -> float:
     """Peak of what the program holds beside its arguments and results, in sizes of the network's weights."""
-    weights = sum(4 * math.prod(leaf.shape) for leaf in parameters().values())
-    return compiled.memory_analysis().temp_size_in_bytes / weights
+    return held(compiled) / sum(4 * math.prod(leaf.shape) for leaf in parameters().values())
+
+
+def held(compiled: Any) -> float:
+    """The same in bytes."""
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 class Cost(NamedTuple):

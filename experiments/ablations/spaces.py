@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import mesh as meshes
-from experiments import stages, weights
+from experiments import training, weights
 from experiments.ablations import costs, page
+from experiments.context import Context
 
 PIXELS = dict(
     kind="unet", shape=(32, 64, 64, 1), num_classes=10, widths=(24, 48, 96), blocks=(1, 1, 2), embed=128, patch=4
@@ -46,9 +47,9 @@ def configured() -> dict[str, dict[str, Any]]:
 
 def measure(config: Mapping[str, Any], repeats: int = 3) -> Step:
     """Both phases once, `repeats` times; the least seconds count."""
-    context = stages.Context(dict(config), pathlib.Path("."), meshes.make())
+    context = Context(dict(config), pathlib.Path("."), meshes.make())
     block = config["stages"]["student"]
-    definition, network, method, _ = stages.plan(context, "student", block)
+    definition, network, method, _ = training.plan(context, "student", block)
     params = definition.init(jax.random.key(0))
     state = method.init(jax.random.key(1), params, params)
     frozen = {"teacher": params}
@@ -63,7 +64,7 @@ def measure(config: Mapping[str, Any], repeats: int = 3) -> Step:
     for phase in method.phases.values():
         compiled = jax.jit(phase).lower(state, *arguments).compile()
         operations += costs.operations(compiled)
-        temporaries = max(temporaries, compiled.memory_analysis().temp_size_in_bytes)
+        temporaries = max(temporaries, costs.held(compiled))
         took = []
         for _ in range(repeats + 1):
             begun = time.process_time()
