@@ -112,7 +112,7 @@ def test_what_does_not_go_with_latents_is_refused_by_name(runs, tmp_path, capsys
 
 ALONE = (
     "del config.stages.teacher, config.stages.synthetic, config.stages.evaluate",
-    "config.stages.student.pop('clips')",
+    "del config.stages.student.clips",
 )
 """The student's stage only."""
 

@@ -9,11 +9,13 @@ The argument is METHOD, METHOD,CALLS or METHOD,CALLS,BUDGET. Of `add` there is n
 from ml_collections import ConfigDict
 
 from configs.moving_digits import games
-from configs.moving_digits.students import BUDGET, GUIDANCE
+from configs.moving_digits.games import HALVED
+from configs.moving_digits.students import BUDGET, GUIDANCE, STUDENTS, train_stage
 from configs.moving_digits_64.base import TEACHER, latents, on_latents
 
-# A critic's step: the student's clip, half a teacher's forward at two kinds of clips, and the heads; a student's: 5 forwards.
-FORWARDS = 6.0
+# An update of the critic is the student's clip and the teacher's features, .64 of a forward, of two kinds of clips; one of the
+# student 3 forwards and the gradient through the features.
+FORWARDS = 6.6
 
 
 def get_config(argument: str = "ladd") -> ConfigDict:
@@ -30,8 +32,11 @@ def get_config(argument: str = "ladd") -> ConfigDict:
         kind="generate", weights=TEACHER, steps=10, solver=dict(kind="dpmpp", order=2), guidance=GUIDANCE,
         num_clips=2048, batch_size=64,
     )  # fmt: skip
+    halved = train_stage(STUDENTS["progressive"].stages["student"], HALVED * forwards)
+    config.stages.halved = {**halved, "teacher": TEACHER, "clips": "synthetic"}
     config.stages.student = dict(
-        kind="train", method="ladd", teacher=TEACHER, clips="synthetic", steps=round(forwards / FORWARDS), batch_size=16,
+        kind="train", method="ladd", teacher=TEACHER, init="halved", clips="synthetic",
+        steps=round((1 - HALVED) * forwards / FORWARDS), batch_size=16,
         optimiser=dict(learning_rate=1e-4, decay="cosine", warmup=20, clip=1.0),
         critic_optimiser=dict(learning_rate=1e-3, decay="constant"), heads=dict(width=64, depth=1, level=True),
         options=dict(steps=count, warmup=100, ema=0.98), log_every=50, checkpoint_every=250,

@@ -55,7 +55,7 @@ LATENTS = Family(
 STAGES = {
     "guided": ("guided", "progressive"),
     "truncated_consistency": ("easy_consistency", "truncated_consistency"),
-    **{name: ("progressive", name) for name in CRITICS if name != "moment_matching"},
+    **{name: ("progressive", name) for name in (*CRITICS, "ladd") if name != "moment_matching"},
 }
 """The methods of a student's stages, where they are more than its own."""
 TEACHER = "teacher_50"

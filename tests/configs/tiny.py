@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
         samplers=dict(
             teacher_4=dict(weights="teacher", steps=4, guidance=2.0),
             student_2=dict(weights="student@2", steps=2),
-            student_1=dict(weights="student", steps=1),
+            student_1=dict(weights="student", steps=1, threshold="static"),
         ),
     )
     return config
