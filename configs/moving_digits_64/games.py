@@ -15,7 +15,7 @@ from configs.moving_digits_64.base import TEACHER, latents, on_latents
 
 # An update of the critic is the student's clip and the teacher's features, .64 of a forward, of two kinds of clips; one of the
 # student 3 forwards and the gradient through the features.
-FORWARDS = 6.6
+FORWARDS = 6.0
 
 
 def get_config(argument: str = "ladd") -> ConfigDict:

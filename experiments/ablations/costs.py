@@ -82,6 +82,7 @@ VARIANTS = {
         "moment_matching": phases("moment_matching", {}),
         "rcm": phases("rcm", dict(steps=1)),
         "add": phases("add", {}),
+        "ladd": phases("ladd", {}),
     }.items()
     for phase, variant in rows.items()
 }  # fmt: skip
