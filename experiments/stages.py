@@ -100,9 +100,9 @@ def check(context: Context) -> None:
         meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
         for reference in references:
             stage = reference.split("@")[0]
-            if reference.startswith("pretrained:"):
+            if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
                 weights.find(reference, context.workdir)
-            elif not reference.endswith(".safetensors") and stage not in earlier:
+            elif stage not in earlier:
                 raise ConfigError(
                     f"{where} refers to {reference!r}, which is no stage before it; {configs.nearest(stage, earlier)} "
                     "(or pretrained:NAME, or a path to a .safetensors file)"

@@ -83,6 +83,8 @@ def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
             raise ConfigError(f"no pretrained weights {name!r}; {nearest(name, known)}")
         return path
     if reference.endswith(".safetensors"):
+        if not pathlib.Path(reference).is_file():
+            raise ConfigError(f"no weights at {reference}")
         return pathlib.Path(reference)
     path = result_path(workdir, *reference.split("@", 1))
     if not path.is_file():

@@ -19,7 +19,7 @@ from configs.moving_digits_64 import students as students_64
 from configs.moving_digits_64 import teacher as teacher_64
 from distill import GAMES, METHODS
 from experiments import config as configs
-from experiments import latents, loop, mesh, run, stages
+from experiments import latents, loop, mesh, run, stages, weights
 from experiments.ablations import digits
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 from experiments.data.exact import Exact
@@ -62,14 +62,14 @@ def test_moving_digits_games(name, calls, tmp_path):
     )
 
 
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
-    """A folder of latents as configs/moving_digits_64/latents.py leaves it, but for the latents."""
-    folder = tmp_path_factory.mktemp("latents")
-    codec = latents.load(base_64.AUTOENCODER, folder, "here")
+@pytest.fixture
+def encoded(tmp_path, monkeypatch):
+    """A folder with all that latents.py and teacher.py of configs/moving_digits_64 leave, but for the numbers in it."""
+    monkeypatch.chdir(tmp_path)
+    codec = latents.load(base_64.AUTOENCODER, tmp_path, "here")
     pixels = configs.plain(base_64.clips())["data"]
-    latents.write_index(folder, codec, {"train": 8192, "test": 512}, pixels, 10)
-    return str(folder)
+    latents.write_index(tmp_path / base_64.LATENTS, codec, {"train": 8192, "test": 512}, pixels, 10)
+    weights.save(tmp_path / base_64.TEACHER, {}, {"kind": "denoiser"})
 
 
 @pytest.mark.parametrize("module", [autoencoder_64, classifier_64, latents_64])
@@ -79,23 +79,24 @@ def test_moving_digits_64(module, tmp_path):
 
 @pytest.mark.parametrize("method", digit_students.STUDENTS)
 def test_every_student_runs_on_latents_by_config_alone(method, tmp_path, encoded):
-    config = students_64.get_config(method)
-    config.data.path = encoded
-    checked(config, tmp_path)
+    checked(students_64.get_config(method), tmp_path)
 
 
 @pytest.mark.parametrize("name, calls", [(name, n) for name, counts in digits.LATENTS.games.items() for n in counts])
 def test_every_game_runs_on_latents_by_config_alone(name, calls, tmp_path, encoded):
-    config = games_64.get_config(f"{name},{calls}")
-    config.data.path = encoded
-    checked(config, tmp_path)
+    checked(games_64.get_config(f"{name},{calls}"), tmp_path)
 
 
 @pytest.mark.parametrize("module", [teacher_64, few_steps_64])
 def test_the_latent_teachers_configs(module, tmp_path, encoded):
-    config = module.get_config()
-    config.data.path = encoded
-    checked(config, tmp_path)
+    checked(module.get_config(), tmp_path)
+
+
+@pytest.mark.parametrize("missing, said", [(base_64.TEACHER, "no weights at"), (base_64.LATENTS, "no latents in")])
+def test_what_a_latent_student_needs_is_missed_before_any_work(missing, said, tmp_path, encoded):
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    with pytest.raises(configs.ConfigError, match=said):
+        checked(students_64.get_config("tract"), tmp_path)
 
 
 def test_names_and_shapes_are_those_of_the_program():

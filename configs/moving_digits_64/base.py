@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from configs.moving_digits.students import TEACHER as PIXEL_TEACHER
 
 AUTOENCODER = "pretrained:moving_digits_64/autoencoder"
-TEACHER = "pretrained:moving_digits_64/teacher"
+# What latents.py and teacher.py leave.
 LATENTS = "runs/moving_digits_64/latents/latents"
+TEACHER = "runs/moving_digits_64/teacher/teacher/weights.safetensors"
 
 
 def clips(frames: int = 32) -> ConfigDict:

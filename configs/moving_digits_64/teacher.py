@@ -2,7 +2,8 @@
 
     python -m experiments.run --config=configs/moving_digits_64/teacher.py --workdir=runs/moving_digits_64/teacher
 
-It reads the latents that latents.py makes. Its weights are shipped as pretrained/moving_digits_64/teacher.
+It reads the latents that latents.py makes. No weights of it are shipped: after the 4,500 steps below, 25 minutes on one core,
+its clips hold pieces of moving strokes, not yet digits.
 """
 
 from ml_collections import ConfigDict
