@@ -97,27 +97,21 @@ def test_the_beginning_of_a_clip_has_the_first_latents_of_the_whole():
         np.testing.assert_allclose(made, frames[:, : 1 + 4 * k], atol=1e-5)
 
 
-def test_a_first_frame_and_a_last_group_are_filled_up_with_copies():
+def test_a_last_group_is_filled_up_with_its_last_frame():
     _, params, encode, _ = built()
     x = clips()
     x[:, 6:] = x[:, 6:7]
     for a, b in zip(encode(params, x[:, :7]), encode(params, x), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    # Still from its first frame on, a clip is the same group again and again: only memory tells them apart.
-    _, params, encode, _ = built(2)
-    still = encode(params, np.repeat(x[:, :1], FRAMES, 1))[0]
-    assert np.abs(still[:, 1] - still[:, 0]).max() > 1e-3
-    np.testing.assert_allclose(still[:, 3], still[:, 2], atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("group", [2, 4])
+@pytest.mark.parametrize(("group", "compiled"), [(2, True), (4, True), (4, False)], ids=["2-jit", "4-jit", "4-eager"])
 def test_decoding_in_chunks_is_decoding_whole(group, compiled):
     autoencoder, params, _, decode = built(group)
-    n = autoencoder.latent_shape[0] if group == 2 else 4
-    z = 2 * noise(2, n, 2, 2, 3)
+    n = autoencoder.latent_shape[0]
+    z = 2 * noise(2, *autoencoder.latent_shape)
     whole = decode(params, z)
-    assert whole.shape == (2, 1 + (n - 1) * group, 8, 8, 1) and np.std(whole) > 0.1
+    assert whole.shape == (2, FRAMES, 8, 8, 1) and np.std(whole) > 0.1
     for chunk in range(1, n + 2):
         made = (decode if compiled else autoencoder.decode)(params, z, chunk=chunk)
         assert made.shape == whole.shape
@@ -302,11 +296,11 @@ def test_training_lowers_the_loss_of_clips_of_one_brightness():
     state, losses = method.init(key, built()[1]), []
     for i in range(60):
         assert method.order(i) == ("train",)
-        video = np.broadcast_to(bytes_of(i, 4, 1, 1, 1, 1), (4, 9, 8, 8, 1))
+        video = np.broadcast_to(bytes_of(0, 1, 1, 1, 1, 1), (4, 9, 8, 8, 1))
         state, metrics = phase(state, {}, {"video": video}, jax.random.fold_in(key, i), HYPER)
         losses.append(float(metrics["loss"]))
     assert int(state.step) == 60
-    assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:3])
+    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:3])
 
 
 def test_a_step_reports_psnr_and_divergence_of_a_drawn_part():
