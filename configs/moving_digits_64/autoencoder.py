@@ -10,18 +10,23 @@ from ml_collections import ConfigDict
 from configs.moving_digits_64.base import clips
 
 
-def get_config() -> ConfigDict:
-    config = clips()
-    config.stages = ConfigDict()
-    config.stages.autoencoder = dict(
+def stage(channels: int, steps: int) -> dict:
+    """An autoencoder with so many channels in its latents."""
+    return dict(
         kind="autoencoder",
-        model=dict(channels=8, patch=4, group=4, widths=(48, 96), blocks=1),
-        steps=14_000,
+        model=dict(channels=channels, patch=4, group=4, widths=(48, 96), blocks=1),
+        steps=steps,
         batch_size=8,
         optimiser=dict(learning_rate=2e-3, decay="cosine", warmup=100, clip=1.0),
         options=dict(frames=9, kl=1e-5, ema=0.995),
         log_every=50,
         checkpoint_every=250,
     )
+
+
+def get_config() -> ConfigDict:
+    config = clips()
+    config.stages = ConfigDict()
+    config.stages.autoencoder = stage(channels=8, steps=14_000)
     config.stages.round_trip = dict(kind="round_trip", weights="autoencoder", num_clips=256, batch_size=16)
     return config

@@ -11,6 +11,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from configs.moving_digits_64.autoencoder import stage
+
 
 def get_config(folder: str = "") -> ConfigDict:
     config = ConfigDict()
@@ -28,16 +30,7 @@ def get_config(folder: str = "") -> ConfigDict:
         )
     )
     config.stages = ConfigDict()
-    config.stages.autoencoder = dict(
-        kind="autoencoder",
-        model=dict(channels=16, patch=4, group=4, widths=(48, 96), blocks=1),
-        steps=3_000,
-        batch_size=8,
-        optimiser=dict(learning_rate=2e-3, decay="cosine", warmup=100, clip=1.0),
-        options=dict(frames=9, kl=1e-5, ema=0.995),
-        log_every=50,
-        checkpoint_every=250,
-    )
+    config.stages.autoencoder = stage(channels=16, steps=3_000)
     config.stages.round_trip = dict(kind="round_trip", weights="autoencoder", num_clips=32, batch_size=16)
     return config
 

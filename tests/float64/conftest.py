@@ -12,3 +12,20 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def noises(monkeypatch):
+    """noises(a, b, ..) are what jax.random.normal draws next, in order."""
+
+    def queue(*arrays):
+        left = list(arrays)
+
+        def normal(key, shape=(), dtype=float):
+            value = left.pop(0)
+            assert value.shape == tuple(shape)
+            return value
+
+        monkeypatch.setattr(jax.random, "normal", normal)
+
+    return queue

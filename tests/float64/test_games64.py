@@ -75,23 +75,6 @@ def given(x, level=LEVEL, logsnr_to=None):
     return lambda network, params, cond, real, key, hyper: Start(x, here, cond, here, there)
 
 
-@pytest.fixture
-def noises(monkeypatch):
-    """noises(a, b, ..) are what jax.random.normal draws next, in order."""
-
-    def queue(*arrays):
-        left = list(arrays)
-
-        def normal(key, shape=(), dtype=float):
-            value = left.pop(0)
-            assert value.shape == tuple(shape)
-            return value
-
-        monkeypatch.setattr(jax.random, "normal", normal)
-
-    return queue
-
-
 def game(network, source, moves=None, terms=None, rate=1.0):
     """With sgd(1) the weights move by minus the gradient."""
     weighted = [{k: (1.0, v) for k, v in (part or {}).items()} for part in (moves, terms)]

@@ -95,23 +95,6 @@ def gradient(method, params, frozen, video, key=1, state=None, **hyper):
     return {name: np.asarray(params[name] - new.params[name]) for name in params}, metrics
 
 
-@pytest.fixture
-def noises(monkeypatch):
-    """noises(a, b, ..) are what jax.random.normal draws next, in order."""
-
-    def queue(*arrays):
-        left = list(arrays)
-
-        def normal(key, shape=(), dtype=float):
-            value = left.pop(0)
-            assert value.shape == tuple(shape)
-            return value
-
-        monkeypatch.setattr(jax.random, "normal", normal)
-
-    return queue
-
-
 # Where the student learns -------------------------------------------------------------------------------------
 
 BANDS = ("-inf..-6", "-6..-2", "-2..2", "2..6")
