@@ -419,8 +419,8 @@ def add(
             "features 'critic': this method has no denoiser among its critics; expected 'frozen' or 'teacher'"
         )
     heads, moves, judge = _adversary(
-        network, discriminator, law=critic_law, adversarial=adversarial, discriminative=1.0, loss=loss, features=features,
-        r1=r1, approximate_r1=approximate_r1,
+        network, discriminator, law=critic_law, adversarial=adversarial, discriminative=1.0 if adversarial else 0.0, loss=loss,
+        features=features, r1=r1, approximate_r1=approximate_r1,
     )  # fmt: skip
     if distillation_weight:
         field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
@@ -461,12 +461,15 @@ def ladd(
 
     shares, first_shares: how often the student is asked at each of its `steps` levels, noisiest first, after `warmup` of its
     updates and before; None: .7 at noise and the rest alike, and the cleaner half alike, which is .7 .1 .1 .1 and 0 0 .5 .5 in
-    four steps. critic_law: where the discriminator sees clips; None is a logit-normal time, of mean and deviation 1.
+    four steps. The levels are uniform in time, the schedule's; in the paper the flow's. critic_law: where the discriminator
+    sees clips, which the paper's heads are told (heads with `level`); None is a logit-normal time of the flow, of mean and
+    deviation 1, whatever the schedule.
     distillation_weight: of ADD's score distillation, for real clips as data.
     """
     choice(weighting, DISTILLATION, "weighting")
     if steps < 1 or steps != int(steps):
         raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    steps = int(steps)
     rest, half = max(1, steps - 1), (steps + 1) // 2
     later = checked_shares("shares", [0.7, *[0.3 / rest] * (steps - 1)] if shares is None else shares, steps)
     first = checked_shares(
@@ -492,7 +495,7 @@ def ladd(
 def checked_shares(name: str, shares: Sequence[float], steps: int) -> Array:
     """Shares of the levels of a student of `steps` steps, of sum 1."""
     given = np.asarray(shares, np.float32)
-    if given.shape != (steps,) or not np.all(given >= 0) or not given.sum() > 0:
+    if given.shape != (steps,) or not np.all((given >= 0) & np.isfinite(given)) or not given.sum() > 0:
         raise ValueError(f"{name}: expected {steps} numbers from 0 up, not all 0, got {list(shares)}")
     return jnp.asarray(given / given.sum())
 

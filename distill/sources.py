@@ -1,8 +1,9 @@
 """Where a student's input comes from, in methods that judge what it makes: an independent choice of theirs.
 
 A source is a function (network, params, cond, real, key, hyper) -> Start. It calls the student without a gradient. `levels` are
-those of its calls in sampling, log-SNR from noise to data; the call that learns, the exit, is drawn among them, the same one
-for all clips and so for all devices, or is hyper["exit"], a whole number. hyper["step"], []: the student's finished updates.
+those of its calls in sampling, log-SNR from noise to data; the call that learns, the exit, is drawn among them (where clips are
+simulated the same one for all of them and so for all devices), or is hyper["exit"], a whole number. hyper["step"], []: the
+student's finished updates.
 """
 
 from collections.abc import Callable, Mapping

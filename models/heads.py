@@ -157,6 +157,8 @@ def _build(
             label = checked_label(label, shapes[0][0], "label")
         if level and logsnr is None:
             raise ValueError("these heads were built with level True and need logsnr, [b|1]")
+        if level and jnp.shape(logsnr) not in ((1,), (shapes[0][0],)):
+            raise ValueError(f"logsnr of these heads is [{shapes[0][0]}] or [1], got shape {jnp.shape(logsnr)}")
         return module(params)(tuple(features), label, logsnr if level else None)
 
     return HeadsDef(init, apply)

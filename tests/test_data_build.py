@@ -73,7 +73,7 @@ def test_every_kind_keeps_the_contract(folders, options, num_classes):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(), "config.data lacks the key kind; valid: exact, moving_digits, tfds, video_folder"),
+        (dict(), "config.data lacks the key kind; valid: exact, latents, moving_digits, tfds, video_folder"),
         (dict(kind="moving_digit"), "unknown config.data.kind 'moving_digit'; did you mean 'moving_digits'"),
         (
             dict(kind="moving_digits", frame=8),
@@ -98,6 +98,6 @@ def test_an_unknown_split_is_named():
 
 
 def test_every_kind_can_be_imported_by_its_name():
-    assert set(data.KINDS) == {"moving_digits", "tfds", "exact", "video_folder"}
+    assert set(data.KINDS) == {"moving_digits", "tfds", "exact", "video_folder", "latents"}
     for module, _ in data.KINDS.values():
         assert pathlib.Path(data.__file__).with_name(module.rsplit(".", 1)[1] + ".py").exists()

@@ -189,7 +189,16 @@ def test_the_default_shares_of_other_steps(steps, first, later, monkeypatch):
 
 @pytest.mark.parametrize("name", ["shares", "first_shares"])
 @pytest.mark.parametrize(
-    "wrong", [[0.5, 0.5], [0.2] * 5, [], [1.0, -0.1, 0.1, 0.0], [0.0] * 4, [float("nan"), 1.0, 1.0, 1.0]]
+    "wrong",
+    [
+        [0.5, 0.5],
+        [0.2] * 5,
+        [],
+        [1.0, -0.1, 0.1, 0.0],
+        [0.0] * 4,
+        [float("nan"), 1.0, 1.0, 1.0],
+        [float("inf"), 1.0, 1.0, 1.0],
+    ],
 )
 def test_shares_that_are_none_are_refused(name, wrong):
     """Of another number than the steps, below 0, all 0, no number."""
@@ -500,7 +509,6 @@ def test_a_distillation_weight_adds_adds_field(weighting, noises):
     alone = METHODS["add"](
         network,
         optimiser=optax.sgd(1.0),
-        discriminator=blind(),
         distillation_weight=share,
         adversarial=0.0,
         ema=0.0,
@@ -543,7 +551,7 @@ def test_distillation_is_asked_for_where_add_asks_for_it(monkeypatch):
 
     monkeypatch.setattr(game_methods.fields, "distillation", spied)
     ladd(network_of(COSINE), blind(), distillation_weight=1.0)
-    METHODS["add"](network_of(COSINE), optimiser=optax.sgd(1.0), discriminator=blind(), adversarial=0.0)
+    METHODS["add"](network_of(COSINE), optimiser=optax.sgd(1.0), adversarial=0.0)
     drawn = [(law(jax.random.key(0), (100,)), weighting) for law, weighting in laws]
     np.testing.assert_array_equal(*(levels for levels, _ in drawn))
     assert drawn[0][1] == drawn[1][1]
