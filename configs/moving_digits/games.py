@@ -42,7 +42,7 @@ GAMES = {
     # Its own first level, sigma 2.5, is one that a sampler would have to be told: here it is the schedule's noisy end.
     "sid": Game("sid", 16.0, dict(start=None)),
     "moment_matching": Game("moment_matching", 6.0, {}, "ddpm", halved=False),
-    "rcm": Game("rcm", 7.1, dict(warmup=100, sigma_data=0.4)),
+    "rcm": Game("rcm", 7.1, dict(warmup=100, sigma_data=0.4, exit_told=True)),
     # The frozen features are those of the network that measures, the one classifier that there is.
     "add": Game(
         "add",

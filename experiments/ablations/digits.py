@@ -43,7 +43,9 @@ PIXELS = Family(
     "configs/moving_digits",
     CRITICS | {"add": (4,)},
     {
-        "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last."
+        "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
+        "f_distill": "after 4 calls its clips hold 1.08 of the data's light where DMD2's hold 1.03; its weights are a young "
+        "discriminator's ratio, on top of the same critic.",
     },
 )
 LATENTS = Family(
