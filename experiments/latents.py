@@ -82,6 +82,10 @@ def load(reference: str, workdir: pathlib.Path, where: str) -> Codec:
     if record.get("kind") != "autoencoder":
         raise ConfigError(f"{where}: {reference!r} ({path}) holds a {record.get('kind')}, not an autoencoder")
     autoencoder = configs.call(build_autoencoder, {}, where, config=record["model"])
+    if "latent_mean" not in record:
+        raise ConfigError(
+            f"{where}: {reference!r} ({path}) lacks the latents' mean: its training was cut off; run it again"
+        )
     mean, std = (np.asarray(record[k], np.float32) for k in ("latent_mean", "latent_std"))
     portable = reference if reference.startswith("pretrained:") else str(path.resolve())
     return Codec(autoencoder, jax.tree.map(jnp.asarray, params), mean, std, portable, weights.fingerprint(path))
@@ -128,6 +132,12 @@ def run_encode(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     codec = load(block["autoencoder"], context.workdir, where)
     codec.check_clips(configs.source(context.config, "train").shape, where)
     size, counts = block.get("batch_size", 16), {}
+    # A whole split is kept if this autoencoder wrote it: after a retraining the old latents go.
+    begun = folder / "encoding.json"
+    if not begun.is_file() or configs.read_json(begun) != codec.record:
+        for split in ("train", "test"):
+            (folder / f"{split}.array_record").unlink(missing_ok=True)
+        configs.write_json(begun, codec.record)
     for split in ("train", "test"):
         source = configs.source(context.config, split)
         counts[split] = block.get(f"{split}_clips", 1024)

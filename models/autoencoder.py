@@ -169,8 +169,13 @@ def build_autoencoder(config: Mapping[str, Any]) -> Autoencoder:
         if name not in DEFAULTS:
             nearest = get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
             raise KeyError(f"unknown key {name!r} for an autoencoder; did you mean {nearest!r}?")
-        counts = value if isinstance(value, list | tuple) else (value,)
-        if name != "dtype" and not (counts and all(type(count) is int and count > 0 for count in counts)):
+        several = isinstance(value, list | tuple)
+        counts = value if several else (value,)
+        if name != "dtype" and not (
+            several == (name in ("shape", "widths"))
+            and counts
+            and all(type(count) is int and count > 0 for count in counts)
+        ):
             raise ValueError(f"{name} of an autoencoder is made of whole numbers from 1 up, got {value!r}")
     if options["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', got {options['dtype']!r}")

@@ -216,6 +216,8 @@ def test_bfloat16_gives_float32_near_the_float32_ones():
         ({"shape": (9, 8, 10, 1)}, ValueError, r"frames of 8x10 do not divide by patch \* 2\^\(levels - 1\) = 4"),
         ({"shape": (8, 8, 1)}, ValueError, r"shape is \(frames, height, width, channels\), got \(8, 8, 1\)"),
         ({"shape": (0, 8, 8, 1)}, ValueError, "shape of an autoencoder is made of whole numbers from 1 up"),
+        ({"shape": 64}, ValueError, "shape of an autoencoder"),
+        ({"patch": (4, 4)}, ValueError, "patch of an autoencoder"),
         ({"widths": (8, 4)}, ValueError, r"widths of an autoencoder grow from level to level, got \(8, 4\)"),
         ({"widths": (8, 8)}, ValueError, r"widths of an autoencoder grow from level to level, got \(8, 8\)"),
         ({"widths": ()}, ValueError, r"widths of an autoencoder is made of whole numbers from 1 up, got \(\)"),
@@ -300,7 +302,7 @@ def test_training_lowers_the_loss_of_clips_of_one_brightness():
         state, metrics = phase(state, {}, {"video": video}, jax.random.fold_in(key, i), HYPER)
         losses.append(float(metrics["loss"]))
     assert int(state.step) == 60
-    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:3])
+    assert 0 < np.mean(losses[-10:]) < 0.1 * np.mean(losses[:3])
 
 
 def test_a_step_reports_psnr_and_divergence_of_a_drawn_part():
@@ -314,10 +316,10 @@ def test_a_step_reports_psnr_and_divergence_of_a_drawn_part():
     # Latents without noise: what is decoded is known, but for the part that the step drew.
     error = np.square(np.asarray(decode(params, mean), np.float64) - flat).reshape(len(drawn), -1).mean(1)
     starts = []
-    for seed in range(8):
+    for seed in range(24):
         _, metrics = step(params, video, seed)
         starts.append(nearest(metrics["psnr"], 10 * np.log10(4 / error)))
-    assert len(set(starts)) > 2
+    assert set(starts) == set(range(FRAMES - 4))  # the first and the last part, too
     # Latents with their own noise: the divergence does not depend on it.
     params = built()[1]
     by_part = divergence(*encode(params, flat)).reshape(len(drawn), -1).mean(1)

@@ -198,7 +198,8 @@ def test_clips_are_encoded_in_order_with_their_labels_and_lead_back_to_the_codec
     folder = tmp_path / "latents"
     want = codec.encode(pixels())
     for count, size in ((7, 20), (20, 20), (3, 2)):
-        store.write(folder / "train.array_record", latents.encoded(codec, Pixels(), count, size, "encode: train"))
+        clips = latents.encoded(codec, Pixels(), count, size, "encode: train")
+        assert store.write(folder / "train.array_record", clips) == count
         latents.write_index(folder, codec, {"train": count}, {"kind": "moving_digits"}, 100)
         source = build(folder)
         assert len(source) == count and source.shape == codec.autoencoder.latent_shape and source.num_classes == 100
