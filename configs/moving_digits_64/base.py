@@ -21,11 +21,11 @@ def clips(frames: int = 32) -> ConfigDict:
     return config
 
 
-def latents(path: str = LATENTS) -> ConfigDict:
+def latents() -> ConfigDict:
     """A run on their latents, as latents.py left them: a 1 M video U-Net on 9 frames of 8x8, v on the cosine."""
     config = ConfigDict()
     config.seed = 0
-    config.data = ConfigDict(dict(kind="latents", path=path))
+    config.data = ConfigDict(dict(kind="latents", path=LATENTS))
     config.model = ConfigDict(
         dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(64, 96), blocks=(1, 2), embed=128)
     )

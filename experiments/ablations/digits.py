@@ -224,8 +224,6 @@ def cells(row: Row, ratio: float) -> list[Any]:
 
 def undistilled(found: Mapping[str, Undistilled]) -> str:
     """The teacher's table: what few steps cost without a student."""
-    if not found:
-        return ""
     rows = found["teacher"].rows
     best = rows["ddim_50"].distance
     lines = [
