@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from diffusion import predictions
 from diffusion.clocks import Levels, namespace
 from diffusion.levels import expand
+from diffusion.sampling import tree
 from diffusion.schedules import Schedule
 
 Denoiser = Callable[..., Any]
@@ -244,7 +245,7 @@ def _callable(name, denoise):
     if not callable(denoise):
         kind = type(denoise).__name__
         raise ValueError(f"guidance: {name} must be a denoiser (x, logsnr) -> denoised, got {kind}")
-    return Partial(denoise) if jax.tree_util.all_leaves([denoise]) else denoise
+    return tree(denoise)
 
 
 # What a number must be, in words and as a test of an array.

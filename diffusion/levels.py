@@ -2,7 +2,7 @@
 
 A **law** is a function (key, shape) -> logsnr, float32; the shape is [b] for a level per clip, [b, f] for one
 per frame. Every law here is a quantile function of a uniform variable, so that each can be drawn in every way
-of `DRAWS`: independently, in antithetic pairs, or stratified over the batch.
+of `draws`: independently, stratified over the batch, rising from frame to frame, after clean history, ...
 
 A **weight** is a function logsnr -> factor of the squared error of x0, in the namespace of its argument. What
 it means for the error of what the network predicts, with SNR = alpha^2 / sigma^2 and errors at the same x:
@@ -13,9 +13,8 @@ it means for the error of what the network predicts, with SNR = alpha^2 / sigma^
     |error of F|^2        = (SNR + 1 / sigma_data^2) |..|^2           in any scaling
 """
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,11 +23,11 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from diffusion import clocks
+from diffusion import clocks, draws
 from diffusion.clocks import Levels, namespace
+from diffusion.draws import Named
 from diffusion.schedules import Data, Schedule
 
-Draw = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
 Law = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
 Weight = Callable[[Any], Any]
 
@@ -63,60 +62,9 @@ def forward(x0: Data, eps: Data, logsnr: Levels, schedule: Schedule) -> Data:
     return alpha * x0 + sigma * eps
 
 
-# Draws: uniform variables in (0, 1), open at both ends ------------------------------------------------------
-
-
-def independent(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Independent draws."""
-    return _open(jax.random.uniform(key, shape, jnp.float32))
-
-
-def antithetic(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """The second half of the batch is one minus the first half; the middle of an odd batch is drawn alone."""
-    if not shape:
-        return independent(key, shape)
-    first = jax.random.uniform(key, ((shape[0] + 1) // 2, *shape[1:]), jnp.float32)
-    return _open(jnp.concatenate([first, 1 - first[: shape[0] // 2]]))
-
-
-def stratified(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """One draw in each of b equal parts: (u + i) / b with one shared u.
-
-    The low-discrepancy sampler of Kingma et al. 2021, arXiv 2107.00630, appendix I.
-
-    With a level per frame every frame has its own u and its own random order over the batch, so that the
-    frames of a clip stay independent.
-    """
-    if not shape:
-        return independent(key, shape)
-    key_shift, key_order = jax.random.split(key)
-    shift = jax.random.uniform(key_shift, (1, *shape[1:]), jnp.float32)
-    order = jnp.argsort(jax.random.uniform(key_order, shape, jnp.float32), axis=0)
-    return _open((order + shift) / shape[0])
-
-
-DRAWS: dict[str, Draw] = {"independent": independent, "antithetic": antithetic, "stratified": stratified}
-"""The draws by name. Wherever a name is taken, so is a function."""
-
-
-def _open(u):
-    return jnp.clip(u, 2.0**-24, 1 - 2.0**-24)
-
-
-def _draw(draw):
-    return draw if callable(draw) else _named(draw, DRAWS, "draw")
-
-
-def _named(name: str, choices: Mapping[str, Any], what: str) -> Any:
-    if name not in choices:
-        near = difflib.get_close_matches(str(name), choices, 1, 0)[0]
-        raise KeyError(f"unknown {what} {name!r}: expected one of {', '.join(choices)}; nearest: {near!r}")
-    return choices[name]
-
-
 def _law(quantile, draw) -> Law:
-    """The law of quantile(u); u falls with the log-SNR or rises, as suits the formula."""
-    uniform = _draw(draw)
+    """The law of quantile(u), which falls in u: 0 is the cleanest level of the law, 1 the noisiest."""
+    uniform = draws.named(draw)
     return lambda key, shape: quantile(uniform(key, tuple(shape)))
 
 
@@ -124,7 +72,7 @@ def _law(quantile, draw) -> Law:
 
 
 def uniform_time(
-    schedule: Schedule, start: float | None = None, end: float | None = None, draw: str | Draw = "independent"
+    schedule: Schedule, start: float | None = None, end: float | None = None, draw: Named = "independent"
 ) -> Law:
     """t uniform between the times of `start` and `end`, log-SNR; the schedule's ends by default."""
     start, end = _ends(schedule, start, end)
@@ -133,14 +81,14 @@ def uniform_time(
 
 
 def uniform_logsnr(
-    schedule: Schedule, start: float | None = None, end: float | None = None, draw: str | Draw = "independent"
+    schedule: Schedule, start: float | None = None, end: float | None = None, draw: Named = "independent"
 ) -> Law:
     """Log-SNR uniform between the schedule's ends, or `start` and `end`."""
     start, end = _ends(schedule, start, end)
-    return _law(lambda u: start + u * (end - start), draw)
+    return _law(lambda u: end + u * (start - end), draw)
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draw: str | Draw = "independent") -> Law:
+def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draw: Named = "independent") -> Law:
     """Flow time t = sigmoid(n), n ~ N(mean, std^2), then sigma/alpha = t / (1 - t) times `shift`.
 
     That is logsnr = -2 n - 2 log shift (Esser et al. 2024, arXiv 2403.03206, section 3.1).
@@ -149,14 +97,12 @@ def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draw: 
     return _law(lambda u: -2 * (mean + std * ndtri(u)) - 2 * math.log(shift), draw)
 
 
-def edm_lognormal(mean: float = -1.2, std: float = 1.2, draw: str | Draw = "independent") -> Law:
+def edm_lognormal(mean: float = -1.2, std: float = 1.2, draw: Named = "independent") -> Law:
     """log(sigma/alpha) ~ N(mean, std^2) (Karras et al. 2022, arXiv 2206.00364, table 1)."""
     return logit_normal(mean, std, 1.0, draw)
 
 
-def cosine(
-    logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 1.0, draw: str | Draw = "independent"
-) -> Law:
+def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 1.0, draw: Named = "independent") -> Law:
     """The law of a uniform time on the cosine schedule, whatever schedule is trained.
 
     A hyperbolic secant, of density sech(l/2) / 2 pi before clipping (Kingma & Gao 2023, arXiv 2303.00848).
@@ -166,7 +112,7 @@ def cosine(
     return _law(lambda u: clock.logsnr(u) - 2 * math.log(shift), draw)
 
 
-def laplace(mean: float = 0.0, scale: float = 0.5, draw: str | Draw = "independent") -> Law:
+def laplace(mean: float = 0.0, scale: float = 0.5, draw: Named = "independent") -> Law:
     """Laplace-distributed log-SNR (Hang et al. 2024, arXiv 2407.03297)."""
     return _law(clocks.Laplace(float(mean), float(scale)).logsnr, draw)
 
@@ -178,7 +124,7 @@ def ict_pairs(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
-    draw: str | Draw = "independent",
+    draw: Named = "independent",
 ) -> Callable[[PRNGKeyArray, tuple[int, ...]], tuple[Float[Array, "..."], Float[Array, "..."]]]:
     """(key, shape) -> log-SNR of s_{i+1} and of s_i, neighbours on a Karras grid of `num_levels` levels.
 
@@ -194,7 +140,7 @@ def ict_pairs(
         raise ValueError(f"ict_pairs: expected at least 2 levels, got {num_levels}")
     edges = [(math.log(s) - mean) / std for s in (sigma_min, sigma_max)]
     low, high = (0.5 * math.erfc(-e / math.sqrt(2)) for e in edges)
-    uniform = _draw(draw)
+    uniform = draws.named(draw)
 
     def pair(key, shape):
         log_s = mean + std * ndtri(low + uniform(key, tuple(shape)) * (high - low))
@@ -212,7 +158,7 @@ def ict_discretised(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
-    draw: str | Draw = "independent",
+    draw: Named = "independent",
 ) -> Law:
     """The noisier level s_{i+1} of `ict_pairs`: where the student is called."""
     pair = ict_pairs(num_levels, mean, std, sigma_min, sigma_max, rho, draw)
@@ -300,6 +246,48 @@ def sigmoid(bias: float = 2.0) -> Weight:
         return xp.exp(-xp.logaddexp(-logsnr, xp.full_like(logsnr, -bias)))
 
     return weight
+
+
+def fused_min_snr(cap: float = 5.0, smoothing: float = 0.9, causal: bool = True, of: str = "v") -> Weight:
+    """Min-SNR of what a frame and its neighbours know of it together, for levels [b, f] (Diffusion Forcing, Chen et al. 2024,
+    arXiv 2407.01392, section 3.4 and appendix B.2).
+
+    With S = SNR / cap and C the running mean of min(S, 1) over the frames before, a frame has the fused SNR
+    cap (1 - (1 - smoothing C) (1 - S)): clean neighbours make a noisy frame an easy one. The error of what is predicted, `of`
+    'eps', 'v' or 'x0', gets min-SNR's factor, both SNRs of it fused. causal: False takes the mean of the frames before and
+    of those after.
+    """
+    _positive("fused_min_snr", cap=cap)
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"fused_min_snr: expected smoothing in [0, 1), got {smoothing}")
+    if of not in _ERRORS:
+        raise ValueError(f"fused_min_snr: expected of to be one of {', '.join(_ERRORS)}, got {of!r}")
+    factor = _ERRORS[of]
+
+    def weight(logsnr):
+        if logsnr.ndim != 2:
+            raise ValueError(f"fused_min_snr: expected a level per frame, [b, f], got shape {logsnr.shape}")
+        xp = namespace(logsnr)
+        snr = xp.exp(xp.minimum(logsnr, 60.0))  # finite, also of a clean frame
+        own, capped = snr / cap, xp.minimum(snr / cap, 1.0)
+        before = xp.asarray(_running_mean(logsnr.shape[1], smoothing), dtype=logsnr.dtype)
+        known = capped @ before if causal else (capped @ before + capped @ before[::-1, ::-1]) / 2
+        fused, clipped = (cap * (1 - (1 - smoothing * known) * (1 - s)) for s in (own, capped))
+        return factor(snr) * clipped / factor(fused)
+
+    return weight
+
+
+_ERRORS = {"eps": lambda snr: snr, "v": lambda snr: snr + 1, "x0": lambda snr: snr**0}
+
+
+def _running_mean(frames: int, smoothing: float) -> Float[np.ndarray, "f f"]:
+    """Column i weighs frames 0 .. i - 1 in C_i = smoothing C_(i-1) + (1 - smoothing) S_(i-1), C_1 = S_0 and C_0 = 0."""
+    weights = np.zeros((frames, frames))
+    for i in range(1, frames):
+        weights[:, i] = smoothing * weights[:, i - 1]
+        weights[i - 1, i] = 1.0 if i == 1 else 1 - smoothing
+    return weights
 
 
 def vlb(density: Callable[[Any], Any]) -> Weight:

@@ -66,7 +66,8 @@ def rows(table: Table) -> Any:
     )
 
 
-def _sample(denoise, table, x, key, noise, *, collect, progress):
+def solve(denoise, table, x, key, noise, *, collect=None, progress=None):
+    """`sample` inside another compiled program: its scan alone, for arguments that were checked."""
     dtype = x.dtype
     table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
 
@@ -86,8 +87,8 @@ def _sample(denoise, table, x, key, noise, *, collect, progress):
 
 
 _STATIC = ("collect", "progress")
-_sample_kept = jax.jit(_sample, static_argnames=_STATIC)
-_sample_donated = jax.jit(_sample, static_argnames=_STATIC, donate_argnames=("x",))
+_sample_kept = jax.jit(solve, static_argnames=_STATIC)
+_sample_donated = jax.jit(solve, static_argnames=_STATIC, donate_argnames=("x",))
 
 
 def sample(
@@ -124,15 +125,12 @@ def sample_donated(denoise, table, x, key=None, *, noise=None, collect=None, pro
 
 def _run(program, denoise, table, x, key, noise, collect, progress):
     x = check(table, x, key)
-    if not isinstance(denoise, jax.tree_util.Partial):
-        denoise = jax.tree_util.Partial(denoise)
-    source = jax.tree_util.Partial(normal if noise is None else noise) if not _is_tree(noise) else noise
-    return program(denoise, table, x, key, source, collect=collect, progress=progress)
+    return program(tree(denoise), table, x, key, tree(noise or normal), collect=collect, progress=progress)
 
 
-def _is_tree(noise) -> bool:
-    """Whether a noise source is a registered pytree (its numbers are then arguments) and not a bare function."""
-    return noise is not None and not jax.tree_util.all_leaves([noise])
+def tree(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A denoiser or a noise source as a pytree, an argument of a compiled program: a bare function is static by identity."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 def check(table: Any, x: Any, key: Array | None) -> Float[Array, "b ..."]:

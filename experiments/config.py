@@ -56,7 +56,7 @@ LAWS = _by_name(
 )  # fmt: skip
 WEIGHTS = _by_name(
     levels.uniform, levels.snr, levels.v, levels.velocity, levels.truncated_snr, levels.min_snr, levels.edm,
-    levels.sigmoid,
+    levels.sigmoid, levels.fused_min_snr,
 )  # fmt: skip
 
 

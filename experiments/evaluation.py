@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion import guidance, predictions, sampling, schedules, solvers
+from diffusion import guidance, levels, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
 from experiments import data, figures, latents, metrics, tables, weights, writers
@@ -27,7 +27,7 @@ from models.classifier import build_classifier
 CLASSIFIERS = {16: "pretrained:moving_digits/classifier", 64: "pretrained:moving_digits_64/classifier"}
 """The metric network by the side of a frame."""
 KEYS = {"samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "seed_offset", "shown"}
-SAMPLER_KEYS = {"weights", "steps", "solver", "grid", "guidance", "threshold"}
+SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", *tables.PARTS}
 THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
 """What keeps estimates of clips in the range of pixels."""
 QUALITY = "frechet_clip"
@@ -87,7 +87,7 @@ def check_data(config: Mapping[str, Any], where: str) -> None:
 
 
 def table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: sampler[k] for k in ("solver", "grid") if k in sampler}
+    return {k: sampler[k] for k in tables.PARTS if k in sampler}
 
 
 def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str, Any]]:
@@ -191,7 +191,7 @@ def drawn(
     threshold: str | None = None,
 ) -> Float[Array, "b f h w c"]:
     """One batch, as the network makes it: not clipped, of pixels or of latents."""
-    level = np.asarray(table.logsnr)[0]
+    level = levels.expand(np.asarray(table.logsnr)[0], noise)
     # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
     x = jnp.asarray(noise * np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)), jnp.float32)
     label = jnp.asarray(labels) if network.num_classes else None

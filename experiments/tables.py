@@ -1,4 +1,4 @@
-"""The sampling table of a run, from a block {solver, grid}, each a name or {kind: name, **options}.
+"""The sampling table of a run, from a block {solver, grid, matrix}, each a name or {kind: name, **options}.
 
 Some samplers ask the network before they sample: `best` and `fitted`, which choose their grid themselves, DPM-Solver-v3 for
 its statistics, and the `optimised` grid. What asking found is kept beside the run and used again. The `searched` grid is
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion import fitted, grids, optimised, sampling, schedules, solvers
+from diffusion import fitted, frames, grids, optimised, sampling, schedules, solvers
 from experiments import config as configs
 from experiments import weights
 from experiments.config import ConfigError
@@ -61,22 +61,29 @@ def from_weights():
     raise ValueError("a searched grid lies beside weights, and there are none here")
 
 
+PARTS = ("solver", "grid", "matrix")
 SEARCHED = "searched"
 ALONE = {"best": solvers.best, "fitted": fitted.fit_recorded}
 ASKING = {**ALONE, "dpm_solver_v3": dpm_solver_v3, "optimised": optimised.optimised}
 SOLVERS = {**configs.SOLVERS, **ALONE, "dpm_solver_v3": dpm_solver_v3}
 GRIDS = {**configs.GRIDS, "optimised": optimised.optimised, "levels": written, SEARCHED: from_weights}
+MATRICES = {f.__name__: f for f in (frames.full, frames.autoregressive, frames.pyramid, frames.trapezoid)}
+CHOICES = {"solver": ("ddim", SOLVERS), "grid": ("uniform_time", GRIDS), "matrix": ("full", MATRICES)}
 GIVEN = ("schedule", "grid", "nfe", "num_steps", *Model._fields)
 
 
 def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> None:
     """Names, options and the step count of a sampler, before any work."""
-    configs.check_keys(block, ("solver", "grid"), (), where)
+    configs.check_keys(block, PARTS, (), where)
     if asks(block, "solver") in ALONE and "grid" in block:
         raise ConfigError(f"{where}: solver {asks(block, 'solver')!r} chooses its own grid; remove the key 'grid'")
     if is_searched(block):  # as the default grid: the levels may not be there yet
         block = {part: block[part] for part in block if part != "grid"}
     silent = {part: block[part] for part in block if not asks(block, part)}
+    if "matrix" in block and set(block) != set(silent):
+        raise ConfigError(
+            f"{where}: a matrix gives every frame a level; what asks the network asks about one for all frames"
+        )
     for part in block.keys() - silent.keys():
         function, options = configs.chosen(block[part], ASKING, f"{where}.{part}")
         configs.check_options(function, options, f"{where}.{part}", skip=GIVEN)
@@ -103,7 +110,7 @@ def make(
     """
     names = [name for part in ("solver", "grid") if (name := asks(block, part))]
     if not names:
-        return _build(block, steps, schedule, where)[0]
+        return _build(block, steps, schedule, where, frames=2 if model is None else model.shape[0])[0]
     if model is None:
         raise ConfigError(f"{where}: {' and '.join(names)} must ask the network, and there is none here")
     made_for = {
@@ -126,20 +133,25 @@ def _build(block, steps, schedule, where, **asked):
     """(table, record of the fit)."""
     given = {"schedule": schedule, "num_steps": steps, "nfe": steps, **asked}
 
-    def part(name, default, choices):
-        function, options = configs.chosen(block.get(name, default), choices, f"{where}.{name}")
-        takes = inspect.signature(function).parameters
-        return configs.call(function, options, f"{where}.{name}", **{k: v for k, v in given.items() if k in takes})
-
     if asks(block, "solver") not in ALONE:
-        given["grid"] = part("grid", "uniform_time", GRIDS)
-    table = part("solver", "ddim", SOLVERS)
+        given["grid"] = part(block, "grid", given, where)
+    if "matrix" in block:
+        given["grid"] = part(block, "matrix", given, where)
+    table = part(block, "solver", given, where)
     if isinstance(table, solvers.Table):
         return table, {}
     table, record = table
     start, fit = (record["errors"][which]["held_out"]["rmse"] for which in ("start", "fitted"))
     print(f"{where}: RMSE on held-out noises {fit:.4g} fitted, {start:.4g} before", flush=True)
     return table, record
+
+
+def part(block: Mapping[str, Any], name: str, given: Mapping[str, Any], where: str) -> Any:
+    """What a block's solver, grid or matrix makes of those of `given` that it takes."""
+    default, choices = CHOICES[name]
+    function, options = configs.chosen(block.get(name, default), choices, f"{where}.{name}")
+    takes = inspect.signature(function).parameters
+    return configs.call(function, options, f"{where}.{name}", **{k: v for k, v in given.items() if k in takes})
 
 
 def load(
@@ -173,10 +185,10 @@ def times_path(path: pathlib.Path) -> pathlib.Path:
 
 
 def searched(sampler: Mapping[str, Any], path: pathlib.Path, where: str) -> dict[str, Any]:
-    """The block {solver, grid} of a sampler {solver, grid, steps, guidance} of the weights at `path`: grid 'searched' has
-    become the levels that lie beside them. ConfigError where these times are missing or of other weights.
+    """The block {solver, grid, matrix} of a sampler {solver, grid, matrix, steps, guidance} of the weights at `path`: grid
+    'searched' has become the levels that lie beside them. ConfigError where these times are missing or of other weights.
     """
-    block = {part: sampler[part] for part in ("solver", "grid") if part in sampler}
+    block = {part: sampler[part] for part in PARTS if part in sampler}
     if not is_searched(sampler):
         return block
     found, name, steps = read_times(path, where), sampler_name(sampler), str(sampler["steps"])

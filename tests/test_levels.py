@@ -9,11 +9,13 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from diffusion import levels, predictions, schedules
+from diffusion import draws, levels, predictions, schedules
 
 INF = math.inf
 KEY = jax.random.key(7)
 COUNT = 20_000
+SINGLE = ("independent", "antithetic", "stratified")
+"""Draws that levels of clips, too, can have."""
 
 
 # Levels ---------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ LAWS = {
 
 
 @pytest.mark.parametrize("law, arguments, cdf", LAWS.values(), ids=LAWS)
-@pytest.mark.parametrize("draw", list(levels.DRAWS))
+@pytest.mark.parametrize("draw", SINGLE)
 def test_laws_have_their_distribution(law, arguments, cdf, draw):
     drawn = law(*arguments, draw=draw)(KEY, (COUNT,))
     assert drawn.shape == (COUNT,) and drawn.dtype == jnp.float32
@@ -108,7 +110,7 @@ def test_uniform_time_takes_its_own_ends():
     assert -2 <= drawn.min() < -1.98 and 4.98 < drawn.max() <= 5
 
 
-@pytest.mark.parametrize("draw", list(levels.DRAWS))
+@pytest.mark.parametrize("draw", SINGLE)
 def test_levels_per_frame_are_independent(draw):
     drawn = np.asarray(levels.uniform_logsnr(schedules.ve(), -1.0, 1.0, draw)(KEY, (4000, 3)))
     assert drawn.shape == (4000, 3)
@@ -126,9 +128,9 @@ def test_antithetic_pairs_and_strata():
     drawn = law(KEY, (9, 2))
     np.testing.assert_allclose(drawn[:4] + drawn[5:], 0, atol=1e-6)
     for shape in ((64,), (64, 3)):
-        u = levels.stratified(KEY, shape).reshape(64, -1)
+        u = draws.stratified(KEY, shape).reshape(64, -1)
         assert (np.sort(np.floor(u * 64), axis=0) == np.arange(64)[:, None]).all()
-    for draw in levels.DRAWS.values():
+    for draw in map(draws.named, SINGLE):
         u = draw(KEY, ())
         assert u.shape == () and 0 < u < 1
         np.testing.assert_array_equal(draw(KEY, (5,)), draw(KEY, (5,)))

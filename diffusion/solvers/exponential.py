@@ -106,7 +106,7 @@ def exponential_table(
 
 
 def check_damping(name: str, damping: float | None) -> None:
-    if damping is not None and not 0 < damping < math.inf:
+    if damping is not None and not damping > 0:
         raise ValueError(f"{name}: damping is the largest ratio of neighbouring steps, above 0, or None; got {damping}")
 
 
@@ -125,8 +125,9 @@ def exponential_adams(
 
     order: 1 (DDIM) to 4. noise_form: interpolate eps instead of the denoised estimate. corrector: after each call the
     point is corrected with the new evaluation, one order higher, at no extra call. damping: the largest ratio of a step
-    to the one before it that an extrapolation may assume (1.5 is a good value for orders from 3 on few steps), None for
-    no limit. lower_order_final: see `steps.steps_of`; None means with fewer than 20 steps.
+    to the one before it that an extrapolation may assume (1.5 is a good value for orders from 3 on few steps); inf is no
+    limit, and so is None, unless frames wait for each other (a schedule matrix), where it is 1.5. lower_order_final: see
+    `steps.steps_of`; None means with fewer than 20 steps, or where frames wait for each other.
     like: for a grid that is traced (a fitted one, say), a host grid of its shape with infinities and waits at the same
     places; the table is then traced too.
     """

@@ -21,6 +21,10 @@ Form = Callable[[Any], tuple[Any, Any]]
 """level -> weights (point, denoised) of the history's entry F."""
 
 
+STAGGERED = 1.5
+"""The damping of schedule matrices: what a frame's neighbours do between its steps makes its path rougher than its own grid."""
+
+
 class Update(NamedTuple):
     """What N steps do: x_t = anchor x_s + sum_k history[k] F_k + noise z + bias.
 
@@ -73,8 +77,9 @@ def nodes(steps: Steps, coordinate: Any, depth: int, damping: float | None = Non
 
     coordinate: the polynomial's variable at `steps.points`. damping: the largest ratio of a step to the one before it
     that an extrapolation may assume: nodes that lie nearer are moved away, which tames the weights and costs order
-    where it acts.
+    where it acts. None: STAGGERED where frames wait for each other, else no limit.
     """
+    damping = STAGGERED if damping is None and steps.staggered else damping
     xp = namespace(coordinate)
     length = xp.where(steps.regular, coordinate[1:] - coordinate[:-1], 1.0)
     positions, gap = [xp.zeros_like(length)], xp.ones_like(length)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
-from experiments.ablations import distillation, samplers
+from experiments.ablations import distillation, samplers, video
 
-ABLATIONS: dict[str, Callable[..., None]] = {"distillation": distillation.run, "samplers": samplers.run}
+ABLATIONS: dict[str, Callable[..., None]] = {
+    "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
+}  # fmt: skip
 READS_RUNS = frozenset({"distillation"})
 """Those that read finished runs, and take `runs`, the folder that holds them."""

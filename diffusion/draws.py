@@ -1,0 +1,175 @@
+"""How noise levels are drawn together: uniform variables in (0, 1), open at both ends, over a batch and over its frames.
+
+A **draw** is a function (key, shape) -> uniforms, of shape [b] for a level per clip, [b, f] for one per frame. A law of
+`levels` turns each into a log-SNR by its quantile function, 0 being clean and 1 noise, so a draw says how the levels of a
+batch, or of the frames of a clip, hang together, whatever law each of them has (a copula, where they stay uniform).
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Draw = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
+Named = str | Mapping[str, Any] | Draw
+"""A draw, the name of one, or a block {kind: name, **options}."""
+
+
+def independent(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Independent draws; with a level per frame, Diffusion Forcing (Chen et al. 2024, arXiv 2407.01392, algorithm 1)."""
+    return _open(jax.random.uniform(key, shape, jnp.float32))
+
+
+def antithetic(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """The second half of the batch is one minus the first half; the middle of an odd batch is drawn alone."""
+    if not shape:
+        return independent(key, shape)
+    first = jax.random.uniform(key, ((shape[0] + 1) // 2, *shape[1:]), jnp.float32)
+    return _open(jnp.concatenate([first, 1 - first[: shape[0] // 2]]))
+
+
+def stratified(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """One draw in each of b equal parts: (u + i) / b with one shared u.
+
+    The low-discrepancy sampler of Kingma et al. 2021, arXiv 2107.00630, appendix I.
+
+    With a level per frame every frame has its own u and its own random order over the batch, so that the
+    frames of a clip stay independent.
+    """
+    if not shape:
+        return independent(key, shape)
+    key_shift, key_order = jax.random.split(key)
+    shift = jax.random.uniform(key_shift, (1, *shape[1:]), jnp.float32)
+    order = jnp.argsort(jax.random.uniform(key_order, shape, jnp.float32), axis=0)
+    return _open((order + shift) / shape[0])
+
+
+def shared(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+    """One level for all frames of a clip, the clips stratified."""
+    _frames("shared", shape)
+    return jnp.broadcast_to(stratified(key, shape[:1])[:, None], shape)
+
+
+def monotone(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+    """Later frames are at least as noisy: one frame, any, is uniform, and given it all such sequences are equally likely.
+
+    AR-Diffusion's sampler (Sun et al. 2025, arXiv 2503.07418, section 3.3) in continuous time, where its recursion over the
+    number of sequences left is not needed: uniform sequences before a frame of level u are sorted uniforms in (0, u), those
+    after it sorted uniforms in (u, 1). Single frames are not uniform: the first is rather clean, the last rather noisy.
+    """
+    _frames("monotone", shape)
+    key_level, key_frame, key_rest = jax.random.split(key, 3)
+    level = stratified(key_level, shape[:1])[:, None]
+    chosen = jax.random.randint(key_frame, (shape[0], 1), 0, shape[1])
+    rest = jax.random.uniform(key_rest, shape, jnp.float32)
+    frame = jnp.arange(shape[1])
+    drawn = jnp.where(frame < chosen, level * rest, level + (1 - level) * rest)
+    return _open(jnp.sort(jnp.where(frame == chosen, level, drawn), axis=1))
+
+
+def rolling(history: int = 0, start: float = 0.1) -> Draw:
+    """The levels of a window that rolls on: `history` clean frames, then a ramp of which the clip stands anywhere.
+
+    Frame k of the w after the history has the local time clip((k + t) / w, 0, 1), t uniform, so that at t = 0 the first of
+    them is clean and the window moves on by a frame. With probability `start` it is clip(k / w + t, 0, 1) instead, the
+    levels through which a window of pure noise gets there (Ruhe et al. 2024, arXiv 2402.09470, section 3).
+    """
+    if not (isinstance(history, int) and history >= 0 and 0 <= start <= 1):
+        raise ValueError(
+            f"rolling: expected a number of frames from 0 up and a probability, got history {history}, start {start}"
+        )
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+        _frames("rolling", shape, history + 1)
+        key_time, key_start = jax.random.split(key)
+        time = stratified(key_time, shape[:1])[:, None]
+        frame = jnp.arange(shape[1]) - history
+        width = shape[1] - history
+        ramp = jnp.where(
+            jax.random.bernoulli(key_start, start, time.shape), frame / width + time, (frame + time) / width
+        )
+        return _open(jnp.where(frame < 0, 0.0, jnp.clip(ramp, 0, 1)))
+
+    return draw
+
+
+def with_history(longest: int, future: Named = "shared", masked: float = 0.1) -> Draw:
+    """Clean first frames, from none to `longest` of them (each number as likely), before frames drawn by `future`.
+
+    With probability `masked` a clip's history is pure noise instead: the frames that history guidance compares with (Song et
+    al. 2025, arXiv 2502.06764, section 4.1: a masked frame is one at the highest level).
+    """
+    if not (isinstance(longest, int) and longest >= 1 and 0 <= masked <= 1):
+        raise ValueError(
+            f"with_history: expected at least one frame and a probability, got longest {longest}, masked {masked}"
+        )
+    rest = named(future)
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+        _frames("with_history", shape, longest + 1)
+        key_length, key_masked, key_rest = jax.random.split(key, 3)
+        length = jax.random.randint(key_length, (shape[0], 1), 0, longest + 1)
+        level = jnp.where(jax.random.bernoulli(key_masked, masked, length.shape), 1.0, 0.0)
+        return _open(jnp.where(jnp.arange(shape[1]) < length, level, rest(key_rest, shape)))
+
+    return draw
+
+
+def mixture(parts: Sequence[Sequence[Any]]) -> Draw:
+    """Every clip drawn by one of `parts`, (weight, draw) each."""
+    weights, draws = [float(weight) for weight, _ in parts], [named(draw) for _, draw in parts]
+    if not weights or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"mixture: expected (weight, draw) pairs with weights above 0, got weights {weights}")
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+        key_part, *keys = jax.random.split(key, 1 + len(draws))
+        part = jax.random.choice(key_part, len(draws), shape[:1], p=jnp.asarray(weights) / sum(weights))
+        drawn = jnp.stack([one(k, shape) for one, k in zip(draws, keys, strict=True)])
+        chosen = part.reshape(1, -1, *(1,) * (len(shape) - 1))
+        return jnp.take_along_axis(drawn, jnp.broadcast_to(chosen, (1, *shape)), 0)[0]
+
+    return draw
+
+
+DRAWS: dict[str, Draw] = {
+    "independent": independent, "antithetic": antithetic, "stratified": stratified, "shared": shared, "monotone": monotone,
+}  # fmt: skip
+"""The draws by name. Wherever a name is taken, so is a function."""
+
+MADE: dict[str, Callable[..., Draw]] = {"rolling": rolling, "with_history": with_history, "mixture": mixture}
+"""Draws that have options, by name."""
+
+
+def named(draw: Named) -> Draw:
+    """A draw as a function; KeyError for an unknown name, ValueError for options that it doesn't take."""
+    if callable(draw):
+        return draw
+    kind, options = (
+        (draw, {}) if isinstance(draw, str) else (draw.get("kind"), {k: draw[k] for k in draw if k != "kind"})
+    )
+    choices = {**DRAWS, **MADE}
+    if kind not in choices:
+        near = difflib.get_close_matches(str(kind), choices, 1, 0)[0]
+        raise KeyError(f"unknown draw {kind!r}: expected one of {', '.join(choices)}; nearest: {near!r}")
+    if kind in DRAWS:
+        if options:
+            raise ValueError(f"draw {kind!r} has no options, got {', '.join(map(repr, options))}")
+        return DRAWS[kind]
+    try:
+        return MADE[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"draw {kind!r}: {error}") from None
+
+
+def _open(u: Array) -> Array:
+    return jnp.clip(u, 2.0**-24, 1 - 2.0**-24)
+
+
+def _frames(name: str, shape: tuple[int, ...], least: int = 1) -> None:
+    if len(shape) != 2 or shape[1] < least:
+        raise ValueError(
+            f"draw {name!r}: expected a level per frame, [b, f] with f of at least {least}, got shape {shape}"
+        )
