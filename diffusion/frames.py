@@ -216,7 +216,7 @@ def _windowed(denoise, index, share, x, logsnr, *rest):
 def roll_out(
     denoise: Callable[..., Array],
     table: Table,
-    x: Float[Array, "b w ..."],
+    x: Float[Array, "b w ..."] | Float[np.ndarray, "b w ..."],
     periods: int,
     key: Array,
     *,
@@ -308,6 +308,55 @@ def _roll_out(denoise, table, x, key, renoise, fresh, noise, *, history, advance
 
     _, video = jax.lax.scan(period, x, jnp.arange(periods))
     return jnp.moveaxis(video, 0, 1).reshape(len(x), periods * advance, *x.shape[2:])
+
+
+def stream(
+    denoise: Callable[..., Array],
+    remember: Callable[..., Any],
+    table: Table,
+    cache: Any,
+    periods: int,
+    key: Array,
+    *,
+    shape: tuple[int, ...],
+    schedule: Schedule,
+    noise: Callable[..., Array] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Array, "b n ..."]:
+    """A video of `periods` chunks of `shape` [b, f, ...] from a network that is causal in time, and remembers.
+
+    The table sees one chunk; what came before is in the cache. denoise: (x, logsnr, cache) -> denoised. remember: (chunk,
+    cache) -> cache, one more call of the network for each chunk; at which level the chunk is shown, or noised, is its own
+    choice. Chunk i draws with fold_in(key, i). It is `sample` along `autoregressive` with blocks of f, each block's rows run
+    on that block alone: at equal levels of what is finished, the same video.
+
+    One compiled program whatever the number of rows and periods, and memory for one chunk and the cache beside the video.
+    """
+    _whole("periods", periods, 1)
+    start = expand(np.asarray(table.logsnr)[0], np.empty(shape))
+    x = sampling.check(table, np.broadcast_to(schedule.sigma(start), shape).astype(np.float32), key)
+    return _stream(
+        sampling.tree(denoise), sampling.tree(remember), table, cache, x, key, sampling.tree(noise or sampling.normal),
+        periods=periods, progress=progress,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("periods", "progress"))
+def _stream(denoise, remember, table, cache, size, key, noise, *, periods, progress):
+    def period(cache, i):
+        noise_key, run_key = jax.random.split(jax.random.fold_in(key, i))
+        x = size * noise(noise_key, size.shape, size.dtype)
+        chunk = sampling.solve(Partial(_with_cache, denoise, cache), table, x, run_key, noise)
+        if progress is not None:
+            jax.debug.callback(lambda n: progress(int(n), periods), i + 1)
+        return remember(chunk, cache), chunk
+
+    _, video = jax.lax.scan(period, cache, jnp.arange(periods))
+    return jnp.moveaxis(video, 0, 1).reshape(size.shape[0], -1, *size.shape[2:])
+
+
+def _with_cache(denoise, cache, x, logsnr, *rest):
+    return denoise(x, logsnr, *rest, cache)
 
 
 def _whole(name: str, value: Any, least: int, most: float | int = math.inf) -> None:

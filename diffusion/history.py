@@ -24,7 +24,7 @@ from diffusion import levels, sampling
 from diffusion.schedules import Schedule
 
 Denoiser = Callable[..., Array]
-Clip = Float[Array, "b f ..."]
+Clip = Float[Array, "b f ..."] | Float[np.ndarray, "b f ..."]
 Where = np.ndarray
 
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Shaped
 from diffusion.levels import expand
 from diffusion.solvers.table import Predict, Table
 
-Carry = tuple[Array, tuple[Array, ...]]
+Carry = tuple[Any, tuple[Any, ...]]
+"""The anchor and the history, of JAX or of NumPy: a step is computed in the namespace of its state."""
 
 
 def normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -29,7 +30,7 @@ def start(table: Table, x: Array) -> Carry:
     return x, (jnp.zeros_like(x),) * table.slots
 
 
-def predict(weights: Predict, carry: Carry, noise: Array | None) -> Array:
+def predict(weights: Predict, carry: Carry, noise: Any) -> Any:
     """a anchor + sum_k h_k history_k + n noise + bias, each weight of the level's shape."""
     anchor, history = carry
     point = expand(weights.anchor, anchor) * anchor + expand(weights.bias, anchor)
@@ -38,9 +39,7 @@ def predict(weights: Predict, carry: Carry, noise: Array | None) -> Array:
     return point if noise is None else point + expand(weights.noise, anchor) * noise
 
 
-def step(
-    denoise: Callable[..., Array], carry: Carry, row: Any, noise: Array | None
-) -> tuple[Carry, tuple[Array, Array]]:
+def step(denoise: Callable[..., Any], carry: Carry, row: Any, noise: Any) -> tuple[Carry, tuple[Any, Any]]:
     """One row: predict, evaluate, remember, correct. Returns the new state and (point, denoised).
 
     `row` is a `Table` without its leading axis. The same function runs in the scan of `sample` and in the unrolled
@@ -66,7 +65,7 @@ def rows(table: Table) -> Any:
     )
 
 
-def solve(denoise, table, x, key, noise, *, collect=None, progress=None):
+def solve(denoise, table, x, key, noise: Callable[..., Array], *, collect=None, progress=None) -> Any:
     """`sample` inside another compiled program: its scan alone, for arguments that were checked."""
     dtype = x.dtype
     table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)

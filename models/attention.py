@@ -6,33 +6,41 @@
               algorithms 1 and 4). Its gradient is written by hand, so that it has no forward derivative:
               `jax.jvp` needs one of `JVP_KINDS`.
 
-Queries, keys and values are [b, n, heads, d]; products are accumulated and the softmax is taken in float32.
+Queries, keys and values are [b, n, heads, d]; products are accumulated and the softmax is taken in float32. An `order`, a
+number for every query and for every key, masks what is later: a query sees the keys whose number is not above its own. Blocks
+of frames in order make a network causal in time, and a key of number infinity is one that isn't there.
 """
 
 import functools
 import math
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Heads = Float[Array, "b n k d"]
-Attention = Callable[[Heads, Heads, Heads], Heads]
+Order = tuple[Float[Array, " n"], Float[Array, " m"]]
+Attention = Callable[[Heads, Heads, Heads, Order | None], Heads]
+
+HIDDEN = -1e30
+"""The score of what is not seen: finite, so that a query that sees nothing is no NaN."""
 
 QUERY_CHUNK = 256
 
 
-def plain(q: Heads, k: Heads, v: Heads) -> Heads:
+def plain(q: Heads, k: Heads, v: Heads, order: Order | None = None) -> Heads:
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1) with the batch and heads as one batch axis."""
-    weights = jax.nn.softmax(_scores(_by_head(q), _by_head(k)), axis=-1)
+    weights = jax.nn.softmax(_seen(_scores(_by_head(q), _by_head(k)), *(order or (None, None))), axis=-1)
     return _by_token(_weighted(weights, _by_head(v)), q)
 
 
-def fused(q: Heads, k: Heads, v: Heads) -> Heads:
+def fused(q: Heads, k: Heads, v: Heads, order: Order | None = None) -> Heads:
     """`plain` in chunks of queries; its gradient recomputes the probabilities from the log-sum-exp."""
-    return _by_token(_fused(_by_head(q), _by_head(k), _by_head(v)), q)
+    rows, columns = (None, None) if order is None else (jnp.asarray(part, jnp.float32) for part in order)
+    return _by_token(_fused(_by_head(q), _by_head(k), _by_head(v), rows, columns), q)
 
 
 ATTENTION: dict[str, Attention] = {"xla": plain, "checkpoint": jax.checkpoint(plain), "fused": fused}
@@ -73,12 +81,16 @@ def _scores(q: Float[Array, "h n d"], k: Float[Array, "h m d"]) -> Float[Array, 
     return jnp.einsum("hnd,hmd->hnm", q, k, preferred_element_type=jnp.float32)
 
 
+def _seen(scores: Float[Array, "h n m"], rows: Any, columns: Any) -> Float[Array, "h n m"]:
+    return scores if rows is None else jnp.where(columns <= jnp.asarray(rows)[..., None], scores, HIDDEN)
+
+
 def _weighted(weights: Float[Array, "h n m"], v: Float[Array, "h m d"]) -> Float[Array, "h n d"]:
     out = jnp.einsum("hnm,hmd->hnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.astype(v.dtype)
 
 
-def _chunked(x: Float[Array, "h n d"]) -> Float[Array, "chunks h c d"]:
+def _chunked(x: Float[Array, "h n ..."]) -> Float[Array, "chunks h c ..."]:
     """Equal chunks of the token axis, in front; the last is filled with zeros, which add to no sum."""
     heads, tokens = x.shape[:2]
     count = -(-tokens // QUERY_CHUNK)
@@ -101,32 +113,37 @@ def _over_chunks(body, carry, chunks):
 
 
 @functools.partial(jax.custom_vjp)
-def _fused(q, k, v):
-    return _fused_forward(q, k, v)[0]
+def _fused(q, k, v, rows, columns):
+    return _fused_forward(q, k, v, rows, columns)[0]
 
 
-def _fused_forward(q, k, v):
-    def chunk(_, q):
-        scores = _scores(q, k)
+def _fused_forward(q, k, v, rows, columns):
+    def chunk(_, part):
+        q, rows = part
+        scores = _seen(_scores(q, k), rows, columns)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = _weighted(weights, v).astype(jnp.float32) / total
         return None, (out.astype(v.dtype), (top + jnp.log(total))[..., 0])
 
-    _, (out, logsumexp) = _over_chunks(chunk, None, _chunked(q))
-    return _unchunked(out, q.shape[1]), (q, k, v, _unchunked(logsumexp, q.shape[1]))
+    _, (out, logsumexp) = _over_chunks(chunk, None, (_chunked(q), _row_chunks(rows)))
+    return _unchunked(out, q.shape[1]), (q, k, v, rows, columns, _unchunked(logsumexp, q.shape[1]))
+
+
+def _row_chunks(rows):
+    return None if rows is None else _chunked(rows[None])
 
 
 def _fused_backward(residuals, gradient):
-    q, k, v, logsumexp = residuals
+    q, k, v, rows, columns, logsumexp = residuals
     scale = 1 / math.sqrt(q.shape[-1])
     f32 = {"preferred_element_type": jnp.float32}
 
     def chunk(carry, part):
         dk, dv = carry
-        q, logsumexp, dout = part
-        weights = jnp.exp(_scores(q, k) - logsumexp[..., None])
+        q, logsumexp, dout, rows = part
+        weights = jnp.exp(_seen(_scores(q, k), rows, columns) - logsumexp[..., None])
         dweights = jnp.einsum("hnd,hmd->hnm", dout, v, **f32)
         # sum_m p dp is the row's sum of out * dout, found without keeping out.
         dscores = weights * (dweights - jnp.sum(weights * dweights, axis=-1, keepdims=True))
@@ -136,9 +153,11 @@ def _fused_backward(residuals, gradient):
         return (dk, dv), jnp.einsum("hnm,hmd->hnd", dscores, k, **f32)
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (dk, dv), dq = _over_chunks(chunk, zeros, jax.tree.map(_chunked, (q, logsumexp, gradient)))
+    parts = (*jax.tree.map(_chunked, (q, logsumexp, gradient)), _row_chunks(rows))
+    (dk, dv), dq = _over_chunks(chunk, zeros, parts)
     dq = _unchunked(dq, q.shape[1])
-    return (dq * scale).astype(q.dtype), (dk * scale).astype(k.dtype), dv.astype(v.dtype)
+    nothing = jax.tree.map(jnp.zeros_like, (rows, columns))
+    return (dq * scale).astype(q.dtype), (dk * scale).astype(k.dtype), dv.astype(v.dtype), *nothing
 
 
 _fused.defvjp(_fused_forward, _fused_backward)

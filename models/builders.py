@@ -79,6 +79,7 @@ def _build(items: tuple[tuple[str, Any], ...]) -> ModelDef:
         inputs=options["cond"],
         attention=options["attention"],
         dropout=options["dropout"],
+        caches=options.get("causal", False),
     )
 
 
@@ -138,6 +139,8 @@ DIT_OPTIONS = {
     "dropout": 0.0,
     "rope_base": 100.0,
     "scan": True,
+    "causal": False,
+    "block": 1,
     "dtype": "float32",
 }
 

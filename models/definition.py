@@ -36,6 +36,9 @@ class ModelDef(NamedTuple):
     `features(params, x, logsnr, cond=None) -> maps`: what the network knows of x before it answers, a tuple of float32
     maps [b, f|1, h, w, channels[i]] without dropout, for the heads of a discriminator (models/heads.py). Only what
     the maps need is computed: a U-Net's bottleneck, the tokens after every block of a DiT, an MLP's last hidden layer.
+    Of a causal network (else None): `empty_cache(batch, slots, sinks=0) -> cache`, the keys and values of up to `slots` earlier
+    frames, of which the first `sinks` stay for good, and `remember(params, x, logsnr, cond) -> cache`, cond["cache"] with these
+    frames behind the others. A call with cond["cache"] is the call of the whole video, of which it runs the new frames only.
     `attention`: its kind, "none" where the network has none. `jvp`: whether this network can be differentiated
     forward (`jax.jvp`), which its attention decides.
     """
@@ -50,6 +53,8 @@ class ModelDef(NamedTuple):
     jvp: bool
     features: Callable[..., tuple[Float[Array, "b f h w c"], ...]]
     channels: tuple[int, ...]
+    empty_cache: Callable[..., dict[str, Array]] | None = None
+    remember: Callable[..., dict[str, Array]] | None = None
 
 
 def seam(
@@ -87,6 +92,7 @@ def define(
     inputs: tuple[str, ...],
     attention: str,
     dropout: float,
+    caches: bool = False,
 ) -> ModelDef:
     """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
 
@@ -94,6 +100,7 @@ def define(
     `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps.
     """
     cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
+    cond_keys += ("cache",) if caches else ()
     init, module = seam(construct)
 
     def checked(x: Array, logsnr: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
@@ -125,7 +132,29 @@ def define(
     maps = jax.eval_shape(lambda: features(init(jax.random.key(0)), jnp.zeros((1, *shape)), 0.0))
     jvp = attention in (NO_ATTENTION, *JVP_KINDS)
     channels = tuple(x.shape[-1] for x in maps)
-    return ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
+    made = ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
+    if not caches:
+        return made
+    blank = jax.eval_shape(init, jax.random.key(0))
+
+    def empty_cache(batch: int, slots: int, sinks: int = 0) -> dict[str, Array]:
+        if not 0 <= sinks < slots:
+            raise ValueError(
+                f"a cache of {slots} frames keeps from 0 to {slots - 1} of the first ones, got sinks {sinks}"
+            )
+        return module(blank).empty_cache(batch, *shape[1:3], slots, sinks)
+
+    def remember(
+        params: Params, x: Float[Array, "b f h w c"], logsnr: Float[Array, "..."], cond: Mapping[str, Any]
+    ) -> dict[str, Array]:
+        if "cache" not in cond:
+            raise ValueError("remember: cond lacks 'cache'; empty_cache makes one that holds no frame yet")
+        x, level, inputs = checked(x, logsnr, cond)
+        if x.shape[1] > inputs["cache"]["keys"].shape[2]:
+            raise ValueError(f"{x.shape[1]} frames do not fit a cache of {inputs['cache']['keys'].shape[2]}")
+        return module(params).remember(x, level, inputs)
+
+    return made._replace(empty_cache=empty_cache, remember=remember)
 
 
 def inherit(params: Params, definition: ModelDef, key: PRNGKeyArray) -> Params:
@@ -172,6 +201,8 @@ def _checked_cond(
     unknown = [name for name in cond if name not in keys]
     if unknown:
         raise ValueError(f"this model takes cond keys {keys}, got {', '.join(map(repr, unknown))}")
+    if cond.get("cache") is not None and cond["cache"]["keys"].shape[1] != batch:
+        raise ValueError(f"cond['cache'] is of {cond['cache']['keys'].shape[1]} clips, x has {batch}")
     if cond.get("label") is not None:
         cond["label"] = checked_label(cond["label"], batch, "cond['label']")
     if "logsnr_to" in keys:

@@ -5,12 +5,16 @@ and a learned table per block (Chen et al. 2023, PixArt-alpha, section 2.3: adaL
 and queries and keys normalised by their rms (Dehghani et al. 2023, ViT-22B, section 2, do so by layer norm).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.attention import Attention
+from models.attention import Attention, Order
 from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, rms_normalise
 from models.rope import grid_angles, rotate
 from models.unet import depth_to_space, space_to_depth
@@ -55,8 +59,9 @@ class Layers(nnx.Module):
 class DiT(Conditioned):
     """Patches of 1 x `patch` x `patch`, `depth` blocks of `width` channels; predicts zero at initialisation.
 
-    `scan` runs the blocks as one scanned block, which keeps compile time and code size flat in depth; the
-    parameters are the same either way.
+    `scan` runs the layers as one scanned layer, which keeps compile time and code size flat in depth; the
+    parameters are the same either way. `causal`: a frame sees its own `block` of frames and those before, never later ones,
+    and cond may hold a `cache` of earlier frames' keys and values (see `remember`).
     """
 
     def __init__(
@@ -74,10 +79,13 @@ class DiT(Conditioned):
         attend: Attention,
         rope_base: float,
         scan: bool,
+        causal: bool,
+        block: int,
         dtype: str,
         rngs: Rngs,
     ):
         super().__init__(width, num_classes, inputs, level, rngs)
+        self.causal, self.block = causal, block
         self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
         self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
@@ -87,71 +95,133 @@ class DiT(Conditioned):
         self.head = Linear(width, channels * patch**2, rngs, scale=0.0)
 
     def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
-        h, _, embedding = self.run(x, level, cond, key, collect=False)
+        h, _, embedding = self.run(x, level, cond, key)
         shift, scale = jnp.moveaxis(embedding[:, :, None] + self.final_table[...], 2, 0)[:, :, :, None, None]
         h = self.head(adaptive_norm(h, scale, shift))
         return depth_to_space(h, self.patch).astype(jnp.float32)
 
     def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip, ...]:
-        """The tokens after each block: heads on several layers, as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
-        return self.run(x, level, cond, None, collect=True)[1]
+        """The tokens after each layer: heads on several layers, as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
+        maps = self.run(x, level, cond, None, collect=lambda h, keys, values: h)[1]
+        return tuple(maps[i] for i in range(self.depth))
+
+    def remember(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> dict[str, Array]:
+        """cond['cache'] with these frames behind its own: what later frames read instead of running them again.
+
+        Keys are kept before they are turned: a frame's position is its place in the cache, so positions stay within
+        slots + f however long the video is. The last slots frames are kept, or the first `sinks` ones and the last of the
+        others (attention sinks: Xiao et al. 2023, arXiv 2309.17453, section 3.2).
+        """
+        cache = cond["cache"]
+        new = self.run(x, level, cond, None, collect=lambda h, keys, values: (keys, values))[1]
+        slots, frames = cache["keys"].shape[2], x.shape[1]
+        place, filled = jnp.arange(slots), cache["filled"]
+        first = slots - filled  # old frames stand at the end of their slots
+        overflow = filled + frames > slots
+        kept = jnp.where(overflow & (place < cache["sinks"]), first + place, place + frames)
+        joined = (
+            jnp.concatenate([cache[name], part.reshape(*part.shape[:2], frames, -1, *part.shape[3:])], axis=2)
+            for name, part in zip(("keys", "values"), new, strict=True)
+        )
+        keys, values = (jnp.take(part, kept, axis=2) for part in joined)
+        return {**cache, "keys": keys, "values": values, "filled": jnp.minimum(filled + frames, slots)}
+
+    def empty_cache(self, batch: int, rows: int, columns: int, slots: int, sinks: int) -> dict[str, Array]:
+        """A cache of `slots` frames that holds none yet."""
+        heads = self.layers.qkv.shape[1] // self.head_dim
+        tokens = (rows // self.patch) * (columns // self.patch)
+        nothing = jnp.zeros((self.depth, batch, slots, tokens, heads, self.head_dim), self.dtype)
+        return {"keys": nothing, "values": nothing, "filled": jnp.int32(0), "sinks": jnp.int32(sinks)}
 
     def run(
-        self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None, collect: bool
-    ) -> tuple[Clip, tuple[Clip, ...], Float[Array, "b f d"]]:
-        """(the tokens after the last block; if they are to be collected, those after each; the embedding)."""
+        self,
+        x: Clip,
+        level: Float[Array, "b f"],
+        cond: dict,
+        key: PRNGKeyArray | None,
+        collect: Callable[[Clip, Array, Array], Any] = lambda h, keys, values: None,
+    ) -> tuple[Clip, Any, Float[Array, "b f d"]]:
+        """(the tokens after the last layer; collect(tokens, keys, values) of every layer, stacked; the embedding)."""
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
         embedding = self.condition(level, cond)
-        # float32, [b|1, f, 6, d]; each block adds its own table, which costs nothing per frame.
+        # float32, [b|1, f, 6, d]; each layer adds its own table, which costs nothing per frame.
         modulation = self.modulation(jax.nn.silu(embedding))
         modulation = modulation.reshape(*modulation.shape[:2], 6, -1)
 
         h = self.embed(space_to_depth(x.astype(self.dtype), self.patch))
-        angles = grid_angles(*h.shape[1:4], self.head_dim, self.rope_base)
+        cache = cond.get("cache")
+        slots = 0 if cache is None else cache["keys"].shape[2]
+        angles = grid_angles(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
+        order = self.order(h, cache)
+        past = None if cache is None else (cache["keys"], cache["values"])
         keys = None if key is None else jax.random.split(key, self.depth)
 
-        def block(h: Clip, layer: tuple) -> tuple[Clip, Clip | None]:
-            weights, key = layer
-            h = self.block(weights, h, modulation + weights["table"], angles, key)
-            return h, h if collect else None
+        def layer(h: Clip, of: tuple) -> tuple[Clip, Any]:
+            weights, key, past = of
+            h, k, v = self.layer(weights, h, modulation + weights["table"], angles, order, past, key)
+            return h, collect(h, k, v)
 
-        layers = (self.layers.arrays(), keys)
+        layers = (self.layers.arrays(), keys, past)
         if self.scan:
-            h, maps = jax.lax.scan(block, h, layers)
+            h, maps = jax.lax.scan(layer, h, layers)
         else:
-            maps = []
+            collected = []
             for i in range(self.depth):
-                h, after = block(h, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
-                maps.append(after)
-        return h, tuple(maps) if collect else (), embedding
+                h, after = layer(h, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+                collected.append(after)
+            maps = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
+        return h, maps, embedding
 
-    def block(
+    def order(self, h: Clip, cache: dict[str, Array] | None) -> Order | None:
+        """The block of every token; cached frames come before all blocks, slots that hold none after."""
+        if not self.causal:
+            return None
+        tokens = h.shape[2] * h.shape[3]
+        own = jnp.repeat(jnp.arange(h.shape[1]) // self.block, tokens).astype(jnp.float32)
+        if cache is None:
+            return own, own
+        slots = cache["keys"].shape[2]
+        there = jnp.arange(slots) >= slots - cache["filled"]
+        return own, jnp.concatenate([jnp.repeat(jnp.where(there, -1.0, jnp.inf), tokens), own])
+
+    def layer(
         self,
         weights: dict[str, Array],
         h: Clip,
         modulation: Float[Array, "b f 6 d"],
-        angles: Float[Array, "n half"],
+        angles: Float[np.ndarray, "n half"],
+        order: Order | None,
+        past: tuple[Array, Array] | None,
         key: PRNGKeyArray | None,
-    ) -> Clip:
-        """One block: h + gate attention(norm), then h + gate mlp(norm), modulated per frame."""
+    ) -> tuple[Clip, Array, Array]:
+        """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values."""
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
         weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
         first, second = (None, None) if key is None else jax.random.split(key)
 
         @jax.checkpoint
-        def turn(x: Float[Array, "b n k d"], gain: Float[Array, " d"]) -> Float[Array, "b n k d"]:
-            return rotate(rms_normalise(x) * gain, angles)
+        def normed(x: Float[Array, "b n k d"], gain: Float[Array, " d"]) -> Float[Array, "b n k d"]:
+            return rms_normalise(x) * gain
+
+        @jax.checkpoint
+        def turned(x: Float[Array, "b n k d"], gain: Float[Array, " d"]) -> Float[Array, "b n k d"]:
+            return rotate(rms_normalise(x) * gain, angles[-x.shape[1] :])
 
         tokens = adaptive_norm(h, scale1, shift1)
         qkv = tokens.reshape(h.shape[0], -1, h.shape[-1]) @ weights["qkv"] + weights["qkv_bias"]
-        q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, -1, self.head_dim), 2, 0)
-        q = turn(q, weights["query_gain"])
-        k = turn(k, weights["key_gain"])
-        out = self.attend(q, k, v).reshape(h.shape) @ weights["out"] + weights["out_bias"]
+        q, own_k, own_v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, -1, self.head_dim), 2, 0)
+        if past is None:
+            k, v = turned(own_k, weights["key_gain"]), own_v
+        else:
+            old_k, old_v = (part.reshape(h.shape[0], -1, *part.shape[3:]).astype(h.dtype) for part in past)
+            own_k = normed(own_k, weights["key_gain"])
+            k, v = rotate(jnp.concatenate([old_k, own_k], 1), angles), jnp.concatenate([old_v, own_v], 1)
+        out = self.attend(turned(q, weights["query_gain"]), k, v, order)
+        out = out.reshape(h.shape) @ weights["out"] + weights["out_bias"]
         h = h + dropout(out, self.rate, first) * gate1.astype(h.dtype)
 
         tokens = adaptive_norm(h, scale2, shift2)
         hidden = gelu(tokens @ weights["expand"] + weights["expand_bias"])
         out = hidden @ weights["contract"] + weights["contract_bias"]
-        return h + dropout(out, self.rate, second) * gate2.astype(h.dtype)
+        return h + dropout(out, self.rate, second) * gate2.astype(h.dtype), own_k, own_v

@@ -55,7 +55,7 @@ class JointAttention(nnx.Module):
         b, f, h, w, c = x.shape
         q, k, v = jnp.moveaxis(self.qkv(self.norm(x)).reshape(b, f * h * w, 3, self.heads, -1), 2, 0)
         angles = grid_angles(f, h, w, c // self.heads, self.base)
-        out = self.attend(rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles), v)
+        out = self.attend(rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles), v, None)
         return x + self.out(out.reshape(x.shape))
 
 

@@ -146,3 +146,16 @@ def test_rotation_keeps_lengths_and_longer_clips_extend_shorter_ones():
 def test_heads_that_do_not_split_are_refused(head_dim):
     with pytest.raises(ValueError, match=f"even width of at least 6, got {head_dim}"):
         axis_split(head_dim)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_an_order_masks_what_is_later(kind):
+    """Against attention over the keys that a query may see, one query at a time; keys of number infinity are not there."""
+    q, k, v, _ = (jnp.asarray(x, jnp.float32) for x in problem())
+    rows = jnp.arange(TOKENS) // 5.0
+    columns = jnp.where(jnp.arange(TOKENS) % 7 == 3, jnp.inf, rows)
+    out = jax.jit(ATTENTION[kind])(q, k, v, (rows, columns))
+    for i in (0, 4, 5, 20, 36):
+        seen = np.flatnonzero(np.asarray(columns) <= rows[i])
+        alone = attention.plain(q[:, i : i + 1], k[:, seen], v[:, seen])
+        np.testing.assert_allclose(out[:, i : i + 1], alone, atol=1e-5)

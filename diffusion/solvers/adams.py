@@ -121,7 +121,7 @@ def ipndm(
     """
     steps = steps_of("ipndm", schedule, grid, order, lower_order_final=lower_order_final)
     check_damping("ipndm", damping)
-    depth = int(steps.order.max())
+    depth, damping = int(steps.order.max()), multistep.limit(steps, damping)
     moments = s_moments(steps, depth)
     positions = [np.full(steps.h.shape, -float(k)) for k in range(depth)]
     first, *rest = multistep.lagrange(positions, moments, steps.order)

@@ -77,9 +77,8 @@ def nodes(steps: Steps, coordinate: Any, depth: int, damping: float | None = Non
 
     coordinate: the polynomial's variable at `steps.points`. damping: the largest ratio of a step to the one before it
     that an extrapolation may assume: nodes that lie nearer are moved away, which tames the weights and costs order
-    where it acts. None: STAGGERED where frames wait for each other, else no limit.
+    where it acts.
     """
-    damping = STAGGERED if damping is None and steps.staggered else damping
     xp = namespace(coordinate)
     length = xp.where(steps.regular, coordinate[1:] - coordinate[:-1], 1.0)
     positions, gap = [xp.zeros_like(length)], xp.ones_like(length)
@@ -88,6 +87,11 @@ def nodes(steps: Steps, coordinate: Any, depth: int, damping: float | None = Non
         gap = true if damping is None else xp.maximum(true, gap / damping)
         positions.append(positions[-1] - gap)
     return positions
+
+
+def limit(steps: Steps, damping: float | None) -> float | None:
+    """The damping of an extrapolation: as given; by default none, or STAGGERED where frames wait for each other."""
+    return STAGGERED if damping is None and steps.staggered else damping
 
 
 def predictor(
@@ -108,7 +112,7 @@ def predictor(
     own. eta: of the DDIM step that stands in where a step is not regular.
     """
     order = steps.order if order is None else order
-    positions = nodes(steps, coordinate, int(order.max()), damping)
+    positions = nodes(steps, coordinate, int(order.max()), limit(steps, damping))
     history = lagrange(positions, _with(second, moments, order), order)
     return irregular(steps, Update(anchor, tuple(history), noise), eta)
 

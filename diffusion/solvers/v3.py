@@ -180,7 +180,8 @@ def dpm_solver_v3(
         history = [w * np.exp(s0 - big_s(node)) for w, node in zip(of_g, at, strict=True)]
         return Update(anchor, tuple(history), None, bias - sum(w * offset(n) for w, n in zip(of_g, at, strict=True)))
 
-    predict = multistep.irregular(steps, update(multistep.nodes(steps, steps.points, depth, damping), behind, order_of))
+    damped = multistep.nodes(steps, steps.points, depth, multistep.limit(steps, damping))
+    predict = multistep.irregular(steps, update(damped, behind, order_of))
     correct = None
     if corrector:
         positions = [np.ones_like(steps.h), *multistep.nodes(steps, steps.points, depth)]

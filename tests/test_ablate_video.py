@@ -1,0 +1,66 @@
+"""The sections of `ablate video` on small settings: figures that video.md promises, and a page."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion import frames, noise, oracles, solvers
+from experiments import ablate
+from experiments.ablations import gaussian, matrices, memory, ties, windows
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_the_known_distances_at_sixteen_steps():
+    """Measured by others with code of their own on the cosine schedule: .520, .351 and .322 for OU."""
+    clock = matrices.grids.uniform_time(gaussian.COSINE, 16)
+    for matrix, expected in (("full", 0.520), ("pyramid, lag 1", 0.351), ("pyramid, lag N/4", 0.322)):
+        table = solvers.ddim(gaussian.COSINE, matrices.MATRICES[matrix](clock))
+        assert abs(gaussian.distance(gaussian.KERNELS["OU"], table, 20.0) - expected) < 1e-3
+
+
+def test_calls_are_shared_out():
+    assert matrices.most_steps("full", 64) == 64 and matrices.most_steps("pyramid, lag 1", 64) == 49
+    assert matrices.most_steps("autoregressive", 64) == 4 and matrices.most_steps("autoregressive", 20) == 0
+
+
+def test_known_frames_and_replacement():
+    kernel = gaussian.KERNELS["OU"]
+    exact, replaced = (memory.errors(kernel, memory.WAYS[way], 16) for way in list(memory.WAYS)[:2])
+    assert exact < 1e-3 < 0.1 < replaced
+
+
+def test_correlated_noise_is_priced(tmp_path):
+    text = ties.section(tmp_path)
+    table = solvers.ddim(gaussian.COSINE, frames.full(matrices.clock(ties.STEPS), gaussian.FRAMES))
+    iid, mixed = (
+        gaussian.distance(gaussian.KERNELS["OU"], table, matrices.END, noise=source.covariance(gaussian.FRAMES))
+        for source in (noise.iid(), noise.mixed(1.0))
+    )
+    assert f"| iid | {iid:.3g} |" in text and f"| mixed, a = 1 | {mixed:.3g} |" in text and mixed < 0.7 * iid
+
+
+def test_a_roll_out_of_a_basis_is_the_law_of_a_roll_out():
+    """The exact covariance of chunks against 4,000 clips of `frames.roll_out` itself."""
+    short = oracles.gaussian_process(windows.VIDEOS["OU"](windows.WINDOW)).denoiser(gaussian.COSINE)
+    matrix = frames.known(frames.full(matrices.clock(16), windows.WINDOW - 2), before=2)
+    first = windows.begun(windows.VIDEOS["OU"](windows.WINDOW), short, None, matrix, 2)
+    exact = windows.rolled(short, matrix, first, 2, windows.WINDOW - 2, 18)
+    x = np.random.default_rng(0).standard_normal((4000, windows.WINDOW)) @ first
+    video = frames.roll_out(
+        short, solvers.dpmpp(gaussian.COSINE, matrix), x[..., None, None, None], 3, jax.random.key(0), matrix=matrix,
+        schedule=gaussian.COSINE, history=2,
+    )  # fmt: skip
+    drawn = np.asarray(video)[:, -gaussian.FRAMES :, 0, 0, 0]
+    np.testing.assert_allclose(drawn.T @ drawn / len(drawn), exact, atol=0.08)
+
+
+def test_the_page_is_made_section_by_section(tmp_path):
+    assert ablate.main(["video", "--only=noise", f"--out={tmp_path}"]) == 0
+    text = (tmp_path / "video.md").read_text()
+    assert "## Correlated noise" in text and "python -m experiments.ablate video" in text
+    assert ablate.main(["video", "--only=noize", f"--out={tmp_path}"]) == 2
