@@ -65,7 +65,16 @@ def rows(table: Table) -> Any:
     )
 
 
-def solve(denoise, table, x, key, noise: Callable[..., Array], *, collect=None, progress=None) -> Any:
+def solve(
+    denoise: Callable[..., Array],
+    table: Table,
+    x: Array,
+    key: Array | None,
+    noise: Callable[..., Array],
+    *,
+    collect: Callable[..., Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
     """`sample` inside another compiled program: its scan alone, for arguments that were checked."""
     dtype = x.dtype
     table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
@@ -77,7 +86,7 @@ def solve(denoise, table, x, key, noise: Callable[..., Array], *, collect=None, 
         i, row = inputs
         carry, seen = step(denoise, carry, row, draw(i))
         if progress is not None:
-            jax.debug.callback(lambda done: progress(int(done), table.nfe), i + 1)
+            jax.debug.callback(lambda done, told=progress: told(int(done), table.nfe), i + 1)
         return carry, None if collect is None else collect(*seen, row.logsnr)
 
     carry, collected = jax.lax.scan(body, start(table, x), (jnp.arange(table.nfe), rows(table)))

@@ -3,6 +3,7 @@
 import functools
 
 from distill import (
+    adversarial_methods,
     consistency_methods,
     continuous,
     denoising,
@@ -43,8 +44,8 @@ METHODS = {
     "sid": game_methods.sid,
     "moment_matching": game_methods.moment_matching,
     "rcm": game_methods.rcm,
-    "add": game_methods.add,
-    "ladd": game_methods.ladd,
+    "add": adversarial_methods.add,
+    "ladd": adversarial_methods.ladd,
 }
 """name -> constructor(network, *, optimiser, ...) -> Method"""
 

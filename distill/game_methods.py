@@ -11,12 +11,11 @@ Where public code differs in silence, the original is the default and the other 
 `critic_in_student_steps`, `features`, `paired`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -24,7 +23,7 @@ from diffusion import clocks, grids, levels, predictions, solvers
 from diffusion.levels import expand
 from distill import continuous, fields, games, regression, sources
 from distill.adversarial import FEATURES, HEADS, LOSSES, Discriminator, deception, density_ratio, discrimination
-from distill.fields import DISTILLATION, NORMALISERS, RATIOS, SCORE, WEIGHTINGS, Law
+from distill.fields import NORMALISERS, RATIOS, SCORE, WEIGHTINGS, Law
 from distill.games import CriticTerm, Field, copied
 from distill.inputs import Network, clean, condition
 from distill.jumps import guided_teacher
@@ -69,7 +68,7 @@ def source_of(
     return make(sources.student_levels(network.schedule, steps), chunk)
 
 
-def _critic(discriminator: Discriminator | None, *, score: bool = True) -> dict[str, Callable]:
+def critic_of(discriminator: Discriminator | None, *, score: bool = True) -> dict[str, Callable]:
     """name -> how a part of the critic begins."""
     parts: dict[str, Callable] = {SCORE: copied} if score else {}
     if discriminator is not None:
@@ -78,7 +77,7 @@ def _critic(discriminator: Discriminator | None, *, score: bool = True) -> dict[
     return parts
 
 
-def _adversary(
+def adversary_of(
     network: Network,
     discriminator: Discriminator | None,
     *,
@@ -138,7 +137,7 @@ def _matching(
     choice(normaliser, NORMALISERS, "normaliser")
     choice(divergence, RATIOS, "divergence")
     weighted = divergence != "reverse_kl"
-    heads, deceive, judge = _adversary(
+    heads, deceive, judge = adversary_of(
         network, discriminator, law=critic_law, adversarial=adversarial, discriminative=discriminative, loss=loss,
         features=features, needed=weighted, paired=paired, r1=r1, approximate_r1=approximate_r1,
     )  # fmt: skip
@@ -148,7 +147,7 @@ def _matching(
     )
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight)), **judge}
     return games.method(
-        network, source=source, fields={"matching": (1.0, matching), **deceive}, critic=_critic(heads),
+        network, source=source, fields={"matching": (1.0, matching), **deceive}, critic=critic_of(heads),
         critic_terms=terms, optimiser=optimiser,
         critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps), ema=ema,
         label_dropout=label_dropout, further=further,
@@ -335,7 +334,7 @@ def sid(
     """
     choice(normaliser, NORMALISERS, "normaliser")
     critic_law = critic_law or levels.edm_lognormal(-1.2, 1.2)
-    heads, deceive, judge = _adversary(
+    heads, deceive, judge = adversary_of(
         network, discriminator, law=critic_law, adversarial=adversarial, discriminative=discriminative, loss=loss,
         features=features, paired=paired,
     )  # fmt: skip
@@ -343,7 +342,7 @@ def sid(
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight or levels.edm()))}
     return games.method(
         network, source=source_of(network, source, steps, chunk, start, exit_told),
-        fields={"identity": (1.0, identity), **deceive}, critic=_critic(heads), critic_terms=terms | judge,
+        fields={"identity": (1.0, identity), **deceive}, critic=critic_of(heads), critic_terms=terms | judge,
         optimiser=optimiser, critic_optimiser=critic_optimiser,
         order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
     )  # fmt: skip
@@ -378,126 +377,10 @@ def moment_matching(
     weight = critic_weight or levels.uniform()
     return games.method(
         network, source=sources.intervals(steps), fields={"moments": (1.0, fields.moments(network, weight=weight))},
-        critic=_critic(None), critic_terms={"moments": (1.0, fields.between(network, weight=weight))},
+        critic=critic_of(None), critic_terms={"moments": (1.0, fields.between(network, weight=weight))},
         optimiser=optimiser, critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps),
         ema=ema, label_dropout=label_dropout,
     )  # fmt: skip
-
-
-def add(
-    network: Network,
-    *,
-    optimiser: Rule,
-    critic_optimiser: Rule | None = None,
-    discriminator: Discriminator | None = None,
-    steps: int = 4,
-    source: str = "noised",
-    chunk: int = 1,
-    distillation_weight: float = 2.5,
-    weighting: str = "exponential",
-    law: Law | None = None,
-    critic_law: Law | None = None,
-    adversarial: float = 1.0,
-    loss: str = "hinge",
-    features: str = "frozen",
-    r1: float = 1e-5,
-    approximate_r1: float = 0.0,
-    ratio: int = 1,
-    critic_in_student_steps: bool = True,
-    ema: float = 0.999,
-    label_dropout: float = 0.0,
-) -> Method:
-    """Adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042): a discriminator on frozen features of clips
-    without noise, and score distillation by the teacher. Student inputs are clips of the data, noised.
-
-    features: "frozen", a feature network given as frozen["features"], or "teacher", the teacher's. critic_law: levels at which
-    the discriminator sees the clips; None is without noise, and a denoiser's features are then those at its cleanest level.
-    """
-    choice(weighting, DISTILLATION, "weighting")
-    if features == "critic":
-        raise ValueError(
-            "features 'critic': this method has no denoiser among its critics; expected 'frozen' or 'teacher'"
-        )
-    heads, moves, judge = _adversary(
-        network, discriminator, law=critic_law, adversarial=adversarial, discriminative=1.0 if adversarial else 0.0, loss=loss,
-        features=features, r1=r1, approximate_r1=approximate_r1,
-    )  # fmt: skip
-    if distillation_weight:
-        field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
-        moves["distillation"] = (distillation_weight, field)
-    return games.method(
-        network, source=source_of(network, source, steps, chunk, None), fields=moves, critic=_critic(heads, score=False),
-        critic_terms=judge, optimiser=optimiser, critic_optimiser=critic_optimiser,
-        order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
-    )  # fmt: skip
-
-
-def ladd(
-    network: Network,
-    *,
-    optimiser: Rule,
-    critic_optimiser: Rule | None = None,
-    discriminator: Discriminator | None = None,
-    steps: int = 4,
-    shares: Sequence[float] | None = None,
-    first_shares: Sequence[float] | None = None,
-    warmup: int = 500,
-    critic_law: Law | None = None,
-    loss: str = "hinge",
-    paired: bool = False,
-    r1: float = 0.0,
-    approximate_r1: float = 0.0,
-    distillation_weight: float = 0.0,
-    weighting: str = "exponential",
-    law: Law | None = None,
-    ratio: int = 1,
-    critic_in_student_steps: bool = True,
-    ema: float = 0.999,
-    label_dropout: float = 0.0,
-) -> Method:
-    """Latent adversarial diffusion distillation (Sauer et al. 2024, arXiv 2403.12015, section 3): heads on the frozen teacher's
-    own features of clips noised anew are the discriminator, so that nothing is decoded; the data are meant to be the
-    teacher's samples, with which the adversarial loss is all.
-
-    shares, first_shares: how often the student is asked at each of its `steps` levels, noisiest first, after `warmup` of its
-    updates and before; None: .7 at noise and the rest alike, and the cleaner half alike, which is .7 .1 .1 .1 and 0 0 .5 .5 in
-    four steps. The levels are uniform in time, the schedule's; in the paper the flow's. critic_law: where the discriminator
-    sees clips, which the paper's heads are told (heads with `level`); None is a logit-normal time of the flow, of mean and
-    deviation 1, whatever the schedule.
-    distillation_weight: of ADD's score distillation, for real clips as data.
-    """
-    choice(weighting, DISTILLATION, "weighting")
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
-    steps = int(steps)
-    rest, half = max(1, steps - 1), (steps + 1) // 2
-    later = checked_shares("shares", [0.7, *[0.3 / rest] * (steps - 1)] if shares is None else shares, steps)
-    first = checked_shares(
-        "first_shares", [0.0] * (steps - half) + [1 / half] * half if first_shares is None else first_shares, steps
-    )
-    heads, moves, judge = _adversary(
-        network, discriminator, law=critic_law or levels.logit_normal(1.0, 1.0), adversarial=1.0, discriminative=1.0,
-        loss=loss, features="teacher", paired=paired, r1=r1, approximate_r1=approximate_r1,
-    )  # fmt: skip
-    if distillation_weight:
-        field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
-        moves["distillation"] = (distillation_weight, field)
-    source = sources.noised(
-        sources.student_levels(network.schedule, steps), lambda step: jnp.where(step < warmup, first, later)
-    )
-    return games.method(
-        network, source=source, fields=moves, critic=_critic(heads, score=False), critic_terms=judge, optimiser=optimiser,
-        critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps), ema=ema,
-        label_dropout=label_dropout,
-    )  # fmt: skip
-
-
-def checked_shares(name: str, shares: Sequence[float], steps: int) -> Array:
-    """Shares of the levels of a student of `steps` steps, of sum 1."""
-    given = np.asarray(shares, np.float32)
-    if given.shape != (steps,) or not np.all((given >= 0) & np.isfinite(given)) or not given.sum() > 0:
-        raise ValueError(f"{name}: expected {steps} numbers from 0 up, not all 0, got {list(shares)}")
-    return jnp.asarray(given / given.sum())
 
 
 def rcm(

@@ -41,8 +41,10 @@ def method(
     frames: of the part of every clip that a step sees, its beginning drawn; None: the whole clip. A causal network that
     learnt on short clips is as good on long ones. Metrics: loss, psnr (dB, of clips in [-1, 1]), kl (nats a number).
     """
-    if frames is not None and not 1 <= frames <= autoencoder.shape[0]:
-        raise ValueError(f"frames: expected 1 to the clip's {autoencoder.shape[0]}, or None for all, got {frames}")
+    if frames is not None and not (type(frames) is int and 1 <= frames <= autoencoder.shape[0]):
+        raise ValueError(
+            f"frames: expected a whole number from 1 to the clip's {autoencoder.shape[0]}, or None for all, got {frames}"
+        )
 
     def pose(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
         del state, frozen, hyper
@@ -149,7 +151,8 @@ def measure(
     psnr: dB, mean over clips. shimmer: rms of the second difference in time, decoded over real. still: rms of the change from
     frame to frame where the clip stood still (`still` decoded), over the rms contrast of its real frames. seams_space: rms
     change of the error from pixel to pixel across the borders of the decoder's patches, over that inside them; seams_time: from
-    frame to frame, across the borders of its groups; 1 is no seam.
+    frame to frame, across the borders of its groups; 1 is no seam. What clips of one or two frames, or
+    frames of one patch, cannot show is left out.
     """
     weights_ = np.concatenate(
         [distances.equal_weights(len(real)), distances.resampled(len(real), bootstrap, seed, None)]
@@ -158,15 +161,17 @@ def measure(
     error = y - x
     mean = lambda a: a.mean(tuple(range(1, a.ndim)))  # noqa: E731
     psnr = -10 * np.log10(np.maximum(mean(np.square(error)), 1e-10))
-    second = [mean(np.square(np.diff(clips, n=2, axis=1))) for clips in (y, x)]
-    contrast = mean(np.square(x[:, :1] - x[:, :1].mean((2, 3), keepdims=True)))
-    rows, columns, frames = (jumps(error, axis, period) for axis, period in ((2, patch), (3, patch), (1, group)))
-    parts = {
-        "shimmer": second,
-        "still": [mean(np.square(np.diff(stood, axis=1))), contrast],
-        "seams_space": [np.add(*pair) for pair in zip(rows, columns, strict=True)],
-        "seams_time": frames,
-    }
+    # Left out, not refused: an autoencoder of images, or of frames of one patch, is a good one and has a psnr.
+    parts = {}
+    if x.shape[1] > 2:
+        parts["shimmer"] = [mean(np.square(np.diff(clips, n=2, axis=1))) for clips in (y, x)]
+        parts["seams_time"] = jumps(error, 1, group)
+    if x.shape[1] > 1:
+        contrast = mean(np.square(x[:, :1] - x[:, :1].mean((2, 3), keepdims=True)))
+        parts["still"] = [mean(np.square(np.diff(stood, axis=1))), contrast]
+    if patch < min(x.shape[2:4]):
+        rows, columns = (jumps(error, axis, patch) for axis in (2, 3))
+        parts["seams_space"] = [np.add(*pair) for pair in zip(rows, columns, strict=True)]
     values = {"psnr": weights_ @ psnr}
     values |= {k: np.sqrt(weights_ @ a / np.maximum(weights_ @ b, 1e-12)) for k, (a, b) in parts.items()}
     better = {"psnr": "higher", "shimmer": None, "still": "lower", "seams_space": "lower", "seams_time": "lower"}

@@ -109,8 +109,9 @@ def codec_of(told: Mapping[str, Any], workdir: pathlib.Path, where: str) -> Code
 
 def pixels(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run's clips of pixels: its data, or what its latents stand for."""
-    block = config["data"]
-    return block if block["kind"] != "latents" else configs.source(config, "train").index["data"]
+    if not is_latent(config):
+        return config["data"]
+    return configs.named(config["data"], {"latents": store.read_index}, "config.data")["data"]
 
 
 def is_latent(config: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ report, in its own folder of the workdir.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments import autoencoder, data, evaluation, exact, generate, latents, times, training, weights
+from experiments import autoencoder, continuation, data, evaluation, exact, generate, latents, times, training, weights
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.config import ConfigError
@@ -41,6 +41,7 @@ KEYS = {
     "encode": (latents.ENCODE, {"autoencoder"}),
     "generate": (generate.KEYS, {"weights", "steps", "num_clips"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
+    "continue": (continuation.KEYS, {"weights", "history", "frames", "steps"}),
     "exact": (exact.KEYS, {"samplers"}),
     "times": (times.KEYS, {"weights", "counts"}),
 }
@@ -73,6 +74,10 @@ def check(context: Context) -> None:
             evaluation.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values()]
             references += [evaluation.classifier(block, config)]
+            evaluation.check_classifier(block, config, context.workdir, where)
+        elif block["kind"] == "continue":
+            continuation.check(block, config, where)
+            references += [block["weights"], evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
         elif block["kind"] == "round_trip":
             references += [block["weights"]]
@@ -134,6 +139,7 @@ KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | No
     "encode": latents.run_encode,
     "generate": generate.run,
     "evaluate": evaluation.run,
+    "continue": continuation.run,
     "exact": exact.run,
     "times": times.run,
 }

@@ -201,16 +201,23 @@ def _build(
     latent_shape = (1 + -(-(shape[0] - 1) // group), shape[1] // factor, shape[2] // factor, channels)
 
     def encode(params: Params, clips: Clip) -> tuple[Latent, Latent]:
-        if clips.ndim != 5 or clips.shape[-1] != shape[-1] or clips.shape[2] % factor or clips.shape[3] % factor:
+        sides = clips.shape[2:4]
+        if clips.ndim != 5 or clips.shape[-1] != shape[-1] or 0 in clips.shape[1:] or any(n % factor for n in sides):
             raise ValueError(
-                f"this autoencoder takes clips [b, f, h, w, {shape[-1]}] with sides of a multiple of {factor},"
-                f" got shape {clips.shape}"
+                f"this autoencoder takes clips [b, f, h, w, {shape[-1]}] of a frame or more, with sides of a multiple of"
+                f" {factor}, got shape {clips.shape}"
+            )
+        if not jnp.issubdtype(clips.dtype, jnp.floating):
+            raise ValueError(
+                f"this autoencoder takes clips of floats in [-1, 1], got {clips.dtype}; of bytes give x / 127.5 - 1"
             )
         return module(params).encode(clips)
 
     def decode(params: Params, latents: Latent, *, chunk: int | None = None) -> Clip:
-        if latents.ndim != 5 or latents.shape[-1] != channels:
-            raise ValueError(f"this autoencoder decodes latents [b, n, y, x, {channels}], got shape {latents.shape}")
+        if latents.ndim != 5 or latents.shape[-1] != channels or 0 in latents.shape[1:]:
+            raise ValueError(
+                f"this autoencoder decodes latents [b, n, y, x, {channels}] of a frame or more, got shape {latents.shape}"
+            )
         if chunk is not None and (type(chunk) is not int or chunk < 1):
             raise ValueError(f"chunk is a number of latent frames from 1 up, or None for all, got {chunk!r}")
         # A whole clip without a scan: XLA on CPU takes 8 times as long for the gradient of convolutions in one.

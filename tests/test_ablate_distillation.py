@@ -3,15 +3,19 @@
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from configs.mixture import base as mixture_config
 from configs.mixture import games as mixture_games_config
 from configs.moving_digits import games as digits_games_config
 from configs.moving_digits import students as digits_config
-from experiments import ablate
+from configs.moving_digits_64 import base as latents_config
+from experiments import ablate, weights
 from experiments import config as configs
-from experiments.ablations import costs, digits, distillation, games, mixture
+from experiments.ablations import costs, digits, distillation, games, mixture, spaces
+from models.classifier import build_classifier
 
 
 def write(path, value):
@@ -314,6 +318,13 @@ def test_digits_table(tmp_path, counted):
     assert (tmp_path / "distillation_digits.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("family, config", [(digits.PIXELS, digits_config), (digits.LATENTS, latents_config)])
+def test_a_teacher_is_called_shipped_only_where_it_is(family, config, tmp_path):
+    text = digits.section(family, tmp_path, tmp_path)
+    assert "beside the teacher at 50 steps" in text
+    assert "shipped" not in text or config.TEACHER.startswith("pretrained:")
+
+
 def test_students_of_two_stages(tmp_path, counted):
     """All training counts, and the report of another student in their folder is refused."""
     two = {
@@ -476,6 +487,40 @@ def test_the_cost_section(tmp_path, monkeypatch):
     assert cells(text, "`dmd2, critic`") == ["yes", "4.05", "-", "4.1", "4.0"]
     assert "Over its limit: `continuous_training`, `mean_flow`." in text
     assert "one program of both phases of `dmd2` would take 1.25 times as much" in " ".join(text.split())
+
+
+@pytest.fixture
+def quick_compilation():
+    """To optimise small programs takes longer than to run them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_section_on_spaces(tmp_path, monkeypatch, quick_compilation):
+    """Both games are measured, here of tiny networks, and the text and its table say what came out."""
+    small = dict(kind="mlp", num_classes=10, width=8, depth=1)
+    monkeypatch.setattr(spaces, "PIXELS", small | dict(shape=(2, 8, 8, 1)))
+    monkeypatch.setattr(spaces, "LATENTS", small | dict(shape=(1, 2, 2, 1)))
+    frames = dict(shape=(8, 8, 1), widths=(4,), features=4, num_classes=10)
+    seen = build_classifier(frames).init(jax.random.key(0))
+    weights.save(tmp_path / "c.safetensors", seen, dict(kind="classifier", model=frames))
+    monkeypatch.setattr(spaces, "FEATURES", f"{tmp_path}/c.safetensors")
+    monkeypatch.setattr(spaces, "BATCH", 2)
+    found, measure = [], spaces.measure
+    monkeypatch.setattr(spaces, "measure", lambda config: found.append(measure(config, 1)) or found[-1])
+    text = " ".join(spaces.section(tmp_path).split())
+    add, ladd = found
+    assert all(0 < value < np.inf for step in found for value in step)
+    # Pixels cost more: more of them, and the classifier sees them.
+    assert ladd.operations < 0.5 * add.operations and ladd.temporaries < add.temporaries
+    assert (
+        f"It takes {ladd.seconds / add.seconds:.2f} of ADD's CPU seconds and {ladd.operations / add.operations:.2f} of its"
+        " operations"
+    ) in text
+    for name, step in (("add, pixels", add), ("ladd, latents", ladd)):
+        numbers = f"{step.operations / 1e9:.1f} | {step.seconds:.2f} | {step.temporaries / 2**20:.0f}"
+        assert f"| `{name}` | {numbers} |" in text
 
 
 # The command line -----------------------------------------------------------------------------------------------

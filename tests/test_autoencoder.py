@@ -234,11 +234,14 @@ def test_bad_configs_are_refused_by_name(config, error, message):
 
 def test_bad_arrays_chunks_and_weights_are_refused_by_name():
     autoencoder, params, *_ = built()
-    for shape in [(2, 9, 8, 8, 3), (2, 9, 10, 8, 1), (2, 9, 8, 6, 1), (9, 8, 8, 1)]:
-        with pytest.raises(ValueError, match=r"clips \[b, f, h, w, 1\] with sides of a multiple of 4, got shape"):
+    for shape in [(2, 9, 8, 8, 3), (2, 9, 10, 8, 1), (2, 9, 8, 6, 1), (9, 8, 8, 1), (2, 0, 8, 8, 1), (2, 9, 0, 8, 1)]:
+        with pytest.raises(ValueError, match=r"clips \[b, f, h, w, 1\] of a frame or more, with .* 4, got shape"):
             autoencoder.encode(params, jnp.zeros(shape))
-    for shape in [(2, 3, 2, 2, 1), (3, 2, 2, 3)]:
-        with pytest.raises(ValueError, match=r"decodes latents \[b, n, y, x, 3\], got shape"):
+    for dtype in ("uint8", "int32", "bool"):
+        with pytest.raises(ValueError, match=rf"clips of floats in \[-1, 1\], got {dtype}; of bytes give"):
+            jax.eval_shape(autoencoder.encode, params, jax.ShapeDtypeStruct((2, 9, 8, 8, 1), dtype))
+    for shape in [(2, 3, 2, 2, 1), (3, 2, 2, 3), (2, 0, 2, 2, 3)]:
+        with pytest.raises(ValueError, match=r"decodes latents \[b, n, y, x, 3\] of a frame or more, got shape"):
             autoencoder.decode(params, jnp.zeros(shape))
     for chunk in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=f"chunk is a number of latent frames from 1 up.*got {chunk}"):
@@ -351,9 +354,9 @@ def test_latents_are_drawn_with_the_variance_that_the_encoder_tells():
         assert float(after.params["gain"]) == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("frames", [0, 10])
+@pytest.mark.parametrize("frames", [0, 10, 1.5, True])
 def test_frames_that_a_clip_has_not_are_refused(frames):
-    with pytest.raises(ValueError, match=f"frames: expected 1 to the clip's 9, or None for all, got {frames}"):
+    with pytest.raises(ValueError, match=f"frames: expected a whole number from 1 to the clip's 9, .* got {frames}"):
         training.method(built()[0], optimiser=optax.adam(1e-3), frames=frames)
 
 
@@ -450,6 +453,24 @@ def test_still_is_the_change_of_a_clip_that_stands_still():
     # A constant offset stands still, too.
     assert values(real, real, stopped + np.uint8(9))["still"] == 0
     assert values(real, real, plus(stopped, normal(4)))["still"] == pytest.approx(np.sqrt(2) * 4 / 32, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "frames, patch, absent",
+    [
+        (1, 4, {"shimmer", "still", "seams_time"}),
+        (2, 4, {"shimmer", "seams_time"}),
+        (3, 4, set()),
+        (3, 16, {"seams_space"}),
+        (1, 16, {"shimmer", "still", "seams_time", "seams_space"}),
+    ],
+)
+def test_what_clips_cannot_show_is_left_out(frames, patch, absent):
+    """And is no NaN."""
+    real = grey(shape=(6, frames, *CLIPS[2:]))
+    found = values(real, plus(real, normal(4, real.shape)), STILL[:, :frames], patch)
+    assert set(found) == {"psnr", "shimmer", "still", "seams_space", "seams_time"} - absent
+    assert np.isfinite(list(found.values())).all()
 
 
 def test_intervals_are_over_clips_and_repeat():

@@ -21,6 +21,7 @@ from distill import GAMES, METHODS
 from experiments import config as configs
 from experiments import latents, loop, mesh, run, stages, weights
 from experiments.ablations import digits
+from experiments.data import latents as store
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 from experiments.data.exact import Exact
 
@@ -67,8 +68,11 @@ def encoded(tmp_path, monkeypatch):
     """A folder with all that latents.py and teacher.py of configs/moving_digits_64 leave, but for the numbers in it."""
     monkeypatch.chdir(tmp_path)
     codec = latents.load(base_64.AUTOENCODER, tmp_path, "here")
-    pixels = configs.plain(base_64.clips())["data"]
-    latents.write_index(tmp_path / base_64.LATENTS, codec, {"train": 8192, "test": 512}, pixels, 10)
+    pixels, folder = configs.plain(base_64.clips())["data"], tmp_path / base_64.LATENTS
+    counts = {"train": 1280, "test": 1}  # as many as a search for times asks for
+    for split, count in counts.items():
+        store.write(folder / f"{split}.array_record", [dict(video=(), label=0)] * count)
+    latents.write_index(folder, codec, counts, pixels, 10)
     weights.save(tmp_path / base_64.TEACHER, {}, {"kind": "denoiser"})
 
 
@@ -112,9 +116,12 @@ def test_names_and_shapes_are_those_of_the_program():
         for wrong in (right[:-1], f"{right}+shortcutt", f"{right},ring"):
             with pytest.raises(ValueError, match="expected (all or some|one) of"):
                 module.get_config(wrong)
-    for wrong in ("dmd3", "dmd2,few", "dmd2,4,2k"):
-        with pytest.raises(ValueError, match="expected (one of|a whole number)"):
-            digit_games.get_config(wrong)
+    for module, name in ((digit_games, "dmd2"), (games_64, "dmd2"), (games_64, "ladd")):
+        for wrong in ("few", "0", "-1", "4,2k", "4,0"):
+            with pytest.raises(ValueError, match=f"expected a whole number from 1 up, as in {name},4,6000"):
+                module.get_config(f"{name},{wrong}")
+        with pytest.raises(ValueError, match="unknown student 'dmd3', expected one of"):
+            module.get_config("dmd3")
 
 
 def test_a_student_of_the_exact_teacher_beats_ddim_at_one_call(tmp_path):

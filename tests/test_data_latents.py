@@ -12,7 +12,9 @@ import pytest
 from experiments import autoencoder as training
 from experiments import data, latents, weights
 from experiments.config import ConfigError
+from experiments.context import Context
 from experiments.data import latents as store
+from experiments.mesh import make as make_mesh
 from models.autoencoder import build_autoencoder
 
 SHAPE = (2, 3, 4, 5)
@@ -109,6 +111,31 @@ def test_what_is_not_there_is_named(tmp_path):
         data.build({"kind": "latents", "paths": str(tmp_path)})
     with pytest.raises(KeyError, match="config.data lacks the key 'path', which kind 'latents' needs"):
         data.build({"kind": "latents"})
+
+
+def damaged(path, end):
+    path.write_bytes(path.read_bytes()[:end])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda path: path.unlink(), "got a missing or damaged file .*No such file"),
+        (lambda path: damaged(path, -1), "got a missing or damaged file"),
+        (lambda path: damaged(path, 70_000), "got a missing or damaged file"),
+        (lambda path: damaged(path, 0), "got a missing or damaged file"),
+        (lambda path: store.write(path, examples(6)), "got 6;"),
+        (lambda path: store.write(path, examples(8)), "got 8;"),
+    ],
+    ids=["missing", "a byte short", "cut off", "empty", "fewer", "more"],
+)
+def test_a_file_that_is_not_whole_is_named_before_it_is_read(tmp_path, split, damage, said):
+    path = folder_of(tmp_path, train=examples(7), test=examples(7)) / f"{split}.array_record"
+    damage(path)
+    with pytest.raises(ValueError, match=f"{path}: expected 7 latents, {said}.*encode them again"):
+        build(tmp_path, split)
+    assert len(build(tmp_path, "test" if split == "train" else "train")) == 7
 
 
 def test_an_interrupted_write_leaves_no_half_file(tmp_path):
@@ -210,6 +237,45 @@ def test_clips_are_encoded_in_order_with_their_labels_and_lead_back_to_the_codec
     assert latents.of(Pixels(), tmp_path, "config.data") is None
     config = {"data": {"kind": "latents", "path": str(folder)}}
     assert latents.pixels(config) == {"kind": "moving_digits"} and latents.is_latent(config)
+
+
+def test_what_latents_stand_for_is_known_from_either_split(tmp_path):
+    config = {"data": {"kind": "latents", "path": str(folder_of(tmp_path, test=examples(2)))}}
+    assert latents.pixels(config) == {"kind": "x"}
+    with pytest.raises(ConfigError, match=f"config.data: no latents in {tmp_path}/none"):
+        latents.pixels({"data": {"kind": "latents", "path": f"{tmp_path}/none"}})
+    with pytest.raises(ConfigError, match="config.data has no key 'paths'; did you mean 'path'"):
+        latents.pixels({"data": {"kind": "latents", "paths": str(tmp_path)}})
+
+
+def test_whole_splits_are_kept_but_for_those_of_a_retrained_autoencoder(codec, tmp_path, monkeypatch):
+    """Latents are a number of the weights here, so that nothing is compiled."""
+
+    def number(params):
+        return float(params["encoder"]["last"]["bias"][0])
+
+    shape = (4, *codec.autoencoder.latent_shape)
+    monkeypatch.setattr(latents.Codec, "encode", lambda self, clips: np.full(shape, number(self.params)))
+    monkeypatch.setattr(latents.configs, "source", lambda config, split: Pixels())
+    written, write = [], store.write
+    monkeypatch.setattr(store, "write", lambda path, clips: written.append(path.stem) or write(path, clips))
+    context, folder = Context({"data": {"kind": "x"}}, tmp_path, make_mesh()), tmp_path / "encode"
+
+    def cut_off_and_continued():
+        """(what is written again after a stage that had finished its first split only, the numbers of both)."""
+        (folder / "test.array_record").unlink(missing_ok=True)
+        (folder / store.INDEX).unlink(missing_ok=True)
+        written.clear()
+        latents.run_encode(context, "encode", dict(autoencoder="autoencoder", train_clips=4, test_clips=4))
+        found = [np.unique([clip["video"] for clip in build(folder, split)]) for split in ("train", "test")]
+        return [*written], *(n.tolist() for n in found)
+
+    assert cut_off_and_continued() == (["train", "test"], [0.5], [0.5])
+    assert cut_off_and_continued() == (["test"], [0.5], [0.5])
+    params, record = weights.load(weights.result_path(tmp_path, "autoencoder"))
+    params["encoder"]["last"]["bias"] = params["encoder"]["last"]["bias"] + 1
+    weights.save(weights.result_path(tmp_path, "autoencoder"), params, record)
+    assert cut_off_and_continued() == (["train", "test"], [1.5], [1.5])
 
 
 def test_a_codec_has_no_other_clips_and_no_other_weights(codec, tmp_path):

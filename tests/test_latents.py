@@ -128,7 +128,7 @@ def test_a_teacher_of_pixels_is_refused(runs, tmp_path, capsys):
         ("config.stages.autoencoder.model.shape = (5, 8, 8, 1)", "config.data gives clips of shape (5, 16, 16, 1)"),
         ("config.stages.autoencoder.model.patch = 5", "do not divide by patch"),
         ("config.stages.autoencoder.model.chanels = 5", "did you mean 'channels'?"),
-        ("config.stages.autoencoder.options.frames = 6", "frames: expected 1 to the clip's 5"),
+        ("config.stages.autoencoder.options.frames = 6", "frames: expected a whole number from 1 to the clip's 5"),
         ("config.stages.latents.train_clips = 0", "train_clips: expected 1 to"),
         ("config.stages.latents.autoencoder = 'autoencoda'", "did you mean 'autoencoder'?"),
     ],

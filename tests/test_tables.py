@@ -109,5 +109,7 @@ def test_laws_and_weights_are_functions_with_options_by_name(choices):
         made = configs.named(
             {"kind": name, **({"num_levels": 10} if name == "ict_discretised" else {})}, choices, "here", **given
         )
-        values = made(jax.random.key(0), (2, 4)) if choices is configs.LAWS else made(jnp.linspace(-5, 5, 8).reshape(2, 4))
+        values = (
+            made(jax.random.key(0), (2, 4)) if choices is configs.LAWS else made(jnp.linspace(-5, 5, 8).reshape(2, 4))
+        )
         assert values.shape == (2, 4) and bool(jnp.isfinite(values).all())

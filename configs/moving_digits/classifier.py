@@ -8,19 +8,21 @@ comparable only as long as this network stays the same: retrain it under another
 
 from ml_collections import ConfigDict
 
+STAGE = dict(
+    kind="classifier",
+    steps=2_000,
+    batch_size=64,
+    optimiser=dict(learning_rate=2e-3, decay="cosine", clip=1.0),
+    options=dict(frames_per_clip=2, ema=0.995, smoothing=0.1, gain=0.15, blur=0.5, noise=0.1),
+    log_every=100,
+    checkpoint_every=500,
+)
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = ConfigDict(dict(kind="moving_digits", size=16, frames=8, digits=1))
     config.stages = ConfigDict()
-    config.stages.classifier = dict(
-        kind="classifier",
-        steps=2_000,
-        batch_size=64,
-        optimiser=dict(learning_rate=2e-3, decay="cosine", clip=1.0),
-        options=dict(frames_per_clip=2, ema=0.995, smoothing=0.1, gain=0.15, blur=0.5, noise=0.1),
-        log_every=100,
-        checkpoint_every=500,
-    )
+    config.stages.classifier = STAGE
     return config

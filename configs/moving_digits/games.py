@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from configs.moving_digits import classifier
 from configs.moving_digits.base import base
 from configs.moving_digits.students import BUDGET, GUIDANCE, STUDENTS, TAUGHT, TEACHER, train_stage
 
@@ -43,28 +44,29 @@ GAMES = {
     "sid": Game("sid", 16.0, dict(start=None)),
     "moment_matching": Game("moment_matching", 6.0, {}, "ddpm", halved=False),
     "rcm": Game("rcm", 7.1, dict(warmup=100, sigma_data=0.4, exit_told=True)),
-    # The frozen features are those of the network that measures, the one classifier that there is.
-    "add": Game(
-        "add",
-        8.0,
-        dict(adversarial=0.1, r1=1e-3),
-        block=dict(features="pretrained:moving_digits/classifier"),
-        halved=False,
-    ),
+    # Its frozen features are a classifier's that is trained first: those of the network that measures would be told the test.
+    "add": Game("add", 8.0, dict(adversarial=0.1, r1=1e-3), block=dict(features="features"), halved=False),
 }
 ONE_CALL = ("dmd",)
 """Methods of a single call."""
 
 
-def get_config(argument: str = "dmd2") -> ConfigDict:
+def parsed(argument: str) -> tuple[str, int, float]:
+    """The method, its calls and its budget, of METHOD, METHOD,CALLS or METHOD,CALLS,BUDGET."""
     name, _, rest = argument.partition(",")
     calls, _, budget = rest.partition(",")
+    count = 1 if name in ONE_CALL else 4
+    for what, text in (("calls", calls), ("budget", budget)):
+        if text and not (text.isdecimal() and int(text)):
+            raise ValueError(f"{what} {text!r}: expected a whole number from 1 up, as in {name},{count},{BUDGET}")
+    return name, int(calls or count), int(budget or BUDGET)
+
+
+def get_config(argument: str = "dmd2") -> ConfigDict:
+    name, count, forwards = parsed(argument)
     if name not in GAMES:
         raise ValueError(f"unknown student {name!r}, expected one of {', '.join(GAMES)}")
-    for what, text in (("calls", calls), ("budget", budget)):
-        if text and not text.isdecimal():
-            raise ValueError(f"{what} {text!r}: expected a whole number, as in {name},4,{BUDGET}")
-    count, forwards, game = int(calls or (1 if name in ONE_CALL else 4)), int(budget or BUDGET), GAMES[name]
+    game = GAMES[name]
     if name in ONE_CALL and count != 1:
         raise ValueError(f"{name} is a method of one call, got {count}: choose {name},1")
     config, stages, options = base(), {}, {**AVERAGE, **game.options}
@@ -72,6 +74,8 @@ def get_config(argument: str = "dmd2") -> ConfigDict:
     if options.get("exit_told"):
         config.model = ConfigDict({**config.model, "cond": ("logsnr_to",)})
     begin: dict = {}
+    if "features" in game.block:
+        stages["features"] = classifier.STAGE
     if game.halved:
         stages["halved"] = train_stage(STUDENTS["progressive"].stages["student"], HALVED * forwards)
         begin, forwards = dict(init="halved"), (1 - HALVED) * forwards

@@ -18,7 +18,7 @@ def stage(channels: int, steps: int) -> dict:
         steps=steps,
         batch_size=8,
         optimiser=dict(learning_rate=2e-3, decay="cosine", warmup=100, clip=1.0),
-        options=dict(frames=9, kl=1e-5, ema=0.995),
+        options=dict(frames=9, kl=5e-4, ema=0.995),
         log_every=50,
         checkpoint_every=250,
     )
@@ -27,6 +27,6 @@ def stage(channels: int, steps: int) -> dict:
 def get_config() -> ConfigDict:
     config = clips()
     config.stages = ConfigDict()
-    config.stages.autoencoder = stage(channels=8, steps=14_000)
+    config.stages.autoencoder = stage(channels=8, steps=8_000)
     config.stages.round_trip = dict(kind="round_trip", weights="autoencoder", num_clips=256, batch_size=16)
     return config

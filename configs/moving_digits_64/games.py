@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.moving_digits import games
 from configs.moving_digits.games import HALVED
-from configs.moving_digits.students import BUDGET, GUIDANCE, STUDENTS, train_stage
+from configs.moving_digits.students import GUIDANCE, STUDENTS, train_stage
 from configs.moving_digits_64.base import TEACHER, latents, on_latents
 
 # An update of the critic is the student's clip and the teacher's features, .64 of a forward, of two kinds of clips; one of the
@@ -19,13 +19,11 @@ FORWARDS = 6.0
 
 
 def get_config(argument: str = "ladd") -> ConfigDict:
-    name, _, rest = argument.partition(",")
+    name, count, forwards = games.parsed(argument)
     if name != "ladd":
         if name == "add":
             raise ValueError("add: its features are those of a classifier of pixels; on latents choose 'ladd'")
         return on_latents(games.get_config(argument))
-    calls, _, budget = rest.partition(",")
-    count, forwards = int(calls or 4), int(budget or BUDGET)
     config = latents()
     config.stages = ConfigDict()
     config.stages.synthetic = dict(

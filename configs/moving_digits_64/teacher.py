@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.stages.teacher = dict(
         kind="train",
         method="denoising",
-        steps=4_500,
+        steps=12_000,
         batch_size=16,
         optimiser=dict(learning_rate=2e-3, decay="cosine", warmup=100, clip=1.0),
         options=dict(law="uniform_time", weight="v", ema=0.999, label_dropout=0.1),

@@ -315,7 +315,7 @@ def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
     parts += [finished.commands(missing)] if missing else []
     return f"""## Students on moving digits: {family.title}
 
-This shows what few calls are worth on video: a student of every method, beside the shipped teacher at 50 steps with guidance
+This shows what few calls are worth on video: a student of every method, beside the teacher at 50 steps with guidance
 (two evaluations a call). Students that learn from the teacher have the guidance built in, or are told it; those that learn
 from clips have none. A student of a critic, or of an adversary, is made for one number of calls, in a run of its own.
 *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over the teacher's* its

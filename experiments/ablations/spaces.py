@@ -19,7 +19,7 @@ PIXELS = dict(
 )  # fmt: skip
 """The shipped pixel teacher's network on clips of the latent one's size, as cheap as it gets: patches of 4x4 pixels."""
 LATENTS = dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(64, 96), blocks=(1, 2), embed=128)
-"""The shipped latent teacher's."""
+"""The latent teacher's."""
 CLIPS = dict(kind="moving_digits", size=64, frames=32, digits=1)
 BATCH = 4
 FEATURES = "pretrained:moving_digits_64/classifier"

@@ -26,7 +26,8 @@ NUMBER = np.dtype("<f4")
 class Latents:
     """The source: float32 latents of unit variance (no bytes, no [-1, 1]) of the folder `path`; `index` is its latents.json.
 
-    Raises ValueError for a folder without latents of the split, and for another split than train and test.
+    Raises ValueError for a folder without latents of the split, or with other ones than it says, and for another split than
+    train and test.
     """
 
     path: str
@@ -35,21 +36,30 @@ class Latents:
 
     def __post_init__(self):
         source_lib.check_split(self.split)
-        folder = pathlib.Path(self.path)
-        if not (folder / INDEX).is_file():
-            raise ValueError(f"no latents in {self.path}: a stage of kind 'encode' leaves them in its folder")
         if self.split not in self.index["clips"]:
             raise ValueError(
                 f"{self.path} has no latents of the split {self.split!r}: it has {list(self.index['clips'])}"
             )
+        # Only the end of the file is read, where the number of its records stands.
+        if len(self._records) != len(self):
+            raise ValueError(f"{self._file}: expected {len(self)} latents, got {len(self._records)}; encode them again")
 
     @functools.cached_property
     def index(self) -> dict[str, Any]:
-        return json.loads((pathlib.Path(self.path) / INDEX).read_text(encoding="utf-8"))
+        return read_index(self.path)
+
+    @property
+    def _file(self) -> pathlib.Path:
+        return pathlib.Path(self.path) / f"{self.split}.array_record"
 
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
-        return ArrayRecordDataSource([str(pathlib.Path(self.path) / f"{self.split}.array_record")])
+        try:
+            return ArrayRecordDataSource([str(self._file)])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self._file}: expected {len(self)} latents, got a missing or damaged file ({error}); encode them again"
+            ) from error
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -72,6 +82,14 @@ class Latents:
         return dict(
             video=np.frombuffer(record, NUMBER, offset=LABEL.itemsize).reshape(self.shape), label=np.int32(label)
         )
+
+
+def read_index(path: str) -> dict[str, Any]:
+    """What the latents in a folder are; ValueError where there are none."""
+    file = pathlib.Path(path) / INDEX
+    if not file.is_file():
+        raise ValueError(f"no latents in {path}: a stage of kind 'encode' leaves them in its folder")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]]) -> int:

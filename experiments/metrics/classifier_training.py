@@ -106,11 +106,11 @@ def classify_fn(classifier: ClassifierDef, params: PyTree, *, chunk: int = 256) 
         frames = np.asarray(frames)
         if not len(frames):
             raise ValueError("there is no frame to classify")
-        if frames.dtype == np.uint8:
-            frames = frames.astype(np.float32) / 127.5 - 1
         outputs = []
         for start in range(0, len(frames), chunk):
             part = frames[start : start + chunk].astype(np.float32)
+            if frames.dtype == np.uint8:
+                part = part / 127.5 - 1
             filled = np.concatenate([part, np.zeros((chunk - len(part), *part.shape[1:]), np.float32)])
             outputs.append([np.asarray(out)[: len(part)] for out in apply(params, filled)])
         logits, features = zip(*outputs, strict=True)

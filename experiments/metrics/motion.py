@@ -75,6 +75,15 @@ def speed(track: Track) -> Float[np.ndarray, " n"]:
     return _steps(track).mean(1)
 
 
+def heading(track: Track) -> Float[np.ndarray, " n"]:
+    """Direction of the first step in degrees, -180 to 180: 0 is to the right, 90 down. Real: every direction as often as any.
+
+    A clip that stands still has 0.
+    """
+    step = track[:, 1] - track[:, 0]
+    return np.degrees(np.arctan2(step[:, 0], step[:, 1]))
+
+
 def speed_variation(track: Track) -> Float[np.ndarray, " n"]:
     """Standard deviation of the step length / its mean (at least STILL). Real: .14, by the bounces."""
     steps = _steps(track)
@@ -135,8 +144,12 @@ def fit_bounce(track: Track, room: float, box: int, starts: int = 12) -> Bounce:
         np.linspace(0, room / 2, 8 * max(f - 1, 1) // 2 + 1), np.arange(32) * room / 16, indexing="ij"
     )
     paths = _fold(grid_s.reshape(-1, 1) + grid_v.reshape(-1, 1) * time, room)
-    cost = _grid_cost(tracks[:, 0], paths, middle - slack, middle + slack)
-    best = np.argpartition(cost, starts, axis=1)[:, :starts]
+    # A few tracks at a time: the grid of a long clip has tens of thousands of paths.
+    few = max(1, 2**21 // len(paths))
+    best = np.concatenate([
+        np.argpartition(_grid_cost(part, paths, middle - slack, middle + slack), starts, axis=1)[:, :starts]
+        for part in (tracks[i : i + few, 0] for i in range(0, len(tracks), few))
+    ])  # fmt: skip
     start, velocity = grid_s.ravel()[best], grid_v.ravel()[best]
 
     error, offset = residuals(start, velocity, tracks)
@@ -166,6 +179,12 @@ def fit_bounce(track: Track, room: float, box: int, starts: int = 12) -> Bounce:
     )
     start = np.where(velocity < 0, -start, start) % (2 * room)  # the fold is even
     return Bounce(np.sqrt(cost / f), offset, start, np.abs(velocity))
+
+
+def path(fit: Bounce, frames: int, room: float) -> Track:
+    """Where the fitted law puts the object in each of `frames` frames."""
+    straight = fit.start[:, None] + fit.velocity[:, None] * np.arange(frames)[:, None]
+    return fit.offset[:, None] + _fold(straight, room)
 
 
 def law_residual(fit: Bounce) -> Float[np.ndarray, " n"]:

@@ -11,14 +11,14 @@ The protocol, fixed so that figures stay comparable:
 - Distances depend on n and on the reference's size: compare figures of equal sizes only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 
 from experiments.metrics import distances
-from experiments.metrics.suite import METRICS, Classify, Sample, describe
+from experiments.metrics.suite import METRICS, Classify, Metric, Sample, describe, take
 
 COVERAGE = 0.95
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -43,6 +43,7 @@ def evaluate(
     classify: Classify,
     floor_reference: Num[np.ndarray, "n f h w 1"] | Sample | None = None,
     floor_labels: Int[np.ndarray, " n"] | None = None,
+    training: Sample | None = None,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> dict[str, Measure]:
@@ -52,40 +53,50 @@ def evaluate(
     `floor_labels`, the true classes of `floor_reference`, label_accuracy has no floor.
     floor_reference: as many real clips as `videos`, none of them in `reference`. Without it one half of the
     reference is judged against the other, which gives distances a floor that is too high.
-    classify: see suite.Classify. Any set may be given as the `Sample` that `describe` made of it.
+    training: clips that the generator was trained on; without them there is no memorisation.
+    classify: see suite.Classify. Any set may be given as the `Sample` that `describe` made of it; for memorisation
+    made with the same training clips.
 
-    Raises ValueError for clips that `describe` refuses and for a floor of another size.
+    Raises ValueError for clips that `describe` refuses, for a floor of another size and where only some of the sets were
+    described with training clips.
     """
-    sample = videos if isinstance(videos, Sample) else describe(videos, classify, labels)
-    real = reference if isinstance(reference, Sample) else describe(reference, classify)
-    n, m = len(sample.light), len(real.light)
+
+    def described(clips, labels=None) -> Sample:
+        return clips if isinstance(clips, Sample) else describe(clips, classify, labels, training)
+
+    sample, real = described(videos, labels), described(reference)
+    n, m = len(sample), len(real)
     if floor_reference is None:
         floor, floor_real = take(real, slice(m // 2, None)), take(real, slice(0, m // 2))
     else:
-        given = isinstance(floor_reference, Sample)
-        floor = floor_reference if given else describe(floor_reference, classify, floor_labels)
-        floor_real = real
-        if len(floor.light) != n:
-            raise ValueError(f"the floor of {n} clips needs {n} other real clips, got {len(floor.light)}")
+        floor, floor_real = described(floor_reference, floor_labels), real
+        if len(floor) != n:
+            raise ValueError(f"the floor of {n} clips needs {n} other real clips, got {len(floor)}")
+    known = {name: s.nearest is not None for name, s in {"videos": sample, "reference": real, "floor": floor}.items()}
+    if len(set(known.values())) > 1:
+        lacking = ", ".join(name for name, has in known.items() if not has)
+        raise ValueError(f"memorisation needs training clips in every describe, {lacking} had none")
     weights = np.concatenate([distances.equal_weights(n), distances.resampled(n, bootstrap, seed, sample.labels)])
-    measures = {}
-    for name, metric in METRICS.items():
-        if metric.needs_labels and sample.labels is None:
-            continue
-        value, *others = metric.statistic(sample, real, weights)
-        bottom = None
-        if not metric.needs_labels or floor.labels is not None:
-            bottom = float(metric.statistic(floor, floor_real, distances.equal_weights(len(floor.light)))[0])
-        measures[name] = Measure(float(value), *interval(value, np.array(others)), bottom, metric.better)
-    return measures
+    bottoms = statistics(floor, floor_real, distances.equal_weights(len(floor)))
+    return {
+        name: Measure(
+            float(value), *interval(value, others), float(bottoms[name][0]) if name in bottoms else None,
+            METRICS[name].better,
+        )
+        for name, (value, *others) in statistics(sample, real, weights).items()
+    }  # fmt: skip
 
 
-def take(sample: Sample, rows: slice) -> Sample:
-    """Some clips of a sample."""
-    fields = sample._replace(bounce=type(sample.bounce)(*(field[rows] for field in sample.bounce)))
-    return fields._replace(
-        **{name: value[rows] for name, value in fields._asdict().items() if isinstance(value, np.ndarray)}
-    )
+def statistics(
+    sample: Sample, real: Sample, weights: distances.Weights, metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, distances.Values]:
+    """The metrics under every weighting [k, n], but those that need labels or training clips that aren't there."""
+    return {
+        name: metric.statistic(sample, real, weights)
+        for name, metric in metrics.items()
+        if (sample.labels is not None or not metric.needs_labels)
+        and (sample.nearest is not None or not metric.needs_training)
+    }
 
 
 def table(rows: Mapping[str, Mapping[str, Measure]], extra: Mapping[str, Mapping[str, float]] | None = None) -> str:
@@ -98,27 +109,32 @@ def table(rows: Mapping[str, Mapping[str, Measure]], extra: Mapping[str, Mapping
         raise ValueError("a table needs at least one row of measures")
     names = list(dict.fromkeys(name for measures in rows.values() for name in measures))
     lines = [["metric", *rows, "real"], ["---"] * (len(rows) + 2)]
-    for title, numbers in (extra or {}).items():
-        lines.append([title, *(_digits(numbers[row]) if row in numbers else "" for row in rows), ""])
+    for name, numbers in (extra or {}).items():
+        lines.append([name, *(digits(numbers[row]) if row in numbers else "" for row in rows), ""])
     for name in names:
         measures = [measures.get(name) for measures in rows.values()]
         known = next(measure for measure in measures if measure is not None)
-        unit = METRICS[name].unit if name in METRICS else ""
-        title = name + (f" [{unit}]" if unit else "") + ARROWS[known.better]
-        cells = ["" if m is None else f"{_digits(m.value)} [{_digits(m.low)}, {_digits(m.high)}]" for m in measures]
-        lines.append([title, *cells, "" if known.floor is None else _digits(known.floor)])
+        cells = ["" if m is None else f"{digits(m.value)} [{digits(m.low)}, {digits(m.high)}]" for m in measures]
+        lines.append([title(name, known), *cells, "" if known.floor is None else digits(known.floor)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def interval(value: float, others: Float[np.ndarray, " k"]) -> tuple[float, float]:
+def title(name: str, measure: Measure) -> str:
+    """The metric with its unit, and an arrow to where it is better."""
+    unit = METRICS[name].unit if name in METRICS else ""
+    return name + (f" [{unit}]" if unit else "") + ARROWS[measure.better]
+
+
+def interval(value: float, others: Sequence[float] | Float[np.ndarray, " k"]) -> tuple[float, float]:
     """The central COVERAGE of the resampled values, moved so that their mean is the value."""
+    others = np.asarray(others)
     if not len(others):
         return float(value), float(value)
     low, high = np.quantile(others, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]) - others.mean() + value
     return float(low), float(high)
 
 
-def _digits(number: float) -> str:
+def digits(number: float) -> str:
     """Three significant digits, no exponent for what has a few places."""
     if number == int(number) and abs(number) < 1e6:
         return str(int(number))

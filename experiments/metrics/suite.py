@@ -1,35 +1,68 @@
 """What is measured on a set of clips of one moving digit. A new metric is one more entry of METRICS."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, UInt8
+from scipy.spatial.distance import cdist
 
 from experiments.metrics import appearance, distances, motion
 
 # Frame side -> side of the digit's box: the room to move in is the difference.
 BOXES = {16: 8, 64: 28}
+# Light and spectra are computed for as many clips at a time as have this many pixels: some hundred megabytes.
+BLOCK = 2**20
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """frames [n, h, w, c], uint8 or floats in [-1, 1] -> (logits [n, k], features [n, d])"""
 
 
-class Sample(NamedTuple):
-    """A set of clips and all that is measured on single clips; what `describe` returns."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """A set of clips and what was measured on single clips; what `describe` returns.
 
-    light: Float[np.ndarray, "n f h w"]
+    nearest: each clip's distance to the nearest training clip, in `clip_features`; None where none were given.
+    """
+
+    pixels: UInt8[np.ndarray, "n f h w"]
     probabilities: Float[np.ndarray, "n f k"]
     features: Float[np.ndarray, "n f d"]
     labels: Int[np.ndarray, " n"] | None
     mass: Float[np.ndarray, "n f"]
     track: Float[np.ndarray, "n f 2"]
     bounce: motion.Bounce
+    nearest: Float[np.ndarray, " n"] | None = None
+    _known: dict[Callable, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def light(self) -> Float[np.ndarray, "n f h w"]:
+        """8 times as large as `pixels`: for a few clips only."""
+        return self.pixels / 255.0
 
     @property
     def classes(self) -> Int[np.ndarray, " n"]:
         """The class of the clip: the most probable one on average over its frames."""
         return self.probabilities.mean(1).argmax(-1)
+
+    def of(self, measure: Callable[["Sample"], np.ndarray]) -> Float[np.ndarray, "n ..."]:
+        """What `measure` makes of every clip, a few of them at a time, and only once: real clips judge every sampler."""
+        if measure not in self._known:
+            few = max(1, BLOCK // self.pixels[0].size)
+            parts = (take(self, slice(i, i + few)) for i in range(0, len(self), few))
+            self._known[measure] = np.concatenate([measure(part) for part in parts])
+        return self._known[measure]
+
+
+def take(sample: Sample, rows: slice | np.ndarray) -> Sample:
+    """Some clips of a sample."""
+    fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample) if f.init}
+    bounce = motion.Bounce(*(field[rows] for field in fields.pop("bounce")))
+    return Sample(bounce=bounce, **{name: value if value is None else value[rows] for name, value in fields.items()})
 
 
 Statistic = Callable[[Sample, Sample, distances.Weights], distances.Values]
@@ -42,6 +75,7 @@ class Metric(NamedTuple):
     better: str | None
     unit: str = ""
     needs_labels: bool = False
+    needs_training: bool = False
 
 
 def confidence(sample: Sample) -> Float[np.ndarray, " n"]:
@@ -59,16 +93,32 @@ def label_accuracy(sample: Sample) -> Float[np.ndarray, " n"]:
     return (sample.probabilities.argmax(-1) == np.asarray(sample.labels)[:, None]).mean(1)
 
 
+def clip_features(sample: Sample) -> Float[np.ndarray, "n d"]:
+    """A point for every clip in the metric network's features; see distances.clip_features."""
+    return distances.clip_features(sample.features)[:, 0]
+
+
+def warping_error(sample: Sample) -> Float[np.ndarray, " n"]:
+    """appearance.warping_error along the best bounce through the track: the law's motion is the one that is known."""
+    _, frames, side, _ = sample.pixels.shape
+    return appearance.warping_error(sample.light, motion.path(sample.bounce, frames, side - BOXES[side]))
+
+
 def _mean(per_clip: Callable[[Sample], np.ndarray]) -> Statistic:
-    return lambda sample, reference, weights: weights @ per_clip(sample)
+    return lambda sample, reference, weights: weights @ sample.of(per_clip)
 
 
 def _ratio(per_clip: Callable[[Sample], np.ndarray]) -> Statistic:
-    return lambda sample, reference, weights: weights @ per_clip(sample) / per_clip(reference).mean()
+    return lambda sample, reference, weights: weights @ sample.of(per_clip) / reference.of(per_clip).mean()
+
+
+def _against(distance: Callable[..., distances.Values], per_clip: Callable[[Sample], np.ndarray]) -> Statistic:
+    """A distance of what is measured on the clips to what is measured on the reference's."""
+    return lambda sample, reference, weights: distance(sample.of(per_clip), reference.of(per_clip), weights)
 
 
 def _diversity(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
-    equal = distances.equal_weights(len(reference.light))
+    equal = distances.equal_weights(len(reference))
     real = distances.mean_pairwise_distance(reference.features.mean(1), equal)
     return distances.mean_pairwise_distance(sample.features.mean(1), weights) / real
 
@@ -77,8 +127,9 @@ def _entropy(sample: Sample, reference: Sample, weights: distances.Weights) -> d
     return distances.class_entropy(sample.classes, sample.probabilities.shape[-1], weights)
 
 
-def _speed(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
-    return distances.wasserstein(motion.speed(sample.track), motion.speed(reference.track), weights)
+def _position(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
+    axes = (distances.wasserstein(sample.track[..., a], reference.track[..., a], weights) for a in (0, 1))
+    return sum(axes) / 2
 
 
 def _frechet_frame(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
@@ -86,18 +137,12 @@ def _frechet_frame(sample: Sample, reference: Sample, weights: distances.Weights
 
 
 def _frechet_clip(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
-    clips, real = (distances.clip_features(s.features) for s in (sample, reference))
+    clips, real = (s.of(clip_features)[:, None] for s in (sample, reference))
     return distances.frechet(clips, real, weights)
 
 
-def _by_clip(statistic: Callable[..., distances.Values]) -> Statistic:
-    """Of a statistic of two sets of points, one point a clip."""
-
-    def of(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
-        clips, real = (distances.clip_features(s.features)[:, 0] for s in (sample, reference))
-        return statistic(clips, real, weights)
-
-    return of
+def _memorisation(sample: Sample, reference: Sample, weights: distances.Weights) -> distances.Values:
+    return weights @ np.asarray(sample.nearest) / np.asarray(reference.nearest).mean()
 
 
 METRICS: dict[str, Metric] = {
@@ -111,29 +156,44 @@ METRICS: dict[str, Metric] = {
     "mass_drift": Metric(_mean(lambda s: motion.mass_drift(s.mass)), "lower"),
     "law_residual": Metric(_mean(lambda s: motion.law_residual(s.bounce)), "lower", "px"),
     "law_kept": Metric(_mean(lambda s: motion.law_kept(s.bounce, s.mass)), "higher"),
-    "speed_distance": Metric(_speed, "lower", "px/frame"),
+    "position_distance": Metric(_position, "lower", "px"),
+    "heading_distance": Metric(
+        _against(distances.circular_wasserstein, lambda s: motion.heading(s.track)), "lower", "degrees"
+    ),
+    "speed_distance": Metric(_against(distances.wasserstein, lambda s: motion.speed(s.track)), "lower", "px/frame"),
     "speed_variation": Metric(_mean(lambda s: motion.speed_variation(s.track)), None),
     "acceleration": Metric(_mean(lambda s: motion.acceleration(s.track)), "lower", "px/frame²"),
     "bounces": Metric(_mean(lambda s: motion.bounces(s.track)), None),
     "flicker": Metric(_mean(lambda s: appearance.flicker(s.light, s.track)), "lower"),
+    "warping_error": Metric(_mean(warping_error), "lower"),
     "change": Metric(_ratio(lambda s: appearance.change(s.light)), None),
     "sharpness": Metric(_ratio(lambda s: appearance.sharpness(s.light)), None),
+    "spectrum_time": Metric(_against(distances.decibels, lambda s: appearance.power_in_time(s.light)), "lower", "dB"),
+    "spectrum_space": Metric(_against(distances.decibels, lambda s: appearance.power_in_space(s.light)), "lower", "dB"),
     "diversity": Metric(_diversity, "higher"),
     "class_entropy": Metric(_entropy, "higher"),
     "frechet_frame": Metric(_frechet_frame, "lower"),
     "frechet_clip": Metric(_frechet_clip, "lower"),
-    "precision": Metric(_by_clip(distances.precision), "higher"),
-    "recall": Metric(_by_clip(distances.recall), "higher"),
+    "mmd_clip": Metric(_against(distances.mmd, clip_features), "lower"),
+    "precision": Metric(_against(distances.precision, clip_features), "higher"),
+    "recall": Metric(_against(distances.recall, clip_features), "higher"),
+    "memorisation": Metric(_memorisation, None, needs_training=True),
 }
 """name -> what is measured; the function behind a name tells what it means. `change` and `sharpness` are
-ratios to the reference's mean, `diversity` to the reference's distance; of `objects`, `speed_variation`,
-`bounces`, `change` and `sharpness` neither more nor less is better: the floor is where they should be."""
+ratios to the reference's mean, `diversity` to the reference's distance, `memorisation` the distance to the nearest training
+clip to that of the reference; of `objects`, `speed_variation`, `bounces`, `change`, `sharpness` and `memorisation` neither
+more nor less is better: the floor is where they should be. docs/metrics.md has all of them and what each reacts to."""
 
 
 def describe(
-    videos: Num[np.ndarray, "n f h w 1"], classify: Classify, labels: Int[np.ndarray, " n"] | None = None
+    videos: Num[np.ndarray, "n f h w 1"],
+    classify: Classify,
+    labels: Int[np.ndarray, " n"] | None = None,
+    training: Sample | None = None,
 ) -> Sample:
     """Everything that `evaluate` needs to know of a set of clips, uint8 or floats in [-1, 1].
+
+    training: clips that a generator was trained on, none of these, for `memorisation`.
 
     Raises ValueError for another shape, for values that are not finite, and for labels that do not fit.
     """
@@ -151,20 +211,35 @@ def describe(
             raise ValueError(
                 f"{broken.sum()} of {n} clips have values that are not finite, the first is {broken.argmax()}"
             )
-        videos = np.rint((np.clip(videos.astype(np.float64), -1, 1) + 1) * 127.5).astype(np.uint8)
     if labels is not None and np.shape(labels) != (n,):
         raise ValueError(f"{n} clips need {n} labels, got labels of shape {list(np.shape(labels))}")
-    logits, features = classify(videos.reshape(n * f, h, w, 1))
+    pixels, track, mass = np.empty((n, f, h, w), np.uint8), np.empty((n, f, 2)), np.empty((n, f))
+    few = max(1, BLOCK // (f * h * w))
+    for rows in (slice(i, i + few) for i in range(0, n, few)):
+        pixels[rows] = to_bytes(videos[rows, ..., 0])
+        light = pixels[rows] / 255.0
+        track[rows], mass[rows] = motion.centroids(light), motion.mass(light)
+    logits, features = classify(pixels.reshape(n * f, h, w, 1))
     logits = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    light = videos[..., 0] / 255.0
-    track = motion.centroids(light)
+    features = features.reshape(n, f, -1)
+    nearest = None
+    if training is not None:
+        nearest = cdist(distances.clip_features(features)[:, 0], training.of(clip_features)).min(1)
     return Sample(
-        light,
-        probabilities.reshape(n, f, -1),
-        features.reshape(n, f, -1),
-        None if labels is None else np.asarray(labels),
-        motion.mass(light),
-        track,
-        motion.fit_bounce(track, room=h - BOXES[h], box=BOXES[h]),
+        pixels=pixels,
+        probabilities=probabilities.reshape(n, f, -1),
+        features=features,
+        labels=None if labels is None else np.asarray(labels),
+        mass=mass,
+        track=track,
+        bounce=motion.fit_bounce(track, room=h - BOXES[h], box=BOXES[h]),
+        nearest=nearest,
     )
+
+
+def to_bytes(videos: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """What a viewer gets: floats are clipped to [-1, 1] and rounded to 256 levels."""
+    if videos.dtype == np.uint8:
+        return videos
+    return np.rint((np.clip(videos.astype(np.float64), -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -7,105 +7,41 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.scipy.special import ndtri
+from games_tools import (
+    COSINE,
+    HYPER,
+    LEVEL,
+    SCHEDULES,
+    SHAPE,
+    SNR,
+    STUDENT,
+    TEACHER,
+    VIDEO,
+    at,
+    begin,
+    game,
+    gaussian_teacher,
+    given,
+    gradient,
+    law_of,
+    line,
+    network_of,
+    posterior,
+    scene_of,
+    signs,
+    small_judge,
+)
 from jax.tree_util import Partial
 from solvers_tools import by_hand
 
-from diffusion import levels, oracles, predictions, schedules, solvers
+from diffusion import levels, oracles, schedules, solvers
 from distill import METHODS, Discriminator, Network, adversarial, fields, game_methods, games, jumps
 from distill.fields import SCORE
-from distill.sources import Start
-
-SCHEDULES = {"cosine": schedules.vp_cosine(), "edm": schedules.edm(), "flow": schedules.flow()}
-COSINE = SCHEDULES["cosine"]
-LEVEL = float(np.log(0.36 / 0.64))
-"""alpha = .6, sigma = .8 in VP."""
-SNR = np.exp(LEVEL)
-HYPER = {"learning_rate_scale": jnp.ones(())}
-SHAPE = (1, 1, 1, 1)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-# A problem that is exact --------------------------------------------------------------------------------------
-
-
-def posterior(schedule, mean, std, x, logsnr):
-    """E[x0 | x] of N(mean, std^2)."""
-    alpha, sigma = (levels.expand(part, x) for part in (schedule.alpha(logsnr), schedule.sigma(logsnr)))
-    return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
-
-
-def network_of(schedule):
-    """Weights say what it is: a line shift + scale x, or the exact denoiser of N(mean, std^2)."""
-
-    def apply(params, x, logsnr, cond, *, key=None, train=False):
-        if "scale" in params:
-            return params["shift"] + params["scale"] * x
-        return posterior(schedule, params["mean"], params["std"], x, logsnr)
-
-    return Network(apply, schedule, "x0")
-
-
-def line(shift, scale):
-    return {"shift": jnp.asarray(shift, float), "scale": jnp.asarray(scale, float)}
-
-
-def law_of(mean, std):
-    return {"mean": jnp.asarray(mean, float), "std": jnp.asarray(std, float)}
-
-
-def gaussian_teacher(schedule, mean, std, shape=SHAPE):
-    return oracles.gaussian(np.full(shape, mean), std**2).denoiser(schedule)
-
-
-def signs(n):
-    """n columns of +-1, all combinations: as noises they have a standard normal's moments up to the third. [n, 2^n, ...]."""
-    return jnp.asarray(list(itertools.product((1.0, -1.0), repeat=n))).T.reshape(n, 2**n, *SHAPE)
-
-
-def at(level):
-    return lambda key, shape: jnp.full(shape, level)
-
-
-def given(x, level=LEVEL, logsnr_to=None):
-    """A source of inputs that are known."""
-    here = jnp.full(x.shape[:1], level)
-    there = None if logsnr_to is None else jnp.full(x.shape[:1], logsnr_to)
-    return lambda network, params, cond, real, key, hyper: Start(x, here, cond, here, there)
-
-
-def game(network, source, moves=None, terms=None, rate=1.0):
-    """With sgd(1) the weights move by minus the gradient."""
-    weighted = [{k: (1.0, v) for k, v in (part or {}).items()} for part in (moves, terms)]
-    return games.method(
-        network, source=source, fields=weighted[0], critic={SCORE: games.copied}, critic_terms=weighted[1],
-        optimiser=optax.sgd(rate), critic_optimiser=None, order=games.turns(1, True), ema=0.0,
-    )  # fmt: skip
-
-
-def begin(method, params, critic, rate=1.0):
-    return method.init(jax.random.key(0), params)._replace(critic=critic, critic_opt=optax.sgd(rate).init(critic))
-
-
-def gradient(method, params, critic, frozen, batch, phase="student", key=None):
-    """(the gradient that a phase of a method with sgd(1) takes, its metrics)"""
-    state = begin(method, params, critic)
-    new, metrics = method.phases[phase](
-        state, frozen, {"video": batch}, jax.random.key(1) if key is None else key, HYPER
-    )
-    return jax.tree.map(
-        lambda a, b: np.asarray(a - b),
-        *((s.params, s.critic)[phase == "critic"] for s in (state, new)),
-    ), metrics
-
-
-def scene_of(fake, critic, teacher, frozen=None, start=None, real=None):
-    """What a field sees, without a student."""
-    start = (
-        Start(fake, jnp.full(fake.shape[:1], LEVEL), {}, jnp.full(fake.shape[:1], LEVEL)) if start is None else start
-    )
-    return games.Scene(fake, start, fake if real is None else real, {}, critic, teacher, frozen)
+# Distribution matching ----------------------------------------------------------------------------------------
 
 
 def kl(schedule, logsnr, student, teacher):
@@ -114,11 +50,6 @@ def kl(schedule, logsnr, student, teacher):
     (m, s), (big_m, big_s) = student, teacher
     v, w = (alpha * s) ** 2 + sigma**2, (alpha * big_s) ** 2 + sigma**2
     return 0.5 * (v / w + (alpha * (m - big_m)) ** 2 / w - 1 - jnp.log(v / w))
-
-
-# Distribution matching ----------------------------------------------------------------------------------------
-
-STUDENT, TEACHER = (0.7, 0.5), (-0.4, 1.1)
 
 
 @pytest.mark.parametrize("name, weighting", itertools.product(SCHEDULES, fields.WEIGHTINGS))
@@ -617,210 +548,6 @@ def test_the_critic_learns_the_denoiser_of_the_students_clips(name, noises):
     end, _ = jax.lax.scan(step, begin(method, line(*STUDENT), {SCORE: line(0.0, 0.0)}, 0.3), None, 600)
     for name_, leaf in end.critic[SCORE].items():
         np.testing.assert_allclose(leaf, exact[name_], atol=1e-6)
-
-
-# Adversaries --------------------------------------------------------------------------------------------------
-
-
-def small_judge(heads=2):
-    """Two maps, and heads that see both."""
-
-    def features(params, x, logsnr, cond):
-        flat = x.reshape(len(x), -1)
-        return jnp.tanh(params["mean"] + flat), params["std"] * flat**2 + levels.expand(logsnr, flat) / 10
-
-    def apply(weights, maps, label, logsnr):
-        return jnp.tanh(jnp.concatenate(maps, -1) @ weights["first"]) @ weights["second"]
-
-    def init(key):
-        return {
-            "first": jax.random.normal(key, (8, 5)),
-            "second": jax.random.normal(jax.random.fold_in(key, 1), (5, heads)),
-        }
-
-    return Discriminator(features, init, apply)
-
-
-VIDEO = (6, 2, 2, 1, 1)
-
-
-def adversaries(seed=0):
-    judge = small_judge()
-    return judge, {SCORE: law_of(0.1, 0.8), "heads": judge.init(jax.random.key(seed))}
-
-
-@pytest.mark.parametrize(
-    "loss, whose, share", itertools.product(adversarial.LOSSES, ("critic", "teacher", "frozen"), (1.0, 0.3))
-)
-def test_deception_is_the_mean_of_the_generators_loss(loss, whose, share, noises):
-    """The student's gradient against jax.grad of weight x the mean over the batch of the loss, heads summed."""
-    judge, critic = adversaries()
-    network = network_of(COSINE)
-    x, eps = (jax.random.normal(jax.random.key(k), VIDEO) for k in (2, 3))
-    weights = {"critic": critic[SCORE], "teacher": law_of(0.3, 0.5), "frozen": law_of(-0.2, 0.6)}
-    frozen = {"teacher": weights["teacher"], "features": weights["frozen"]}
-    field = adversarial.deception(network, judge, law=at(LEVEL), loss=loss, whose=whose)
-    method = games.method(
-        network, source=given(x), fields={"adversarial": (share, field)}, critic={SCORE: games.copied}, critic_terms={},
-        optimiser=optax.sgd(1.0), critic_optimiser=None, order=games.turns(1, True), ema=0.0,
-    )  # fmt: skip
-    noises(eps)
-    found, metrics = gradient(method, line(0.3, 0.8), critic, frozen, x)
-
-    def direct(params):
-        clips = params["shift"] + params["scale"] * x
-        maps = judge.features(weights[whose], 0.6 * clips + 0.8 * eps, jnp.full(len(x), LEVEL), {})
-        logit = judge.apply(critic["heads"], maps, None, None)
-        each = jnp.log1p(jnp.exp(-logit)) if loss == "softplus" else -logit
-        return jnp.mean(jnp.sum(each, -1))
-
-    expected = jax.grad(direct)(line(0.3, 0.8))
-    for name in found:
-        np.testing.assert_allclose(found[name], share * expected[name], rtol=1e-9)
-    np.testing.assert_allclose(metrics["deception"], direct(line(0.3, 0.8)), rtol=1e-9)
-
-
-def test_without_a_law_the_discriminator_sees_clips_as_they_are():
-    """At the clean end's level."""
-    judge, critic = adversaries()
-    clips = jax.random.normal(jax.random.key(0), VIDEO)
-    seen = []
-    spy = judge._replace(features=lambda *given: seen.append(given) or judge.features(*given))
-    field = adversarial.deception(network_of(COSINE), spy, law=None, loss="hinge", whose="critic")
-    jax.eval_shape(lambda clips: field(scene_of(clips, critic, None), jax.random.key(0))[0], clips)
-    term = adversarial.discrimination(network_of(COSINE), spy, law=None, loss="hinge", whose="critic")
-    seen.clear()
-    term(critic, scene_of(clips, critic, None, real=2 * clips), jax.random.key(0))
-    for (_, x, logsnr, _), expected in zip(seen, (2 * clips, clips), strict=True):
-        np.testing.assert_array_equal(x, expected)
-        np.testing.assert_allclose(logsnr, COSINE.logsnr_end)
-
-
-@pytest.mark.parametrize("paired", [True, False])
-def test_pairs_share_level_and_noise(paired):
-    """Real and fake clips alike: what the discriminator sees of both is the same only where they are paired."""
-    judge, critic = adversaries()
-    clips, seen = jnp.zeros(VIDEO), []
-    spy = judge._replace(features=lambda *given: seen.append(given[1:3]) or judge.features(*given))
-    law = levels.uniform_logsnr(COSINE, -3.0, 3.0)
-    term = adversarial.discrimination(network_of(COSINE), spy, law=law, loss="softplus", whose="critic", paired=paired)
-    term(critic, scene_of(clips, critic, None), jax.random.key(0))
-    for real, fake in zip(*seen, strict=True):
-        assert np.array_equal(real, fake) == paired
-
-
-def test_r1_is_the_squared_slope_by_the_features():
-    """Against central differences of the summed logits by every number of both maps, at real clips."""
-    judge, critic = adversaries()
-    real = jax.random.normal(jax.random.key(1), VIDEO)
-    scene = scene_of(jnp.zeros(VIDEO), critic, None, real=real)
-    term = adversarial.discrimination(network_of(COSINE), judge, law=None, loss="hinge", whose="critic", r1=0.7)
-    value, metrics = term(critic, scene, jax.random.key(0))
-    maps = [np.asarray(m) for m in judge.features(critic[SCORE], real, jnp.full(len(real), COSINE.logsnr_end), {})]
-    total = 0.0
-    for part, index in ((p, i) for p in (0, 1) for i in range(4)):
-        moved = [[m.copy() for m in maps] for _ in range(2)]
-        for sign, copy in zip((1, -1), moved, strict=True):
-            copy[part][:, index] += sign * 1e-5
-        up, down = (np.sum(judge.apply(critic["heads"], tuple(m), None, None), -1) for m in moved)
-        total += np.mean(((up - down) / 2e-5) ** 2)
-    np.testing.assert_allclose(metrics["penalty"], 0.7 * total, rtol=1e-7)
-    np.testing.assert_allclose(value, metrics["discrimination"] + metrics["penalty"], rtol=1e-12)
-
-
-def test_approximate_r1_tends_to_the_squared_slope_by_the_clips(noises):
-    """penalty / perturbation^2 -> E|grad D|^2, its error of first order or better; noises sqrt(d) e_i have covariance 1."""
-    judge = small_judge(heads=1)
-    critic = {SCORE: law_of(0.1, 0.8), "heads": judge.init(jax.random.key(0))}
-    clip = jax.random.normal(jax.random.key(1), VIDEO[1:])
-    real = jnp.tile(clip, (4, 1, 1, 1, 1))
-    near = jnp.asarray(2 * np.eye(4)).reshape(4, *VIDEO[1:])
-
-    def logit(x):
-        maps = judge.features(critic[SCORE], x[None], jnp.full(1, COSINE.logsnr_end), {})
-        return judge.apply(critic["heads"], maps, None, None)[0, 0]
-
-    exact, errors = float(jnp.sum(jax.grad(logit)(clip) ** 2)), []
-    for size in (1e-2, 1e-3, 1e-4):
-        noises(near)
-        term = adversarial.discrimination(
-            network_of(COSINE), judge, law=None, loss="hinge", whose="critic", approximate_r1=0.5, perturbation=size
-        )
-        _, metrics = term(critic, scene_of(real, critic, None, real=real), jax.random.key(0))
-        errors.append(abs(float(metrics["penalty"]) / (0.5 * size**2 * exact) - 1))
-    assert errors[2] < 1e-3 and errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
-
-
-REAL, FAKE = np.array([0] * 6 + [1] * 3 + [2] * 1), np.array([0] * 2 + [1] * 3 + [2] * 5)
-
-
-@pytest.mark.parametrize("loss, optimum", [("softplus", np.log([6 / 2, 3 / 3, 1 / 5])), ("hinge", [1.0, None, -1.0])])
-def test_the_discriminators_optimum(loss, optimum):
-    """A free logit for each of three clips: the log ratio of their numbers, or its sign; and how often it is right."""
-    judge = Discriminator(
-        lambda params, x, logsnr, cond: (x.reshape(-1).astype(int),),
-        lambda key: {},
-        lambda table, maps, label, logsnr: table[maps[0]][:, None],
-    )
-    real, fake = (jnp.asarray(part, float).reshape(-1, *SHAPE) for part in (REAL, FAKE))
-    told = adversarial.discrimination(network_of(COSINE), judge, law=None, loss=loss, whose="critic")
-    method = game(network_of(COSINE), given(fake), terms={"discrimination": told}, rate=0.3)
-    critic = {SCORE: {}, "heads": jnp.array([0.1, 0.2, -0.1])}
-
-    def step(state, _):
-        return method.phases["critic"](state, {}, {"video": real}, jax.random.key(0), HYPER)
-
-    end, metrics = jax.lax.scan(step, begin(method, line(0.0, 1.0), critic, 0.3), None, 1000)
-    for found, expected in zip(end.critic["heads"], optimum, strict=True):
-        assert expected is None or abs(found - expected) < (1e-5 if loss == "softplus" else 0.2)
-    # At first: 6 + 3 of the real clips and 5 of the fake ones.
-    np.testing.assert_allclose(metrics["accuracy"][0], (0.9 + 0.5) / 2)
-
-
-def test_a_logistic_head_learns_the_log_density_ratio():
-    """Of N(.5, 1.2^2) to a student's N(-.3, .8^2), on their quantiles: a quadratic, of which the three numbers are known."""
-    nodes = ndtri((jnp.arange(2000) + 0.5) / 2000).reshape(-1, *SHAPE)
-    judge = Discriminator(
-        lambda params, x, logsnr, cond: (x.reshape(-1),), lambda key: {},
-        lambda heads, maps, label, logsnr: jnp.polyval(heads, maps[0])[:, None],
-    )  # fmt: skip
-    told = adversarial.discrimination(network_of(COSINE), judge, law=None, loss="softplus", whose="critic")
-    method = game(network_of(COSINE), given(nodes), terms={"discrimination": told}, rate=0.5)
-
-    def step(state, _):
-        return method.phases["critic"](state, {}, {"video": 0.5 + 1.2 * nodes}, jax.random.key(0), HYPER)[0], None
-
-    first = begin(method, line(-0.3, 0.8), {SCORE: {}, "heads": jnp.zeros(3)}, 0.5)
-    end, _ = jax.lax.scan(step, first, None, 1500)
-    fake, real = (
-        np.array([-0.5 / s**2, m / s**2, -0.5 * (m / s) ** 2 - np.log(s)]) for m, s in ((-0.3, 0.8), (0.5, 1.2))
-    )
-    np.testing.assert_allclose(end.critic["heads"], real - fake, atol=0.02)
-
-
-# Adversarial diffusion distillation ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name, weighting", itertools.product(SCHEDULES, fields.DISTILLATION))
-def test_distillation_field(name, weighting, noises):
-    """Against jax.grad of c(t) |x0 - sg D_real|^2 on the same draw; with "score" it is eps_real - eps."""
-    schedule = SCHEDULES[name]
-    clips, eps = (jax.random.normal(jax.random.key(k), VIDEO) for k in (0, 1))
-    teacher = gaussian_teacher(schedule, *TEACHER, VIDEO[1:])
-    field = fields.distillation(network_of(schedule), law=at(LEVEL), weighting=weighting)
-    noises(eps)
-    move, _ = field(scene_of(clips, {}, teacher), jax.random.key(0))
-    alpha, sigma = float(schedule.alpha(LEVEL)), float(schedule.sigma(LEVEL))
-    c = {"exponential": alpha, "score": alpha / (2 * sigma)}[weighting]
-
-    def value(clips):
-        goal = jax.lax.stop_gradient(posterior(schedule, *TEACHER, alpha * clips + sigma * eps, jnp.asarray(LEVEL)))
-        return jnp.sum(c * (clips - goal) ** 2)
-
-    np.testing.assert_allclose(move, jax.grad(value)(clips), rtol=1e-9, atol=1e-12)
-    x = alpha * clips + sigma * eps
-    eps_real = predictions.convert(teacher(x, jnp.asarray(LEVEL)), x, jnp.asarray(LEVEL), schedule, "x0", "eps")
-    assert np.allclose(move, eps_real - eps, rtol=1e-8, atol=1e-10) == (weighting == "score")
 
 
 # rCM ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""A teacher whose frames have levels of their own (Diffusion Forcing, Chen et al. 2024, arXiv 2407.01392).
+
+    python -m experiments.run --config=configs/moving_digits/forcing.py --workdir=runs/forcing
+
+Begun as the shipped teacher. One network that makes whole clips, continues clean frames and rolls on, whatever order its
+frames are denoised in: half of the clips have independent levels, half clean (or wholly masked) first frames before a future of
+one level. Then: clips along four schedule matrices, and two known frames continued to eight times the clip's length.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.moving_digits.base import base
+from configs.moving_digits.students import GUIDANCE, TEACHER
+
+LEVELS = dict(
+    kind="mixture",
+    parts=[[0.5, "independent"], [0.5, dict(kind="with_history", longest=6, future="shared", masked=0.1)]],
+)
+# Log-SNR at which a stabilised history is shown: a time of .02 on the cosine.
+STABLE = 6.9
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.stages = ConfigDict()
+    config.stages.teacher = dict(
+        kind="train", method="denoising", init=TEACHER, steps=5_000, batch_size=16,
+        optimiser=dict(learning_rate=1e-3, decay="cosine", warmup=100, clip=1.0),
+        options=dict(
+            law=dict(kind="uniform_time", draw=LEVELS), per_frame=True, weight="v", ema=0.999, label_dropout=0.1
+        ),
+        log_every=100, checkpoint_every=500,
+    )  # fmt: skip
+    matrices = {
+        "full": "full",
+        "pyramid": dict(kind="pyramid", lag=4),
+        "blocks_of_2": dict(kind="autoregressive", block=2),
+        "one_by_one": "autoregressive",
+    }
+    config.stages.evaluate = dict(
+        kind="evaluate", num_clips=256, batch_size=64,
+        samplers={
+            name: dict(weights="teacher", steps=16, solver="dpmpp", matrix=matrix, guidance=GUIDANCE)
+            for name, matrix in matrices.items()
+        },
+    )  # fmt: skip
+    rolls = {"chunks": dict(), "stabilised": dict(level=STABLE), "rolling": dict(matrix=dict(kind="rolling", lag=3))}
+    for name, options in rolls.items():
+        config.stages[name] = dict(
+            kind="continue", weights="teacher", history=2, frames=64, steps=18, solver="dpmpp", num_clips=128, **options
+        )
+    return config

@@ -1,0 +1,161 @@
+"""The `continue` stage: what comes after known frames, held against what came; and how it fares far beyond the model's clip.
+
+A clip that begins with a moving digit's first frames has one future, so the error of every frame is known. Beyond a clip's
+length the video rolls on from its own last frames, and is measured chunk by chunk against real clips: drift.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import frames, levels, sampling
+from diffusion.schedules import Schedule
+from experiments import config as configs
+from experiments import data, evaluation, figures, latents, metrics, tables, weights
+from experiments.config import ConfigError
+from experiments.data.source import check_whole
+from experiments.latents import Progress
+from experiments.metrics import drift, motion, report
+
+KEYS = {
+    "weights", "history", "level", "frames", "steps", "guidance", "told_label", "num_clips", "num_reference", "batch_size",
+    "classifier", "bootstrap", "shown", *tables.PARTS,
+}  # fmt: skip
+MATRICES = {**tables.MATRICES, "rolling": frames.rolling}
+
+
+def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    if latents.is_latent(config):
+        raise ConfigError(f"{where}: known frames are frames of pixels; config.data are latents")
+    evaluation.check_data(config, where)
+    window = configs.source(config, "test").shape[0]
+    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+    if num % batch:
+        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    try:
+        check_whole(f"{where}.history", block["history"], 1, window - 1)
+        check_whole(f"{where}.frames", block["frames"], 1)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if block["frames"] % window:
+        raise ConfigError(
+            f"{where}.frames {block['frames']}: drift is measured in chunks of the model's {window} frames; nearest:"
+            f" {max(round(block['frames'] / window), 1) * window}"
+        )
+    tables.check(
+        {k: block[k] for k in ("solver", "grid") if k in block}, block["steps"], configs.schedule(config), where
+    )
+    plan(block, configs.schedule(config), window, where)
+
+
+def plan(
+    block: Mapping[str, Any], schedule: Schedule, window: int, where: str
+) -> tuple[frames.Matrix | None, frames.Matrix, int]:
+    """(the matrix of how a rolling window begins, that of a period, the frames handed out in one)."""
+    told, history = block.get("matrix", "full"), block["history"]
+    kind = told if isinstance(told, str) else told.get("kind")
+    grid = tables.part(block, "grid", {"schedule": schedule, "num_steps": block["steps"]}, where)
+    given = {"grid": grid} if kind == "rolling" else {"grid": grid, "frames": window - history}
+    matrix = configs.named(told, MATRICES, f"{where}.matrix", **given)
+    if matrix.shape[2] != window - history:
+        raise ConfigError(
+            f"{where}.matrix: its window is {matrix.shape[2]} frames and {history} of history, the model's clip has {window}"
+        )
+    advance, begin = window - history, None
+    if kind == "rolling":
+        options = {k: v for k, v in told.items() if k != "kind"} if isinstance(told, Mapping) else {}
+        advance = options.get("block", 1)
+        if advance < window - history:
+            begin = frames.rolling_start(grid, **options)
+    level = block.get("level")
+    given = dict(before=history, level=np.inf if level is None else level)
+    return begin if begin is None else frames.known(begin, **given), frames.known(matrix, **given), advance
+
+
+def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves report.json, report.md and pictures in the stage's folder."""
+    where, config, folder = f"config.stages.{name}", context.config, context.workdir / name
+    path = weights.find(block["weights"], context.workdir)
+    params, network, record = evaluation.load_network(path)
+    evaluation.check_space(record, None, f"{where}.weights")
+    window, history, asked = record["shape"][0], block["history"], block["frames"]
+    begin, matrix, advance = plan(block, network.schedule, window, where)
+    build = lambda matrix: tables.part(block, "solver", {"schedule": network.schedule, "grid": matrix}, where)  # noqa: E731
+    periods = -(-asked // advance)
+    num, batch, seed = block.get("num_clips", 256), block.get("batch_size", 64), config["seed"]
+    source = data.build({**config["data"], "frames": history + asked}, "test")
+    real = data.Batches(source, num + block.get("num_reference", 1024), seed=seed).batch_at(0)
+    truth, labels, others = real["video"][:num], real["label"][:num], real["video"][num:, :window]
+    key, level, scale = context.key(name), block.get("level"), block.get("guidance", 1.0)
+    made, progress = [], Progress(name, num)
+    for first in range(0, num, batch):
+        part = slice(first, first + batch)
+        own = jax.random.fold_in(key, first)
+        start_key, known_key, run_key = jax.random.split(own, 3)
+        told = labels[part] if block.get("told_label", False) else np.full(batch, network.num_classes)
+        denoise = evaluation.denoiser(network, params, jnp.asarray(told) if network.num_classes else None, scale)
+        known = jnp.asarray(truth[part, :history], jnp.float32) / 127.5 - 1
+        if level is not None:
+            eps = jax.random.normal(known_key, known.shape)
+            known = levels.forward(known, eps, jnp.float32(level), network.schedule)
+        start = matrix if begin is None else begin
+        noise = jax.random.normal(start_key, (batch, window - history, *known.shape[2:]))
+        x = jnp.concatenate([known, noise * float(network.schedule.sigma(start[0, 0, -1]))], axis=1)
+        if begin is not None:
+            x = sampling.sample(denoise, build(begin), x, jax.random.fold_in(own, 1))
+        video = frames.roll_out(
+            denoise, build(matrix), x, periods, run_key, matrix=matrix, schedule=network.schedule, history=history,
+            advance=advance,
+        )  # fmt: skip
+        made.append(figures.to_uint8(np.clip(np.asarray(video)[:, :asked], -1, 1)))
+        progress(first + batch)
+    made, come = np.concatenate(made), truth[:, history:]
+    errors = position_errors(made, come, min(window - history, asked), block.get("bootstrap", 200), seed)
+    classify = evaluation.load_classifier(weights.find(evaluation.classifier(block, config), context.workdir))
+    curves = {}
+    if asked >= 2 * window:
+        curves = drift.drift(
+            made, others, chunk=window, classify=classify, labels=labels, floor_reference=come,
+            names=(*drift.CURVES, "label_accuracy"), bootstrap=block.get("bootstrap", 200), seed=seed,
+        )  # fmt: skip
+    shown = min(block.get("shown", 6), num)
+    pictures = {
+        "real": truth[:shown], "continued": np.concatenate([truth[:shown, :history], made[:shown]], axis=1)
+    }  # fmt: skip
+    figures.comparison(folder / "comparison.png", pictures)
+    figures.animate(folder / "comparison.webp", pictures)
+    figures.slices(folder / "slices.png", pictures)
+    text = "\n".join(
+        ["| frame after the history | error of its position, px, median |", "| --- | --- |"]
+        + [f"| {f} | {m.value:.3g} [{m.low:.3g}, {m.high:.3g}] |" for f, m in errors.items()]
+        + (["", metrics.table(curves)] if curves else [])
+    )
+    calls = len(matrix) - 1
+    result = {
+        "clips": num, "calls_per_period": calls, "frames_per_period": advance, "weights": block["weights"],
+        "position_error": {str(f): m._asdict() for f, m in errors.items()},
+        "drift": {row: {k: m._asdict() for k, m in found.items()} for row, found in curves.items()},
+    }  # fmt: skip
+    configs.write_json(folder / "report.json", result)
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    print(text, flush=True)
+    print(f"{name}: pictures: {folder / 'comparison.png'}, {folder / 'slices.png'}", file=sys.stderr, flush=True)
+    return {f"position_error_{f}": m.value for f, m in errors.items()}
+
+
+def position_errors(
+    made: np.ndarray, real: np.ndarray, count: int, bootstrap: int, seed: int
+) -> dict[int, report.Measure]:
+    """By frame after the history, from 1: the median over clips of the distance between centroids, in pixels."""
+    tracks = [motion.centroids(clips[:, :count, ..., 0] / 255.0) for clips in (made, real)]
+    apart = np.linalg.norm(tracks[0] - tracks[1], axis=-1)
+    drawn = np.random.default_rng(seed).integers(0, len(apart), (bootstrap, len(apart)))
+    found = {}
+    for f in range(count):
+        value = float(np.median(apart[:, f]))
+        found[f + 1] = report.Measure(value, *report.interval(value, np.median(apart[drawn, f], 1)), 0.0, "lower")
+    return found

@@ -1,0 +1,77 @@
+"""Known frames continued: a whole tiny run, the error of a position by hand, and what is refused before any work."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from experiments import continuation, data
+from experiments import run as program
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = str(ROOT / "tests/configs/tiny_forcing.py")
+
+
+def run(workdir, *overrides):
+    return program.main(["run", f"--config={CONFIG}", f"--workdir={workdir}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forcing")
+    assert run(folder) == 0
+    return folder
+
+
+def test_a_run_with_levels_per_frame_leaves_all_it_promises(workdir):
+    evaluated = json.loads((workdir / "evaluate/report.json").read_text())["samplers"]
+    # Three frames: a lag of one step each, or one frame after the other.
+    assert [evaluated[row]["evaluations"] for row in ("pyramid", "single")] == [2 * (2 + 2), 2 * 3]
+    for stage, calls, advance in (("chunks", 2, 2), ("rolling", 1, 1)):
+        found = json.loads((workdir / stage / "report.json").read_text())
+        assert (found["calls_per_period"], found["frames_per_period"]) == (calls, advance)
+        assert list(found["position_error"]) == ["1", "2"]
+        assert list(found["drift"]) == ["0-2", "3-5", "last - first"]
+        assert np.isfinite([m["value"] for m in found["position_error"].values()]).all()
+        for name in ("comparison.png", "comparison.webp", "slices.png", "report.md"):
+            assert (workdir / stage / name).is_file()
+
+
+def test_the_future_of_a_real_clip_has_no_error_and_a_moved_one_has_its_distance():
+    clips = data.Batches(data.build(dict(kind="moving_digits", size=16, frames=5, digits=1), "test"), 8).batch_at(0)[
+        "video"
+    ]
+    still = continuation.position_errors(clips, clips, 4, 20, 0)
+    assert list(still) == [1, 2, 3, 4] and all(m.value == m.low == m.high == 0 for m in still.values())
+    real = np.zeros((8, 5, 16, 16, 1), np.uint8)
+    real[:, :, 4:8, 4:8] = 255
+    moved = np.roll(real, (3, 4), (2, 3))
+    assert all(abs(m.value - 5) < 1e-6 for m in continuation.position_errors(moved, real, 4, 20, 0).values())
+
+
+def test_known_frames_are_the_beginning_of_the_longer_clip():
+    """A longer clip of the same index goes on where the shorter ends: its future is the true one."""
+    short, long = (data.build(dict(kind="moving_digits", size=16, frames=f, digits=1), "test") for f in (4, 9))
+    np.testing.assert_array_equal(short[5]["video"], long[5]["video"][:4])
+
+
+@pytest.mark.parametrize(
+    "override, error",
+    [
+        ("--config.stages.chunks.history=3", "at least 1 and at most 2"),
+        ("--config.stages.chunks.frames=7", "nearest: 6"),
+        ("--config.stages.chunks.matrix=pyramyd", "pyramid"),
+        ("--config.stages.chunks.matrix=rolling", "lag"),
+        ("--config.stages.chunks.solver=ddmp", "solver.kind .ddmp. is not known"),
+        ("--config.stages.rolling.history=2", "window is 2 frames and 2 of history, the model's clip has 3"),
+        ("--config.stages.chunks.num_clips=15", "not a multiple"),
+        ("--config.stages.teacher.options.law.draw.kind=mixtur", "nearest: 'mixture'"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, override, error):
+    assert run(tmp_path / "run", override) == 2
+    said = capsys.readouterr().err
+    assert re.search(error, said), said
+    assert not (tmp_path / "run" / "teacher").exists()
