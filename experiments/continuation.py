@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from diffusion import frames, levels, sampling
 from diffusion.schedules import Schedule
+from distill.inputs import clean
 from experiments import config as configs
 from experiments import data, evaluation, figures, latents, metrics, tables, weights
 from experiments.config import ConfigError
@@ -78,63 +80,31 @@ def plan(
 
 def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves report.json, report.md and pictures in the stage's folder."""
-    where, config, folder = f"config.stages.{name}", context.config, context.workdir / name
-    path = weights.find(block["weights"], context.workdir)
-    params, network, record = evaluation.load_network(path)
-    evaluation.check_space(record, None, f"{where}.weights")
-    window, history, asked = record["shape"][0], block["history"], block["frames"]
-    begin, matrix, advance = plan(block, network.schedule, window, where)
-    build = lambda matrix: tables.part(block, "solver", {"schedule": network.schedule, "grid": matrix}, where)  # noqa: E731
-    periods = -(-asked // advance)
-    num, batch, seed = block.get("num_clips", 256), block.get("batch_size", 64), config["seed"]
-    source = data.build({**config["data"], "frames": history + asked}, "test")
+    config, folder = context.config, context.workdir / name
+    window, history = configs.source(config, "test").shape[0], block["history"]
+    num, seed, bootstrap = block.get("num_clips", 256), config["seed"], block.get("bootstrap", 200)
+    # A longer clip of the same index begins as the shorter one: what came is known for all frames that are asked for.
+    source = data.build({**config["data"], "frames": history + block["frames"]}, "test")
     real = data.Batches(source, num + block.get("num_reference", 1024), seed=seed).batch_at(0)
     truth, labels, others = real["video"][:num], real["label"][:num], real["video"][num:, :window]
-    key, level, scale = context.key(name), block.get("level"), block.get("guidance", 1.0)
-    made, progress = [], Progress(name, num)
-    for first in range(0, num, batch):
-        part = slice(first, first + batch)
-        own = jax.random.fold_in(key, first)
-        start_key, known_key, run_key = jax.random.split(own, 3)
-        told = labels[part] if block.get("told_label", False) else np.full(batch, network.num_classes)
-        denoise = evaluation.denoiser(network, params, jnp.asarray(told) if network.num_classes else None, scale)
-        known = jnp.asarray(truth[part, :history], jnp.float32) / 127.5 - 1
-        if level is not None:
-            eps = jax.random.normal(known_key, known.shape)
-            known = levels.forward(known, eps, jnp.float32(level), network.schedule)
-        start = matrix if begin is None else begin
-        noise = jax.random.normal(start_key, (batch, window - history, *known.shape[2:]))
-        x = jnp.concatenate([known, noise * float(network.schedule.sigma(start[0, 0, -1]))], axis=1)
-        if begin is not None:
-            x = sampling.sample(denoise, build(begin), x, jax.random.fold_in(own, 1))
-        video = frames.roll_out(
-            denoise, build(matrix), x, periods, run_key, matrix=matrix, schedule=network.schedule, history=history,
-            advance=advance,
-        )  # fmt: skip
-        made.append(figures.to_uint8(np.clip(np.asarray(video)[:, :asked], -1, 1)))
-        progress(first + batch)
-    made, come = np.concatenate(made), truth[:, history:]
-    errors = position_errors(made, come, min(window - history, asked), block.get("bootstrap", 200), seed)
-    classify = evaluation.load_classifier(weights.find(evaluation.classifier(block, config), context.workdir))
+    made, advance, calls = continued(context, name, block, truth[:, :history], labels)
+    come = truth[:, history:]
+    errors = position_errors(made, come, min(window - history, made.shape[1]), bootstrap, seed)
     curves = {}
-    if asked >= 2 * window:
+    if made.shape[1] >= 2 * window:
         curves = drift.drift(
-            made, others, chunk=window, classify=classify, labels=labels, floor_reference=come,
-            names=(*drift.CURVES, "label_accuracy"), bootstrap=block.get("bootstrap", 200), seed=seed,
+            made, others, chunk=window, labels=labels, floor_reference=come, names=(*drift.CURVES, "label_accuracy"),
+            classify=evaluation.load_classifier(weights.find(evaluation.classifier(block, config), context.workdir)),
+            bootstrap=bootstrap, seed=seed,
         )  # fmt: skip
-    shown = min(block.get("shown", 6), num)
-    pictures = {
-        "real": truth[:shown], "continued": np.concatenate([truth[:shown, :history], made[:shown]], axis=1)
-    }  # fmt: skip
+    shown = slice(min(block.get("shown", 6), num))
+    pictures = {"real": truth[shown], "continued": np.concatenate([truth[shown, :history], made[shown]], axis=1)}
     figures.comparison(folder / "comparison.png", pictures)
     figures.animate(folder / "comparison.webp", pictures)
     figures.slices(folder / "slices.png", pictures)
-    text = "\n".join(
-        ["| frame after the history | error of its position, px, median |", "| --- | --- |"]
-        + [f"| {f} | {m.value:.3g} [{m.low:.3g}, {m.high:.3g}] |" for f, m in errors.items()]
-        + (["", metrics.table(curves)] if curves else [])
-    )
-    calls = len(matrix) - 1
+    lines = ["| frame after the history | error of its position, px, median |", "| --- | --- |"]
+    lines += [f"| {f} | {m.value:.3g} [{m.low:.3g}, {m.high:.3g}] |" for f, m in errors.items()]
+    text = "\n".join([*lines, *(["", metrics.table(curves)] if curves else [])])
     result = {
         "clips": num, "calls_per_period": calls, "frames_per_period": advance, "weights": block["weights"],
         "position_error": {str(f): m._asdict() for f, m in errors.items()},
@@ -145,6 +115,48 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     print(text, flush=True)
     print(f"{name}: pictures: {folder / 'comparison.png'}, {folder / 'slices.png'}", file=sys.stderr, flush=True)
     return {f"position_error_{f}": m.value for f, m in errors.items()}
+
+
+def continued(
+    context: Any,
+    name: str,
+    block: Mapping[str, Any],
+    known: UInt8[np.ndarray, "n p h w c"],
+    labels: Int[np.ndarray, " n"],
+) -> tuple[UInt8[np.ndarray, "n f h w c"], int, int]:
+    """(block["frames"] frames after those that are known, the frames and the calls of a period)."""
+    where = f"config.stages.{name}"
+    params, network, record = evaluation.load_network(weights.find(block["weights"], context.workdir))
+    evaluation.check_space(record, None, f"{where}.weights")
+    schedule, level, history = network.schedule, block.get("level"), known.shape[1]
+    begin, matrix, advance = plan(block, schedule, record["shape"][0], where)
+    start = matrix if begin is None else begin
+    batch, made, progress = block.get("batch_size", 64), [], Progress(name, len(known))
+
+    def table(matrix: frames.Matrix):
+        return tables.part(block, "solver", {"schedule": schedule, "grid": matrix}, where)
+
+    for first in range(0, len(known), batch):
+        part, key = slice(first, first + batch), jax.random.fold_in(context.key(name), first)
+        new_key, known_key, begin_key, run_key = jax.random.split(key, 4)
+        label = None
+        if network.num_classes:
+            label = jnp.asarray(labels[part]) if block.get("told_label") else jnp.full((batch,), network.num_classes)
+        denoise = evaluation.denoiser(network, params, label, block.get("guidance", 1.0))
+        seen = clean({"video": jnp.asarray(known[part])})
+        if level is not None:
+            seen = levels.forward(seen, jax.random.normal(known_key, seen.shape), jnp.float32(level), schedule)
+        new = jax.random.normal(new_key, (batch, start.shape[2] - history, *seen.shape[2:]))
+        x = jnp.concatenate([seen, new * float(schedule.sigma(start[0, 0, -1]))], axis=1)
+        if begin is not None:
+            x = sampling.sample(denoise, table(begin), x, begin_key)
+        video = frames.roll_out(
+            denoise, table(matrix), x, -(-block["frames"] // advance), run_key, matrix=matrix, schedule=schedule,
+            history=history, advance=advance,
+        )  # fmt: skip
+        made.append(figures.to_uint8(np.clip(np.asarray(video)[:, : block["frames"]], -1, 1)))
+        progress(first + batch)
+    return np.concatenate(made), advance, len(matrix) - 1
 
 
 def position_errors(
