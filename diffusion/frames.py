@@ -286,9 +286,9 @@ def roll_out(
 def _renoise(schedule: Schedule, here: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(kept, added): kept x + added noise takes data from log-SNR `here` to the noisier, or the same, `there`."""
     stays = there == here
-    here = np.where(stays, there + 1.0, here)  # two equal infinities, or no signal at all, divide by nothing
-    kept = schedule.alpha(there) / schedule.alpha(here)
-    added = np.sqrt(np.maximum(schedule.sigma(there) ** 2 - (kept * schedule.sigma(here)) ** 2, 0.0))
+    here, level = (np.where(stays, 0.0, part) for part in (here, there))  # a frame that stays may have no signal at all
+    kept = schedule.alpha(level) / schedule.alpha(here)
+    added = np.sqrt(np.maximum(schedule.sigma(level) ** 2 - (kept * schedule.sigma(here)) ** 2, 0.0))
     return np.where(stays, 1.0, kept), np.where(stays, 0.0, added)
 
 
@@ -299,8 +299,7 @@ def _roll_out(denoise, table, x, key, renoise, fresh, noise, *, history, advance
     def period(window, i):
         run_key, stay_key, new_key = jax.random.split(jax.random.fold_in(key, i), 3)
         done = sampling.solve(denoise, table, window, run_key, noise)
-        if progress is not None:
-            jax.debug.callback(lambda n: progress(int(n), periods), i + 1)
+        sampling.tell(progress, i + 1, periods)
         stay = done[:, advance:]
         stay = kept * stay + added * noise(stay_key, stay.shape, x.dtype)
         new = fresh * noise(new_key, (len(x), advance, *x.shape[2:]), x.dtype)
@@ -347,8 +346,7 @@ def _stream(denoise, remember, table, cache, size, key, noise, *, periods, progr
         noise_key, run_key = jax.random.split(jax.random.fold_in(key, i))
         x = size * noise(noise_key, size.shape, size.dtype)
         chunk = sampling.solve(Partial(_with_cache, denoise, cache), table, x, run_key, noise)
-        if progress is not None:
-            jax.debug.callback(lambda n: progress(int(n), periods), i + 1)
+        sampling.tell(progress, i + 1, periods)
         return remember(chunk, cache), chunk
 
     _, video = jax.lax.scan(period, cache, jnp.arange(periods))

@@ -85,13 +85,18 @@ def solve(
     def body(carry, inputs):
         i, row = inputs
         carry, seen = step(denoise, carry, row, draw(i))
-        if progress is not None:
-            jax.debug.callback(lambda done, told=progress: told(int(done), table.nfe), i + 1)
+        tell(progress, i + 1, table.nfe)
         return carry, None if collect is None else collect(*seen, row.logsnr)
 
     carry, collected = jax.lax.scan(body, start(table, x), (jnp.arange(table.nfe), rows(table)))
     result = predict(table.final, carry, draw(table.nfe))
     return result if collect is None else (result, collected)
+
+
+def tell(progress: Callable[[int, int], None] | None, done: Array, total: int) -> None:
+    """From inside a compiled program, progress(done, total) on the host."""
+    if progress is not None:
+        jax.debug.callback(lambda n: progress(int(n), total), done)
 
 
 _STATIC = ("collect", "progress")

@@ -110,6 +110,7 @@ def make(
     """
     names = [name for part in ("solver", "grid") if (name := asks(block, part))]
     if not names:
+        # Without a model a block is only checked, and no matrix is wrong by the number of its frames.
         return _build(block, steps, schedule, where, frames=2 if model is None else model.shape[0])[0]
     if model is None:
         raise ConfigError(f"{where}: {' and '.join(names)} must ask the network, and there is none here")

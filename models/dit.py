@@ -195,7 +195,9 @@ class DiT(Conditioned):
         past: tuple[Array, Array] | None,
         key: PRNGKeyArray | None,
     ) -> tuple[Clip, Array, Array]:
-        """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values."""
+        """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values. With
+        a cache the keys are as it keeps them, normed and not turned; without one nobody collects them.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
         weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
         first, second = (None, None) if key is None else jax.random.split(key)

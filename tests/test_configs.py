@@ -256,3 +256,8 @@ def test_a_forward_derivative_refuses_fused_attention(tmp_path):
         del config.stages["evaluate"]
     with pytest.raises(configs.ConfigError, match="forward derivative"):
         checked(config, tmp_path)
+
+
+def test_an_unknown_student_of_latents_is_told_of_ladd():
+    with pytest.raises(ValueError, match=r"unknown student 'lad', expected one of dmd, .*, add, ladd$"):
+        games_64.get_config("lad")

@@ -72,7 +72,9 @@ def test_bad_clips_are_refused():
 
 
 def test_torchscript_gets_bytes_as_floats_with_channels_first(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip(
+        "torch", reason="torch is installed by the extra `bench` only; callables cover the rest"
+    )
 
     class Means(torch.nn.Module):
         def forward(self, x, rescale: bool = False, resize: bool = False, return_features: bool = False):

@@ -20,6 +20,8 @@ FORWARDS = 6.0
 
 def get_config(argument: str = "ladd") -> ConfigDict:
     name, count, forwards = games.parsed(argument)
+    if name not in (*games.GAMES, "ladd"):
+        raise ValueError(f"unknown student {name!r}, expected one of {', '.join([*games.GAMES, 'ladd'])}")
     if name != "ladd":
         if name == "add":
             raise ValueError("add: its features are those of a classifier of pixels; on latents choose 'ladd'")

@@ -31,10 +31,9 @@ REASONS: dict[str, str] = {
     "moment_matching": "one step is not what it is for: the sample between a student's input and its clip gives the input away"
     " as it nears it, and the teacher's mean is then asked of a clip without randomness of its own, so that the spread is 1.29"
     " where the law has 1.42. Four steps do well on moving digits.",
-    "rcm": "the mean of the law nearly solves the consistency term: at the paper's 100 to 1, or with the student moving at"
-    " every second step, the ring's student sank to it.",
-    "add": "the score distillation asks for means, and an adversary calls only where the student's clips or the data's already"
-    " lie close: modes that are lost stay lost.",
+    "rcm": STRAY.format("9.9 %", "1.3 %"),
+    "add": "what it adds to the teacher's mean is an adversary of small batches: modes hold .73 to 1.2 of their share, with"
+    " standard deviations of .03 to .09 where the law has .1, and 8.3 % of the points lie in the gaps.",
 }
 """method -> why it isn't better than DDIM, one sentence. By hand: a page with new numbers may need new ones."""
 

@@ -8,7 +8,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 from diffusion import levels, oracles, schedules
-from distill import METHODS, Discriminator, Network, game_methods, sources
+from distill import METHODS, Discriminator, Network, fields, sources
 from distill.fields import DISTILLATION
 
 SCHEDULES = {"cosine": schedules.vp_cosine(), "edm": schedules.edm(), "flow": schedules.flow()}
@@ -543,13 +543,13 @@ def test_a_distillation_weight_adds_adds_field(weighting, noises):
 def test_distillation_is_asked_for_where_add_asks_for_it(monkeypatch):
     """Without a law of its own: levels uniform in time."""
     laws = []
-    real = game_methods.fields.distillation
+    real = fields.distillation
 
     def spied(network, *, law, weighting):
         laws.append((law, weighting))
         return real(network, law=law, weighting=weighting)
 
-    monkeypatch.setattr(game_methods.fields, "distillation", spied)
+    monkeypatch.setattr(fields, "distillation", spied)
     ladd(network_of(COSINE), blind(), distillation_weight=1.0)
     METHODS["add"](network_of(COSINE), optimiser=optax.sgd(1.0), adversarial=0.0)
     drawn = [(law(jax.random.key(0), (100,)), weighting) for law, weighting in laws]
