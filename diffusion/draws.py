@@ -118,6 +118,23 @@ def with_history(longest: int, future: Named = "shared", masked: float = 0.1) ->
     return draw
 
 
+def blocks(block: int, of: Named = "independent") -> Draw:
+    """One level for every `block` frames, those of the blocks drawn by `of` as if each were a frame: what a network that is
+    causal from block to block is sampled at.
+    """
+    if not (isinstance(block, int) and block >= 1):
+        raise ValueError(f"blocks: expected a whole number of frames from 1 up, got block {block}")
+    drawn = named(of)
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+        _frames("blocks", shape)
+        if shape[1] % block:
+            raise ValueError(f"blocks: expected a divisor of the clip's {shape[1]} frames, got block {block}")
+        return jnp.repeat(drawn(key, (shape[0], shape[1] // block)), block, axis=1)
+
+    return draw
+
+
 def mixture(parts: Sequence[Sequence[Any]]) -> Draw:
     """Every clip drawn by one of `parts`, (weight, draw) each."""
     weights, draws = [float(weight) for weight, _ in parts], [named(draw) for _, draw in parts]
@@ -139,7 +156,12 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 """The draws by name. Wherever a name is taken, so is a function."""
 
-MADE: dict[str, Callable[..., Draw]] = {"rolling": rolling, "with_history": with_history, "mixture": mixture}
+MADE: dict[str, Callable[..., Draw]] = {
+    "rolling": rolling,
+    "with_history": with_history,
+    "blocks": blocks,
+    "mixture": mixture,
+}
 """Draws that have options, by name."""
 
 

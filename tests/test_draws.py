@@ -87,6 +87,15 @@ def test_history_is_clean_or_masked_and_the_future_as_asked():
     assert (drawn[:, 2] == drawn[:, 3]).all()
 
 
+def test_the_frames_of_a_block_share_what_is_drawn_for_it():
+    drawn = uniforms(dict(kind="blocks", block=2, of=dict(kind="with_history", longest=1, masked=0.0)), 6)
+    assert (drawn[:, ::2] == drawn[:, 1::2]).all()
+    clean = drawn[:, 0] < 1e-6
+    assert abs(clean.mean() - 0.5) < 0.02 and (drawn[:, 2:] == drawn[:, 2:3]).all() and (drawn[:, 2:] > 1e-6).all()
+    apart = uniforms(dict(kind="blocks", block=2), 4)
+    assert abs(np.corrcoef(apart[:, 0], apart[:, 2])[0, 1]) < 0.02
+
+
 def test_a_mixture_draws_whole_clips_by_its_parts():
     drawn = uniforms(dict(kind="mixture", parts=[[3, "shared"], [1, "independent"]]))
     assert abs((drawn == drawn[:, :1]).all(1).mean() - 0.75) < 0.02
@@ -108,6 +117,8 @@ def test_levels_per_frame_never_leave_the_open_interval(longest, seed):
         (dict(kind="rolling", history=-1), "from 0 up"),
         (dict(kind="with_history", longest=0), "at least one frame"),
         (dict(kind="with_history", longest=2, masked=1.5), "probability"),
+        (dict(kind="blocks", block=0), "from 1 up"),
+        (dict(kind="blocks", block=2, of="sharde"), "nearest: 'shared'"),
         (dict(kind="mixture", parts=[]), "weights above 0"),
         (dict(kind="mixture", parts=[[1, "sharde"]]), "nearest: 'shared'"),
     ],
@@ -123,6 +134,8 @@ def test_levels_per_frame_are_asked_for_by_shape():
             draws.named(draw)(KEY, (8,))
     with pytest.raises(ValueError, match="at least 4"):
         draws.named(dict(kind="rolling", history=3))(KEY, (8, 3))
+    with pytest.raises(ValueError, match="a divisor of the clip's 5 frames, got block 2"):
+        draws.named(dict(kind="blocks", block=2))(KEY, (8, 5))
 
 
 # Fused weights: what Diffusion Forcing gives a frame among clean ones ------------------------------------------
