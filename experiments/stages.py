@@ -59,15 +59,7 @@ def check(context: Context) -> None:
         where = f"config.stages.{name}"
         if not name.isidentifier():
             raise ConfigError(f"{where}: a stage's name is letters, digits and _ (it names a folder), got {name!r}")
-        if "kind" not in block:
-            raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
-        allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
-        configs.check_keys(block, allowed | {"kind"}, required, where)
-        for key in WHOLE & block.keys():
-            try:
-                check_whole(f"{where}.{key}", block[key], 1)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
+        check_block(block, where)
         named = ("teacher", "previous", "init", "features")
         references = [block[k] for k in named if block.get(k) not in (None, exact.ORACLE)]
         if block["kind"] == "evaluate":
@@ -115,6 +107,19 @@ def check(context: Context) -> None:
         for row, sampler in block.get("samplers", {}).items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
         earlier[name] = block
+
+
+def check_block(block: Mapping[str, Any], where: str) -> None:
+    """A stage's keys, and its whole numbers."""
+    if "kind" not in block:
+        raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
+    allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
+    configs.check_keys(block, allowed | {"kind"}, required, where)
+    for key in WHOLE & block.keys():
+        try:
+            check_whole(f"{where}.{key}", block[key], 1)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, whe
             raise ConfigError(f"{where}.options.features: the exact teacher is no network and has no features")
         features, channels = definition.features, definition.channels
         if whose == "frozen":
-            features, channels = feature_network(context, block["features"], where)
+            features, channels, _ = feature_network(context, block["features"], where)
         heads = configs.call(
             build_heads, {}, f"{where}.heads", config=block.get("heads", {}), channels=channels,
             num_classes=definition.num_classes,
@@ -128,8 +128,12 @@ def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, whe
     return given
 
 
-def feature_network(context: Context, reference: str, where: str) -> tuple[Callable[..., Any], tuple[int, ...]]:
-    """(params, x, logsnr, cond) -> maps, and their channels, of a classifier or a denoiser, finished or still to be trained."""
+def feature_network(
+    context: Context, reference: str, where: str
+) -> tuple[Callable[..., Any], tuple[int, ...], Callable[..., Any]]:
+    """(params, x, logsnr, cond) -> maps, their channels, and the network's `init`, of a classifier or a denoiser, finished or
+    still to be trained.
+    """
     stage = context.config["stages"].get(reference.split("@")[0])
     if stage is None:
         record = weights.load(weights.find(reference, context.workdir))[1]
@@ -147,9 +151,9 @@ def feature_network(context: Context, reference: str, where: str) -> tuple[Calla
                 f" {shape}; a discriminator on the teacher's own features fits them (method 'ladd')"
             )
         classifier = configs.call(build_classifier, {}, f"{where}.features", config=record["model"])
-        return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels
+        return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels, classifier.init
     network = configs.model({"model": record["model"]})
-    return network.features, network.channels
+    return network.features, network.channels, network.init
 
 
 def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:

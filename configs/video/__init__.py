@@ -1,0 +1,1 @@
+"""Networks of the sizes that users train on accelerators; their data is the user's own."""

@@ -1,0 +1,221 @@
+"""`python -m experiments.bench --config=configs/X.py[:ARG] [--stage=NAME] [--steps=20] [--out=FILE]`: what a step costs here.
+
+Compiles every phase of a training stage as the stage itself would, on random weights and clips (no data and no finished
+stage is needed), and times it on this machine's devices. Beside the time: the operations of the step in forwards of the
+network, its temporary memory, the size of its program, and the share of the chip's bfloat16 peak that it reaches.
+"""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill import GAMES
+from distill.method import Method
+from experiments import config as configs
+from experiments import exact, loop, run, stages, training
+from experiments import mesh as meshes
+from experiments.ablations import costs, page
+from experiments.config import ConfigError
+from experiments.context import Context
+
+PEAKS = {
+    "NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+}  # fmt: skip
+"""Dense bfloat16 operations per second of a chip, by the vendors' data sheets; the first name that fits counts."""
+OPTIONS = ("steps", "out")
+
+
+class Timing(NamedTuple):
+    """A phase: seconds a step; operations of it, and of one forward; bytes; lines of its program; seconds of compiling."""
+
+    seconds: float
+    operations: float
+    forward: float
+    temporaries: int
+    lines: int
+    compiling: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 a mistake of the user's."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    try:
+        config, source, only, steps, out = parse(sys.argv if argv is None else argv)
+        with tempfile.TemporaryDirectory() as folder:
+            context = Context(config, pathlib.Path(folder), meshes.make(), source)
+            report = {name: measure(context, name, steps) for name in chosen(config, only)}
+    except ConfigError as error:
+        return run.fail(str(error), 2)
+    device = jax.devices()[0].device_kind
+    print(describe(report, config, device, len(jax.devices())))
+    if out is not None:
+        found = {name: {phase: timing._asdict() for phase, timing in rows.items()} for name, rows in report.items()}
+        configs.write_json(out, {"config": source, "device": device, "devices": len(jax.devices()), "stages": found})
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, int, pathlib.Path | None]:
+    """(config, its name, the stage or None, steps, file or None): --steps and --out are ours, all else is experiments.run's."""
+    own = {name: [a for a in argv[1:] if a.startswith(f"--{name}=")] for name in OPTIONS}
+    values = {name: given[-1].partition("=")[2] for name, given in own.items() if given}
+    if not (text := values.get("steps", "20")).isdecimal() or not int(text):
+        raise ConfigError(f"--steps: expected a whole number from 1 up, got {text!r}")
+    left = [a for a in argv if not any(a in given for given in own.values())]
+    config, source, _, only = run.parse([*left, "--workdir=."])
+    return config, source, only, int(text), pathlib.Path(values["out"]) if "out" in values else None
+
+
+def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:
+    """The training stages that are asked for, all of them by default."""
+    trained = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
+    if not trained:
+        raise ConfigError("this config trains no network by a method: there is no stage of kind 'train'")
+    if only is None:
+        return list(trained)
+    configs.choose(only, trained, "--stage")
+    return [only]
+
+
+class Prepared(NamedTuple):
+    """A phase compiled for this machine's devices, with what is told of it before it ever runs: `of` lacks the seconds only."""
+
+    compiled: Any
+    of: Timing
+
+
+def measure(context: Context, name: str, steps: int) -> dict[str, Timing]:
+    """Every phase of a stage, compiled and timed."""
+    phases, arguments = prepare(context, name)
+    return timed(name, phases, arguments, steps)
+
+
+def prepare(context: Context, name: str) -> tuple[dict[str, Prepared], tuple[Any, ...]]:
+    """(a stage's phases, the arguments of their first call, on the devices)"""
+    block, where = context.config["stages"][name], f"config.stages.{name}"
+    stages.check_block(block, where)
+    meshes.check_batch(block["batch_size"], context.mesh, where)
+    method, (state, frozen, batch, key, hyper) = begin(context, name, block)
+    everywhere = meshes.replicated(context.mesh)
+    state, frozen = meshes.put(state, everywhere), meshes.put(frozen, everywhere)
+    arguments = (state, frozen, meshes.put_batch(batch, context.mesh), key, hyper)
+    # A loop's body counts once: for counting, and for that only, the layers stand one after the other.
+    flat, shapes = begin(unrolled(context), name, block, shapes=True)
+    forward = one_forward(unrolled(context).config, block["batch_size"])
+    phases = {}
+    for phase, step in loop.compile_phases(method, context.mesh).items():
+        begun = time.perf_counter()
+        compiled = step.lower(*arguments).compile()
+        compiling = time.perf_counter() - begun
+        memory, lines = compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text().splitlines())
+        counted = operations(flat.phases[phase], *shapes)
+        phases[phase] = Prepared(compiled, Timing(math.nan, counted, forward, memory, lines, compiling))
+    return phases, arguments
+
+
+def timed(name: str, phases: Mapping[str, Prepared], arguments: tuple[Any, ...], steps: int) -> dict[str, Timing]:
+    """The median second of `steps` steps of each phase, after two that don't count. The arguments' state is given away."""
+    state, frozen, batch, key, hyper = arguments
+    found = {}
+    for phase, prepared in phases.items():
+        seconds = []
+        for index in range(steps + 2):
+            step_key = jax.random.fold_in(key, index)
+            begun = time.perf_counter()
+            state, metrics = prepared.compiled(state, frozen, batch, step_key, hyper)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - begun)
+        found[phase] = prepared.of._replace(seconds=statistics.median(seconds[2:]))
+        print(f"{name}: {phase}: {1e3 * found[phase].seconds:.2f} ms a step", file=sys.stderr, flush=True)
+    return found
+
+
+def operations(function: Any, *arguments: Any) -> float:
+    """Floating-point operations of a function's program before the compiler's choices, which hide products in calls."""
+    return costs.operations(jax.jit(function).lower(*arguments))
+
+
+def one_forward(config: Mapping[str, Any], batch_size: int) -> float:
+    """Operations of one call of the network on a batch, with its labels."""
+    definition = configs.model(config)
+    clips = jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    cond = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if definition.num_classes else {}
+    return operations(definition.apply, jax.eval_shape(definition.init, jax.random.key(0)), clips, level, cond)
+
+
+def unrolled(context: Context) -> Context:
+    model = context.config["model"]
+    if model["kind"] != "dit":
+        return context
+    return dataclasses.replace(
+        context, config={**context.config, "model": {**model, "scan": False, "attention": "xla"}}
+    )
+
+
+def begin(
+    context: Context, name: str, block: Mapping[str, Any], shapes: bool = False
+) -> tuple[Method, tuple[Any, ...]]:
+    """(the stage's method, the arguments of a phase's first call), of random weights and clips, or the state's shapes only."""
+    definition, network, method, rounds = training.plan(context, name, block)
+    known = block.get("teacher") == exact.ORACLE
+
+    def make(key: jax.Array) -> tuple[Any, Any]:
+        frozen = {part: definition.init(key) for part in ("teacher", "previous") if block.get(part)}
+        if known:
+            frozen["teacher"] = configs.source(context.config, "train").oracle.denoiser(network.schedule)
+        if block.get("features"):
+            frozen["features"] = training.feature_network(context, block["features"], f"config.stages.{name}")[2](key)
+        denoiser = [frozen["teacher"]] if block["method"] in GAMES and not known else []
+        return method.init(key, definition.init(key), *denoiser), frozen
+
+    key = context.key(name)
+    state, frozen = jax.eval_shape(make, key) if shapes else jax.jit(make)(key)
+    random = np.random.default_rng(0)
+    clips = random.integers(0, 256, (block["batch_size"], *definition.shape), np.uint8)
+    batch = {"video": clips, "label": np.zeros(len(clips), np.int32)}
+    hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
+    hyper |= {"steps": float(rounds[0])} if rounds else {}
+    return method, (state, frozen, batch, key, {k: np.float32(v) for k, v in hyper.items()})
+
+
+def describe(report: Mapping[str, Mapping[str, Timing]], config: Mapping[str, Any], device: str, count: int) -> str:
+    """The table that is printed, Markdown."""
+    peak = next((value for name, value in PEAKS.items() if device.startswith(name)), None)
+    rows = []
+    for name, phases in report.items():
+        for phase, found in phases.items():
+            speed = found.operations / found.seconds
+            share = peak and f"{100 * speed / (peak * count):.2g} %"
+            clips = config["stages"][name]["batch_size"] / found.seconds
+            rows.append(
+                [f"{name}, {phase}", 1e3 * found.seconds, clips, found.operations / found.forward, speed / 1e12, share,
+                 found.temporaries / 2**20, found.lines, found.compiling]
+            )  # fmt: skip
+    header = [
+        "phase",
+        "ms a step",
+        "clips/s",
+        "forwards",
+        "TFLOP/s",
+        "of peak",
+        "temporaries, MiB",
+        "HLO lines",
+        "compiled, s",
+    ]
+    return f"{count} x {device}\n\n{page.table(header, rows)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

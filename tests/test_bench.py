@@ -1,0 +1,67 @@
+"""What the bench says of a step: operations that can be known beforehand, and what it refuses."""
+
+import json
+
+import pytest
+
+from experiments import bench
+from experiments import config as configs
+from experiments.context import Context
+from tests.configs import tiny
+
+DIT = dict(kind="dit", shape=(2, 8, 8, 1), num_classes=0, patch=2, width=16, depth=3, head_dim=8)
+
+
+def context_of(tmp_path, **changes):
+    from experiments import mesh
+
+    config = configs.plain(tiny.get_config()) | changes
+    return Context(config, tmp_path, mesh.make())
+
+
+def test_operations_of_a_scanned_network_count_every_layer(tmp_path):
+    """The compiler counts a loop's body once; the bench must not: five times the layers cost nearly five times as much."""
+    counts = [
+        bench.one_forward(bench.unrolled(context_of(tmp_path, model={**DIT, "depth": depth})).config, 4)
+        for depth in (1, 6, 11)
+    ]
+    assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=1e-6)
+    # Four products of a block, of 2 d² 12 operations a token, and the two of its attention, 4 n² d a clip.
+    tokens, width = 2 * 4 * 4, 16
+    block = 4 * (tokens * 2 * 12 * width**2 + 4 * tokens**2 * width)
+    assert (counts[1] - counts[0]) / 5 == pytest.approx(block, rel=0.25)
+    assert (counts[1] - counts[0]) / 5 > block
+
+
+def test_a_training_step_is_three_forwards(tmp_path):
+    """Forward, and backward to the activations and to the weights: exact for the products, nearly so with the rest."""
+    context = context_of(tmp_path, model=DIT, data=dict(kind="moving_digits", size=16, frames=3))
+    block = dict(kind="train", method="denoising", steps=4, batch_size=4)
+    method, shapes = bench.begin(bench.unrolled(context), "teacher", block, shapes=True)
+    forward = bench.one_forward(bench.unrolled(context).config, 4)
+    assert bench.operations(method.phases["train"], *shapes) / forward == pytest.approx(3, rel=0.15)
+
+
+def test_the_table_has_every_phase_and_needs_no_finished_stage(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    argv = ["bench", "--config=tests/configs/tiny.py", "--steps=1", "--stage=student", f"--out={out}"]
+    assert bench.main(argv) == 0
+    assert "student, train" in capsys.readouterr().out
+    found = json.loads(out.read_text())["stages"]["student"]["train"]
+    # Taught without guidance, the network has classes: the dearer branch counts, a teacher of two calls, twice.
+    assert found["operations"] / found["forward"] == pytest.approx(7, rel=0.1)
+    assert found["seconds"] > 0 and found["temporaries"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps=0"], "--steps: expected a whole number from 1 up, got '0'"),
+        (["--stage=evaluate"], "--stage 'evaluate' is not known"),
+        (["--config.stages.teacher.batch_size=0"], "config.stages.teacher.batch_size"),
+        (["--steps=2", "--nonsense=1"], "nonsense"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(arguments, says, capsys):
+    assert bench.main(["bench", "--config=tests/configs/tiny.py", *arguments]) == 2
+    assert says in capsys.readouterr().err
