@@ -188,13 +188,19 @@ def turns(ratio: int, critic_in_student_steps: bool) -> Callable[[int], tuple[st
 
 COLLAPSE = 0.1
 """Diversity below which a student has collapsed: of eight modes on a ring two neighbours keep .15, one alone next to none."""
+ESCAPE = 100.0
+"""Diversity above which a student has left the data, for places of which its critic knows nothing."""
 PATIENCE = 20
 """Reports after which a student that has never left the mean, where one of a single call begins, is said to have collapsed."""
 
 
 def alarm(history: Sequence[Mapping[str, float]]) -> str | None:
-    """One line where the student's clips have lost their variance: its loss may look well, since its critic follows it."""
+    """One line where the student's clips have lost their variance, or the data: its loss may look well, since its critic
+    follows it.
+    """
     seen = [metrics[name] for metrics in history if (name := f"{STUDENT}/diversity") in metrics]
+    if seen and seen[-1] > ESCAPE:
+        return f"the student has left the data: its clips have {seen[-1]:.2g} times the variance of theirs"
     if not seen or seen[-1] >= COLLAPSE or (max(seen) < 2 * COLLAPSE and len(seen) < PATIENCE):
         return None
     return f"the student has collapsed: its clips have {seen[-1]:.2g} of the variance of the data's"

@@ -24,12 +24,12 @@ def clips(frames: int = 32, speed: tuple[float, float] | None = SPEED) -> Config
 
 
 def latents() -> ConfigDict:
-    """A run on their latents, as latents.py left them: a 1 M video U-Net on 9 frames of 8x8, v on the cosine."""
+    """A run on their latents, as latents.py left them: a 3 M video U-Net on 9 frames of 8x8, v on the cosine."""
     config = ConfigDict()
     config.seed = 0
     config.data = ConfigDict(dict(kind="latents", path=LATENTS))
     config.model = ConfigDict(
-        dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(64, 96), blocks=(1, 2), embed=128)
+        dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(96, 128), blocks=(2, 3), embed=128)
     )
     config.schedule = ConfigDict(dict(kind="vp_cosine"))
     config.prediction = "v"

@@ -608,8 +608,8 @@ def test_turns_that_are_none(ratio, also):
 
 
 def test_alarm():
-    """A line for a student that has lost its variance, at once if it ever had some, else after 20 reports; steps of the critic
-    alone say nothing of it.
+    """A line for a student that has lost its variance, at once if it ever had some, else after 20 reports, and for one that has
+    left the data; steps of the critic alone say nothing of it.
     """
     method = METHODS["dmd2"](network_of(COSINE), optimiser=optax.sgd(1.0), adversarial=0.0, discriminative=0.0)
 
@@ -618,6 +618,7 @@ def test_alarm():
 
     assert "0.03 of the variance" in str(alarm(0.9, 0.5, 0.03))
     assert "0.03 of the variance" in str(alarm(*[0.03] * 20))
+    assert "1.2e+03 times the variance" in str(alarm(0.9, 1200.0)) and alarm(1200.0, 0.9) is None
     for quiet in ((), (0.03,), (0.03,) * 19, (0.03, 0.5), (0.9, 0.03, 0.5)):
         assert alarm(*quiet) is None
 
