@@ -2,12 +2,11 @@
 
 Copies a finished stage's weights into pretrained/, with the times that were searched for them, and writes their provenance
 beside them as JSON: config, seed, commit, steps, data, and the metrics that the run measured. `--sampler` names the row of
-the run's report that belongs to them.
+the run's report that belongs to them; `--half` stores float16.
 """
 
 import argparse
 import pathlib
-import shutil
 import sys
 
 from experiments import config as configs
@@ -15,7 +14,7 @@ from experiments import tables, weights
 from experiments.config import ConfigError
 from experiments.run import DONE, fail
 
-LIMIT = 16 * 2**20
+LIMIT = 30_000_000
 """Bytes that all of pretrained/ may take: it travels with every clone."""
 
 
@@ -26,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="under pretrained/, for instance moving_digits/teacher")
     parser.add_argument("--report", type=pathlib.Path, help="report.json of the run that measured these weights")
     parser.add_argument("--sampler", help="the report's row")
+    parser.add_argument("--half", action="store_true", help="store float16: half the bytes; measure these weights then")
     given = parser.parse_args(argv)
     try:
         run(given)
@@ -36,15 +36,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> None:
     source = weights.find(given.stage, given.workdir)
-    _, record = weights.load(source)
+    params, record = weights.load(source)
     target = (weights.PRETRAINED / f"{given.name}.safetensors").resolve()
     if not target.is_relative_to(weights.PRETRAINED):
         raise ConfigError(f"--name {given.name!r} leads out of {weights.PRETRAINED}")
     others = sum(p.stat().st_size for p in weights.PRETRAINED.rglob("*.safetensors") if p != target)
-    if others + source.stat().st_size > LIMIT:
-        raise ConfigError(
-            f"{source} has {source.stat().st_size} bytes; pretrained/ may hold {LIMIT} in all and has {others}"
-        )
+    size = source.stat().st_size // (2 if given.half else 1)
+    if others + size > LIMIT:
+        raise ConfigError(f"{source} takes {size} bytes; pretrained/ may hold {LIMIT} in all and has {others}")
     metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / DONE)
     if given.report is not None:
         rows = configs.read_json(given.report)["samplers"]
@@ -55,12 +54,13 @@ def run(given: argparse.Namespace) -> None:
     if times.is_file():
         tables.read_times(source, "--stage")  # of other weights: refused before anything is copied
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    weights.save(target, params, record, half=given.half)
     tables.times_path(target).unlink(missing_ok=True)
     if times.is_file():
-        shutil.copyfile(times, tables.times_path(target))
+        for sampler, found in configs.read_json(times)["samplers"].items():
+            tables.keep_times(target, sampler, found)  # of the file as it is stored
     configs.write_json(target.with_suffix(".json"), {**record, "metrics": metrics})
-    print(f"{target.relative_to(weights.PRETRAINED.parent)}: {source.stat().st_size} bytes")
+    print(f"{target.relative_to(weights.PRETRAINED.parent)}: {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

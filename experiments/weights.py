@@ -41,11 +41,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Writes weights and record in one file, beside and renamed."""
+def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any], *, half: bool = False) -> None:
+    """Writes weights and record in one file, beside and renamed. half: in float16, which halves what travels with a clone;
+    they come back as float32.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
     arrays = {k: np.ascontiguousarray(v) for k, v in flatten(jax.device_get(params)).items()}
+    if half:
+        arrays = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
     save_file(arrays, beside, metadata={"record": json.dumps(record)})
     beside.replace(path)
 
@@ -57,12 +61,17 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             record = json.loads((file.metadata() or {})["record"])
-            params = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
+            params = unflatten({name: whole(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise ConfigError(
             f"{path} is damaged or was not written by this program ({error}); remove it or restore it"
         ) from None
     return params, record
+
+
+def whole(array: np.ndarray) -> np.ndarray:
+    """float16 is how weights are stored, not what is computed in."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def fingerprint(path: pathlib.Path) -> str:

@@ -389,6 +389,15 @@ def test_published_weights_take_their_times_along_and_sample_uses_them(tiny, tmp
     assert not publish.main(given)
     copied = tmp_path / "pretrained/digits/student.times.json"
     assert json.loads(copied.read_text()) == json.loads((folder / "student/weights.times.json").read_text())
+    whole = copied.with_name("student.safetensors").stat().st_size
+    assert not publish.main([*given, "--half"])
+    halved = copied.with_name("student.safetensors")
+    assert halved.stat().st_size < 0.75 * whole  # the record is text in both
+    assert json.loads(copied.read_text())["weights"] == weights.fingerprint(halved)
+    stored, own = (jax.tree.leaves(weights.load(one)[0]) for one in (halved, path))
+    for a, b in zip(stored, own, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
 
     used = []
     draw = evaluation.draw
