@@ -48,6 +48,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if key not in context.config:
             raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
     definition, network = configs.network(context.config)
+    network = network._replace(forced=forced(block, definition, where))
     options = block.get("options", {})
     # Of a game the student moves once in `ratio` steps, and its learning rate is to fall to its end all the same.
     updates = block["steps"] // (configs.method_option(block["method"], options, "ratio") or 1)
@@ -91,6 +92,20 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     return definition, network, method, rounds
+
+
+def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
+    """Whether a stage learns every block of frames after the data's own clean ones (teacher forcing)."""
+    wanted = block.get("teacher_forcing", False)
+    if wanted and "history" not in definition.cond_keys:
+        raise ConfigError(
+            f"{where}.teacher_forcing: the network sees all frames at once; a causal one is a 'dit' with causal=True"
+        )
+    if wanted and block["method"] in GAMES:
+        raise ConfigError(
+            f"{where}.teacher_forcing: {block['method']} judges clips that have a past of their own; remove it"
+        )
+    return bool(wanted)
 
 
 def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
