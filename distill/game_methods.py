@@ -50,10 +50,10 @@ def source_of(
 ) -> sources.Source:
     """The source that a method's options name."""
     if exit_told:
-        if "logsnr_to" not in network.cond_keys:
+        if "logsnr_to" not in network.judge.cond_keys:
             raise ValueError(
                 "exit_told: the critic is told the exit as cond 'logsnr_to', which the network doesn't take; it takes"
-                f" {list(network.cond_keys)}"
+                f" {list(network.judge.cond_keys)}"
             )
         return sources.exit_told(source_of(network, name, steps, chunk, start))
     if steps < 1 or steps != int(steps):

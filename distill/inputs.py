@@ -17,6 +17,8 @@ class Network(NamedTuple):
     (diffusion.predictions) under `schedule`. num_classes: 0 where the network takes no label. cond_keys: what it takes in cond.
     forced: whether it is to answer every block of frames after the clip's own clean frames, given as cond["history"] (teacher
     forcing), not after those of its input.
+    teacher: the network of frozen["teacher"], and of a critic that begins as it, under the same schedule and of the same
+    classes; None: this one.
     """
 
     apply: object
@@ -25,6 +27,12 @@ class Network(NamedTuple):
     num_classes: int = 0
     cond_keys: tuple[str, ...] = ()
     forced: bool = False
+    teacher: "Network | None" = None
+
+    @property
+    def judge(self) -> "Network":
+        """Whose weights the teacher's and the critic's are."""
+        return self if self.teacher is None else self.teacher
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:
