@@ -96,7 +96,7 @@ def distribution_matching(
     def field(scene: Scene, key: Array) -> tuple[Array, Metrics]:
         x, logsnr = noisy(network, law, scene.fake, key)
         real = scene.teacher(x, logsnr)
-        fake = estimate(network, scene.critic[SCORE], scene.told)(x, logsnr)
+        fake = estimate(network.judge, scene.critic[SCORE], scene.told)(x, logsnr)
         factor = weight(network.schedule, logsnr) / jnp.maximum(divide(scene.fake - real), SMALLEST)
         metrics = compared(scene.fake, fake, real, logsnr)
         if ratio is not None:
@@ -116,7 +116,7 @@ def score_identity(network: Network, *, law: Law, alpha: float, normaliser: str 
     divide = NORMALISERS[normaliser]
 
     def field(scene: Scene, key: Array) -> tuple[Array, Metrics]:
-        critic = estimate(network, scene.critic[SCORE], scene.told)
+        critic = estimate(network.judge, scene.critic[SCORE], scene.told)
 
         def value(clips: Array) -> tuple[Array, Metrics]:
             x, logsnr = noisy(network, law, clips, key)
@@ -140,7 +140,7 @@ def moments(network: Network, *, weight: Callable[[Array], Array]) -> Field:
 
     def field(scene: Scene, key: Array) -> tuple[Array, Metrics]:
         x, logsnr = bridged(network, scene, key)
-        fake = estimate(network, scene.critic[SCORE], scene.told)(x, logsnr)
+        fake = estimate(network.judge, scene.critic[SCORE], scene.told)(x, logsnr)
         real = scene.teacher(x, logsnr)
         return expand(weight(logsnr), x) * (fake - real), compared(scene.fake, fake, real, logsnr)
 
@@ -189,7 +189,7 @@ def denoise_fakes(network: Network, *, law: Law, weight: Callable[[Array], Array
 
     def term(critic: Mapping[str, PyTree], scene: Scene, key: Array) -> tuple[Array, Metrics]:
         x, logsnr = noisy(network, law, scene.fake, key)
-        denoised = estimate(network, critic[SCORE], scene.told)(x, logsnr)
+        denoised = estimate(network.judge, critic[SCORE], scene.told)(x, logsnr)
         error = expand(weight(logsnr), x) * jnp.square(denoised - scene.fake)
         known = jnp.ones(x.shape[:1], bool)
         return jnp.mean(error), by_level("loss", jax.lax.stop_gradient(error), logsnr, known)
@@ -202,7 +202,7 @@ def between(network: Network, *, weight: Callable[[Array], Array]) -> Callable:
 
     def term(critic: Mapping[str, PyTree], scene: Scene, key: Array) -> tuple[Array, Metrics]:
         x, logsnr = bridged(network, scene, key)
-        denoised = estimate(network, critic[SCORE], scene.told)(x, logsnr)
+        denoised = estimate(network.judge, critic[SCORE], scene.told)(x, logsnr)
         teacher, bad = finite(scene.teacher(x, logsnr))
         error = jnp.square(denoised - scene.fake) + jnp.square(denoised - teacher)
         error = expand(weight(logsnr) * ~bad, x) * error

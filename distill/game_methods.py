@@ -1,11 +1,12 @@
 """The games as methods: each is a choice of fields, critic, source of clips and turns, with a paper's numbers.
 
 Common options. steps: the calls of the student's sampler, on levels uniform in time. source: where its input comes from,
-"simulated" (backward simulation; with one step that is noise), "noised" (clips of the data) or "rolled_out" (`chunk` frames at
-a time). exit_told: whether the critic is told which of these calls made a clip. start: the level that a one-step student is
-told its noise to have; None is the schedule's noisy end. law: levels at which the scores are compared; critic_law,
-critic_weight: where the critic is trained, and how its errors weigh. ratio, critic_in_student_steps: see `games.turns`. Of a
-guided teacher hyper["guidance"] is the scale; the critic has none.
+"simulated" (backward simulation; with one step that is noise), "noised" (clips of the data), "noised_by_chunk" (every
+`chunk` frames to a level of their own: CausVid) or "rolled_out" (`chunk` frames at a time: Self Forcing). exit_told: whether
+the critic is told which of these calls made a clip. start: the level that a one-step student is told its noise to have; None is
+the schedule's noisy end. law: levels at which the scores are compared; critic_law, critic_weight: where the critic is trained,
+and how its errors weigh. ratio, critic_in_student_steps: see `games.turns`. Of a guided teacher hyper["guidance"] is the scale;
+the critic has none. Teacher and critic may be another network than the student (`Network.judge`).
 
 Where public code differs in silence, the original is the default and the other a name: `normaliser`, `weighting`,
 `critic_in_student_steps`, `features`, `paired`.
@@ -50,10 +51,10 @@ def source_of(
 ) -> sources.Source:
     """The source that a method's options name."""
     if exit_told:
-        if "logsnr_to" not in network.cond_keys:
+        if "logsnr_to" not in network.judge.cond_keys:
             raise ValueError(
                 "exit_told: the critic is told the exit as cond 'logsnr_to', which the network doesn't take; it takes"
-                f" {list(network.cond_keys)}"
+                f" {list(network.judge.cond_keys)}"
             )
         return sources.exit_told(source_of(network, name, steps, chunk, start))
     if steps < 1 or steps != int(steps):

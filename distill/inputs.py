@@ -1,7 +1,7 @@
 """From a batch to the student's inputs: scaling, conditioning, label dropout, a drawn guidance scale. Once per step."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,10 @@ class Network(NamedTuple):
 
     apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction, of x's shape, of kind `prediction`
     (diffusion.predictions) under `schedule`. num_classes: 0 where the network takes no label. cond_keys: what it takes in cond.
+    forced: whether it is to answer every block of frames after the clip's own clean frames, given as cond["history"] (teacher
+    forcing), not after those of its input.
+    teacher: the network of frozen["teacher"], and of a critic that begins as it, under the same schedule and of the same
+    classes; None: this one.
     """
 
     apply: object
@@ -22,6 +26,13 @@ class Network(NamedTuple):
     prediction: str
     num_classes: int = 0
     cond_keys: tuple[str, ...] = ()
+    forced: bool = False
+    teacher: "Network | None" = None
+
+    @property
+    def judge(self) -> "Network":
+        """Whose weights the teacher's and the critic's are."""
+        return self if self.teacher is None else self.teacher
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:
@@ -37,11 +48,18 @@ def drop_labels(key: Array, label: Int[Array, " b"], probability: float, num_cla
     return jnp.where(jax.random.bernoulli(key, probability, label.shape), num_classes, label)
 
 
-def condition(network: Network, batch: dict[str, Array], key: Array, drop: float = 0.0) -> dict[str, Array]:
-    """The network's conditioning from a batch: labels, some dropped, where it takes them."""
-    if not network.num_classes:
-        return {}
-    return {"label": drop_labels(key, batch["label"], drop, network.num_classes)}
+def condition(network: Network, batch: dict[str, Array], key: Array, drop: float = 0.0) -> dict[str, Any]:
+    """The network's conditioning from a batch: labels, some dropped, where it takes them; its history, where it is given."""
+    cond = {}
+    if network.num_classes:
+        cond["label"] = drop_labels(key, batch["label"], drop, network.num_classes)
+    if network.forced:
+        clips, level = clean(batch), network.schedule.logsnr_end
+        cond["history"] = {
+            "clip": clips * network.schedule.alpha(jnp.float32(level)).astype(clips.dtype),
+            "level": jnp.full(clips.shape[:1], level, jnp.float32),
+        }
+    return cond
 
 
 def conditioned(

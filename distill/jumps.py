@@ -50,15 +50,18 @@ def guided_teacher(
 ) -> Callable[[Array, Array], Array]:
     """The teacher's denoiser with classifier-free guidance u + g (c - u); at g = 1 the call for u is not made.
 
-    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all). `params` may also be
-    a denoiser itself, (x, logsnr) -> denoised as a `jax.tree_util.Partial`: an exact teacher, which has no guidance.
+    A student of a guided teacher needs no guidance of its own (Meng et al. 2023, with one g for all). network: the student's,
+    which says what the teacher's is; a history is for those that take one. `params` may also be a denoiser itself,
+    (x, logsnr) -> denoised as a `jax.tree_util.Partial`: an exact teacher, which has no guidance.
     """
     if callable(params):
         return params
-    conditional = estimate(network, params, cond)
-    if not network.num_classes:
+    judge = network.judge
+    cond = {name: value for name, value in cond.items() if name != "history" or judge.forced}
+    conditional = estimate(judge, params, cond)
+    if not judge.num_classes:
         return conditional
-    unconditional = estimate(network, params, {**cond, "label": jnp.full_like(cond["label"], network.num_classes)})
+    unconditional = estimate(judge, params, {**cond, "label": jnp.full_like(cond["label"], judge.num_classes)})
     guided = guidance.classifier_free(conditional, unconditional, scale)
     return lambda x, logsnr: jax.lax.cond(jnp.all(scale == 1.0), conditional, guided, x, logsnr)
 

@@ -62,8 +62,9 @@ def noise(level: float | Array) -> Source:
     return source
 
 
-def noised(levels: Array, shares: Callable[[Array], Array] | None = None) -> Source:
-    """The batch's clips noised to one of the levels, drawn for each (DMD on few steps; ADD, Sauer et al. 2023, section 3.2).
+def noised(levels: Array, shares: Callable[[Array], Array] | None = None, chunk: int | None = None) -> Source:
+    """The batch's clips noised to one of the levels, drawn for each (DMD on few steps; ADD, Sauer et al. 2023, section 3.2),
+    or for every `chunk` frames (CausVid, Yin et al. 2024, arXiv 2412.07772).
 
     shares: the student's finished updates -> how often each level is drawn, [levels]; None: all alike.
     """
@@ -71,7 +72,11 @@ def noised(levels: Array, shares: Callable[[Array], Array] | None = None) -> Sou
     def source(network, params, cond, real, key, hyper) -> Start:
         del params
         key_index, key_noise = jax.random.split(key)
-        at = levels[exit_index(key_index, len(levels), hyper, real.shape[:1], shares)]
+        shape = real.shape[:1]
+        if chunk is not None:
+            shape += (chunks(real.shape[1], chunk),)
+        at = levels[exit_index(key_index, len(levels), hyper, shape, shares)]
+        at = at if chunk is None else jnp.repeat(at, chunk, axis=1)
         x = forward(real, jax.random.normal(key_noise, real.shape, real.dtype), at, network.schedule)
         return Start(x, at, cond, at)
 
@@ -109,9 +114,7 @@ def rolled_out(levels: Array, chunk: int) -> Source:
 
     def source(network, params, cond, real, key, hyper) -> Start:
         schedule, (batch, frames) = network.schedule, real.shape[:2]
-        if frames % chunk:
-            raise ValueError(f"chunk: expected a divisor of the clip's {frames} frames, got {chunk}")
-        count = frames // chunk
+        count = chunks(frames, chunk)
         key_exit, key_noise, key_renew = jax.random.split(key, 3)
         exit_ = exit_index(key_exit, len(levels), hyper)
         student = estimate(network, params, cond)
@@ -151,6 +154,13 @@ def rolled_out(levels: Array, chunk: int) -> Source:
     return source
 
 
+def chunks(frames: int, chunk: int) -> int:
+    """How many a clip has."""
+    if frames % chunk:
+        raise ValueError(f"chunk: expected a divisor of the clip's {frames} frames, got {chunk}")
+    return frames // chunk
+
+
 def exit_told(source: Source) -> Source:
     """The same, with the level of the call that made the clips told to the critic as `logsnr_to`.
 
@@ -185,6 +195,7 @@ def intervals(steps: int) -> Source:
 
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "noised": lambda levels, chunk: noised(levels),
+    "noised_by_chunk": lambda levels, chunk: noised(levels, chunk=chunk),
     "simulated": lambda levels, chunk: simulated(levels),
     "rolled_out": rolled_out,
 }

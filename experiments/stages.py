@@ -25,6 +25,7 @@ KEYS = {
         | {
             "method",
             "teacher",
+            "teacher_forcing",
             "previous",
             "student_steps",
             "guidance",

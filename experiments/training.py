@@ -6,7 +6,7 @@ import math
 import pathlib
 import subprocess
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from experiments.context import Context
 from experiments.data.latents import INDEX
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
-from models import JVP_KINDS, ModelDef, build_heads, inherit
+from models import INPUTS, JVP_KINDS, ModelDef, build_heads, inherit
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 
@@ -48,14 +48,23 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if key not in context.config:
             raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
     definition, network = configs.network(context.config)
+    network = network._replace(forced=forced(block, definition, where))
+    judge = definition
+    if (own := own_teacher(context, block, network, where)) is not None:
+        judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
     # Of a game the student moves once in `ratio` steps, and its learning rate is to fall to its end all the same.
     updates = block["steps"] // (configs.method_option(block["method"], options, "ratio") or 1)
     rule = block.get("optimiser", {"learning_rate": 1e-3})
     optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
-    given = critic(context, block, definition, where)
+    given = critic(context, block, judge, where)
     method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
     rounds = block.get("student_steps", [])
+    if own is not None and method.next is not None:
+        raise ConfigError(
+            f"{where}.teacher {block['teacher']!r} is another network than the student, which in {block['method']} becomes the"
+            " teacher of the next round; choose a teacher of the same model and prediction, or a method of one round"
+        )
     if method.next is None and rounds:
         raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
     if block["method"] == "tract":
@@ -91,6 +100,66 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     return definition, network, method, rounds
+
+
+def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
+    """Whether a stage learns every block of frames after the data's own clean ones (teacher forcing)."""
+    wanted = block.get("teacher_forcing", False)
+    if wanted and "history" not in definition.cond_keys:
+        raise ConfigError(
+            f"{where}.teacher_forcing: the network sees all frames at once; a causal one is a 'dit' with causal=True"
+        )
+    if wanted and block["method"] in GAMES:
+        raise ConfigError(
+            f"{where}.teacher_forcing: {block['method']} judges clips that have a past of their own; remove it"
+        )
+    return bool(wanted)
+
+
+class Own(NamedTuple):
+    """A teacher's network where it is another than the student's, and the part of its record that says so."""
+
+    definition: ModelDef
+    network: Network
+    record: dict[str, Any]
+
+
+def own_teacher(context: Context, block: Mapping[str, Any], network: Network, where: str) -> Own | None:
+    """The teacher's own network, by its weights' record, or None where it is the student's. It is completed with the inputs of
+    the stage's network, and with the exit of which a critic is to be told. ConfigError where its clips, classes or schedule
+    are others, or where the student would begin as it.
+    """
+    reference, config = block.get("teacher"), context.config
+    if reference in (None, exact.ORACLE) or reference.split("@")[0] in config["stages"]:
+        return None
+    _, record = weights.load(weights.find(reference, context.workdir))
+    if record.get("kind") != "denoiser" or (
+        without_inputs(record)["model"] == without_inputs(config)["model"]
+        and record["prediction"] == config["prediction"]
+    ):
+        return None
+    ours = {
+        "shape": list(config["model"]["shape"]), "num_classes": network.num_classes,
+        "schedule": schedules.record(network.schedule),
+    }  # fmt: skip
+    weights.check_fits(record, ours, f"{where}.teacher {reference!r}")
+    if not block.get("init"):
+        raise ConfigError(
+            f"{where} lacks the key 'init': teacher {reference!r} is a {record['model']['kind']!r} of prediction"
+            f" {record['prediction']!r}, no weights for this stage's {config['model']['kind']!r} of {config['prediction']!r}"
+        )
+    told = ("logsnr_to",) if configs.method_option(block["method"], block.get("options", {}), "exit_told") else ()
+    wanted = {*record["model"].get("cond", ()), *config["model"].get("cond", ()), *told}
+    model = {**record["model"], "cond": [name for name in INPUTS if name in wanted]}
+    definition, of = configs.network({**config, "model": model, "prediction": record["prediction"]})
+    of = of._replace(forced=network.forced and "history" in definition.cond_keys)
+    return Own(definition, of, {"model": model, "prediction": record["prediction"]})
+
+
+def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose model says nothing of `INPUTS`: a network that lacks some can be completed."""
+    model = {k: v for k, v in record["model"].items() if k != "cond"} if "model" in record else None
+    return {**record, "model": model}
 
 
 def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
@@ -274,7 +343,9 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
         # The exact denoiser, a function with its weights as leaves, like any other teacher an argument of the program.
         frozen["teacher"] = source.oracle.denoiser(network.schedule)
     elif teacher:
-        frozen["teacher"] = load_fitting(context, teacher, definition, record, initial)
+        own = own_teacher(context, block, network, f"config.stages.{name}")
+        fitting = (definition, record) if own is None else (own.definition, record | own.record)
+        frozen["teacher"] = load_fitting(context, teacher, *fitting, initial)
     if block.get("features"):
         frozen["features"] = jax.tree.map(
             jnp.asarray, weights.load(weights.find(block["features"], context.workdir))[0]
@@ -370,10 +441,6 @@ def load_fitting(
     """
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
-
-    def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-        model = {k: v for k, v in record["model"].items() if k != "cond"} if "model" in record else None
-        return {**record, "model": model}
 
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
     weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")

@@ -2,11 +2,12 @@
 
 from models.attention import ATTENTION, JVP_KINDS, require_jvp
 from models.builders import KINDS, build
-from models.definition import ModelDef, Params, inherit
+from models.definition import INPUTS, ModelDef, Params, inherit
 from models.heads import HeadsDef, build_heads
 
 __all__ = [
     "ATTENTION",
+    "INPUTS",
     "JVP_KINDS",
     "KINDS",
     "HeadsDef",

@@ -39,6 +39,8 @@ class ModelDef(NamedTuple):
     Of a causal network (else None): `empty_cache(batch, slots, sinks=0) -> cache`, the keys and values of up to `slots` earlier
     frames, of which the first `sinks` stay for good, and `remember(params, x, logsnr, cond) -> cache`, cond["cache"] with these
     frames behind the others. A call with cond["cache"] is the call of the whole video, of which it runs the new frames only.
+    With cond["history"], {"clip": of x's shape, "level": of its frames}, every block of frames is answered as if the history's
+    stood before it, not x's own: one call for what takes one a block (teacher forcing).
     `attention`: its kind, "none" where the network has none. `jvp`: whether this network can be differentiated
     forward (`jax.jvp`), which its attention decides.
     """
@@ -100,14 +102,14 @@ def define(
     `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps.
     """
     cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
-    cond_keys += ("cache",) if caches else ()
+    cond_keys += ("cache", "history") if caches else ()
     init, module = seam(construct)
 
     def checked(x: Array, logsnr: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
         x = jnp.asarray(x)
         _check_clip(x, shape)
         level = frame_level(logsnr, x.shape[0], x.shape[1])
-        return x, level, _checked_cond(cond, cond_keys, level, *x.shape[:2])
+        return x, level, _checked_cond(cond, cond_keys, level, x.shape)
 
     def apply(
         params: Params,
@@ -194,15 +196,23 @@ def _check_clip(x: Array, shape: tuple[int, int, int, int]) -> None:
 
 
 def _checked_cond(
-    cond: Mapping[str, Any] | None, keys: tuple[str, ...], level: Float[Array, "b f"], batch: int, frames: int
+    cond: Mapping[str, Any] | None, keys: tuple[str, ...], level: Float[Array, "b f"], shape: tuple[int, ...]
 ) -> dict[str, Any]:
     """What the module gets: the known keys, checked, with the defaults of `INPUTS` filled in."""
-    cond = dict(cond or {})
+    cond, (batch, frames) = dict(cond or {}), shape[:2]
     unknown = [name for name in cond if name not in keys]
     if unknown:
         raise ValueError(f"this model takes cond keys {keys}, got {', '.join(map(repr, unknown))}")
     if cond.get("cache") is not None and cond["cache"]["keys"].shape[1] != batch:
         raise ValueError(f"cond['cache'] is of {cond['cache']['keys'].shape[1]} clips, x has {batch}")
+    if cond.get("history") is not None:
+        clip = cond["history"]["clip"]
+        if clip.shape != shape or cond.get("cache") is not None:
+            raise ValueError(
+                f"cond['history'] is a clip of x's shape {shape}, without a cache beside it; got shape {clip.shape}"
+                f" and {'a' if cond.get('cache') is not None else 'no'} cache"
+            )
+        cond["history"] = {"clip": clip, "level": frame_level(cond["history"]["level"], batch, frames)}
     if cond.get("label") is not None:
         cond["label"] = checked_label(cond["label"], batch, "cond['label']")
     if "logsnr_to" in keys:

@@ -5,6 +5,7 @@ and a learned table per block (Chen et al. 2023, PixArt-alpha, section 2.3: adaL
 and queries and keys normalised by their rms (Dehghani et al. 2023, ViT-22B, section 2, do so by layer norm).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ class DiT(Conditioned):
 
     `scan` runs the layers as one scanned layer, which keeps compile time and code size flat in depth; the
     parameters are the same either way. `causal`: a frame sees its own `block` of frames and those before, never later ones,
-    and cond may hold a `cache` of earlier frames' keys and values (see `remember`).
+    and cond may hold a `cache` of earlier frames' keys and values (see `remember`), or the `history` that they are to have.
     """
 
     def __init__(
@@ -113,18 +114,23 @@ class DiT(Conditioned):
         others (attention sinks: Xiao et al. 2023, arXiv 2309.17453, section 3.2).
         """
         cache = cond["cache"]
-        new = self.run(x, level, cond, None, collect=lambda h, keys, values: (keys, values))[1]
+        new = self.read(x, level, cond)
         slots, frames = cache["keys"].shape[2], x.shape[1]
         place, filled = jnp.arange(slots), cache["filled"]
         first = slots - filled  # old frames stand at the end of their slots
         overflow = filled + frames > slots
         kept = jnp.where(overflow & (place < cache["sinks"]), first + place, place + frames)
         joined = (
-            jnp.concatenate([cache[name], part.reshape(*part.shape[:2], frames, -1, *part.shape[3:])], axis=2)
-            for name, part in zip(("keys", "values"), new, strict=True)
+            jnp.concatenate([cache[name], part], axis=2) for name, part in zip(("keys", "values"), new, strict=True)
         )
         keys, values = (jnp.take(part, kept, axis=2) for part in joined)
         return {**cache, "keys": keys, "values": values, "filled": jnp.minimum(filled + frames, slots)}
+
+    def read(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Array, Array]:
+        """Keys and values of these frames as a cache keeps them, [layer, b, f, tokens, heads, d]."""
+        found = self.run(x, level, cond, None, collect=lambda h, keys, values: (keys, values))[1]
+        keys, values = (part.reshape(*part.shape[:2], x.shape[1], -1, *part.shape[3:]) for part in found)
+        return keys, values
 
     def empty_cache(self, batch: int, rows: int, columns: int, slots: int, sinks: int) -> dict[str, Array]:
         """A cache of `slots` frames that holds none yet."""
@@ -150,16 +156,26 @@ class DiT(Conditioned):
         modulation = modulation.reshape(*modulation.shape[:2], 6, -1)
 
         h = self.embed(space_to_depth(x.astype(self.dtype), self.patch))
-        cache = cond.get("cache")
+        cache, history = cond.get("cache"), cond.get("history")
         slots = 0 if cache is None else cache["keys"].shape[2]
         angles = grid_angles(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
-        order = self.order(h, cache)
         past = None if cache is None else (cache["keys"], cache["values"])
         keys = None if key is None else jax.random.split(key, self.depth)
+        if history is None:
+            attend = functools.partial(self.attend, order=self.order(h, cache))
+        else:
+            # As earlier frames of an empty cache, at their own places, which are those of x's frames too.
+            empty = self.empty_cache(x.shape[0], *x.shape[2:4], slots=0, sinks=0)
+            told = {name: value for name, value in cond.items() if name != "history"} | {"cache": empty}
+            if "logsnr_to" in cond:
+                told["logsnr_to"] = history["level"]
+            past = self.read(history["clip"], history["level"], told)
+            attend = functools.partial(self.attend_forced, frames=h.shape[1])
+            angles = np.concatenate([angles, angles])
 
         def layer(h: Clip, of: tuple) -> tuple[Clip, Any]:
             weights, key, past = of
-            h, k, v = self.layer(weights, h, modulation + weights["table"], angles, order, past, key)
+            h, k, v = self.layer(weights, h, modulation + weights["table"], angles, attend, past, key)
             return h, collect(h, k, v)
 
         layers = (self.layers.arrays(), keys, past)
@@ -172,6 +188,16 @@ class DiT(Conditioned):
                 collected.append(after)
             maps = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
         return h, maps, embedding
+
+    def attend_forced(self, q: Array, k: Array, v: Array, frames: int) -> Array:
+        """Teacher forcing: of the keys, history's and then own, a block sees the history before it and itself."""
+        tokens = q.shape[1]
+        starts = [first * tokens // frames for first in range(0, frames, self.block)]
+        parts = []
+        for start, end in zip(starts, [*starts[1:], tokens], strict=True):
+            seen = (jnp.concatenate([part[:, :start], part[:, tokens + start : tokens + end]], 1) for part in (k, v))
+            parts.append(self.attend(q[:, start:end], *seen, None))
+        return jnp.concatenate(parts, 1)
 
     def order(self, h: Clip, cache: dict[str, Array] | None) -> Order | None:
         """The block of every token; cached frames come before all blocks, slots that hold none after."""
@@ -191,12 +217,12 @@ class DiT(Conditioned):
         h: Clip,
         modulation: Float[Array, "b f 6 d"],
         angles: Float[np.ndarray, "n half"],
-        order: Order | None,
+        attend: Callable[[Array, Array, Array], Array],
         past: tuple[Array, Array] | None,
         key: PRNGKeyArray | None,
     ) -> tuple[Clip, Array, Array]:
         """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values. With
-        a cache the keys are as it keeps them, normed and not turned; without one nobody collects them.
+        a past the keys are as it keeps them, normed and not turned; without one nobody collects them.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
         weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
@@ -219,7 +245,7 @@ class DiT(Conditioned):
             old_k, old_v = (part.reshape(h.shape[0], -1, *part.shape[3:]).astype(h.dtype) for part in past)
             own_k = normed(own_k, weights["key_gain"])
             k, v = rotate(jnp.concatenate([old_k, own_k], 1), angles), jnp.concatenate([old_v, own_v], 1)
-        out = self.attend(turned(q, weights["query_gain"]), k, v, order)
+        out = attend(turned(q, weights["query_gain"]), k, v)
         out = out.reshape(h.shape) @ weights["out"] + weights["out_bias"]
         h = h + dropout(out, self.rate, first) * gate1.astype(h.dtype)
 

@@ -62,6 +62,45 @@ def test_cached_equals_uncached(options):
     assert int(cache["filled"]) == 5
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"scan": False}, {"attention": "fused"}, {"block": 2}, {"block": 4}, {"cond": ("logsnr_to",)}]
+)
+def test_a_forced_call_is_a_call_for_every_block_after_the_history(options):
+    """The last block may be short; and the gradient by the history is that of these calls, too."""
+    model, params = built(**options)
+    label, history, x = jnp.array([0, 2]), clip(6), clip(6, seed=1)
+    level, clean = jnp.linspace(-2, 3, 6)[None] + jnp.array([[0.0], [1.0]]), jnp.array([9.0, 7.0])
+    if "cond" in options:
+        label_cond = {"label": label, "logsnr_to": level + 0.5}
+    else:
+        label_cond = {"label": label}
+    block = options.get("block", 1)
+
+    @jax.jit
+    def forced(params, history):
+        return model.apply(params, x, level, {**label_cond, "history": {"clip": history, "level": clean}})
+
+    @jax.jit
+    def one_by_one(params, history):
+        parts = []
+        for first in range(0, 6, block):
+            here = slice(first, first + block)
+            inputs = jnp.concatenate([history[:, :first], x[:, here]], axis=1)
+            before = jnp.broadcast_to(clean[:, None], (2, first))
+            cond = {**label_cond}
+            if "cond" in options:
+                cond["logsnr_to"] = jnp.concatenate([before, cond["logsnr_to"][:, here]], axis=1)
+            parts.append(
+                model.apply(params, inputs, jnp.concatenate([before, level[:, here]], axis=1), cond)[:, first:]
+            )
+        return jnp.concatenate(parts, axis=1)
+
+    np.testing.assert_allclose(forced(params, history), one_by_one(params, history), atol=1e-5)
+    slopes = [jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1))(params, history) for f in (forced, one_by_one)]
+    for a, b in zip(*map(jax.tree.leaves, slopes), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * float(1 + jnp.abs(a).max()))
+
+
 @pytest.mark.parametrize("sinks", [0, 2])
 def test_a_full_cache_keeps_the_last_frames_and_the_sinks(sinks):
     """Ten times the cache's length, three frames at a time. One layer's keys know their own frame only, so that the whole is
@@ -106,6 +145,13 @@ def test_what_does_not_fit_a_cache_is_refused():
         model.apply(params, clip(2), 0.0, {"cache": cache})
     with pytest.raises(ValueError, match="6 frames do not fit a cache of 4"):
         model.remember(params, clip(6, b=3), 0.0, {"cache": cache})
+    history = {"clip": clip(2), "level": jnp.float32(9.0)}
+    with pytest.raises(
+        ValueError, match=r"a clip of x's shape \(3, 2, 4, 4, 1\), .* got shape \(2, 2, 4, 4, 1\) and no"
+    ):
+        model.apply(params, clip(2, b=3), 0.0, {"history": history})
+    with pytest.raises(ValueError, match="and a cache"):
+        model.apply(params, clip(2, b=3), 0.0, {"history": {**history, "clip": clip(2, b=3)}, "cache": cache})
     other = build({**SMALL, "causal": False})
     assert other.remember is None
     with pytest.raises(ValueError, match="takes cond keys"):

@@ -85,6 +85,21 @@ def test_noised(name):
     np.testing.assert_array_equal(fixed.logsnr, np.full(len(real), LEVELS[2]))
 
 
+def test_noised_by_chunk():
+    """A level for every chunk of frames, each as often, drawn apart; and none where the chunks don't fill a clip."""
+    real = clips((20_000, 6, 1, 1, 1))
+    start = sources.SOURCES["noised_by_chunk"](LEVELS, 2)(network_of(COSINE), PARAMS, {}, real, jax.random.key(0), {})
+    level = np.asarray(start.logsnr)
+    assert level.shape == (20_000, 6) and (level[:, ::2] == level[:, 1::2]).all()
+    drawn = np.searchsorted(LEVELS, level[:, ::2])
+    assert abs(np.mean(drawn == 2) - 0.25) < 0.01 and np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.03
+    eps = (start.x - levels.expand(COSINE.alpha(level), real) * real) / levels.expand(COSINE.sigma(level), real)
+    np.testing.assert_allclose(moments(eps), [0, 1, 3**0.25], atol=0.02)
+    np.testing.assert_array_equal(start.level, level)
+    with pytest.raises(ValueError, match="a divisor of the clip's 6 frames, got 4"):
+        sources.SOURCES["noised_by_chunk"](LEVELS, 4)(network_of(COSINE), PARAMS, {}, real, jax.random.key(0), {})
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_intervals(steps):
     """s uniform in time, 0 <= t - s <= 1 / steps and t <= 1, t uniform beyond s unless cut at 1; the clips lie at t."""

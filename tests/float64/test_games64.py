@@ -34,11 +34,66 @@ from games_tools import (
 from jax.tree_util import Partial
 from solvers_tools import by_hand
 
-from diffusion import levels, oracles, schedules, solvers
+from diffusion import levels, oracles, predictions, schedules, solvers
 from distill import METHODS, Discriminator, Network, adversarial, fields, game_methods, games, jumps
 from distill.fields import SCORE
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+# Who judges ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("dmd2", dict(adversarial=0.0, discriminative=0.0, steps=2, source="noised", law=at(LEVEL), critic_law=at(0.3))),
+        ("sid", dict(law=at(LEVEL), critic_law=at(0.3))),
+        ("moment_matching", dict(steps=2, ratio=1, critic_in_student_steps=True)),
+        ("add", dict(adversarial=0.0, law=at(LEVEL))),
+    ],
+)  # fmt: skip
+def test_a_teacher_and_a_critic_of_another_network(name, options):
+    """The student is a line of kind x0; whose weights are a mean and a deviation says eps. Each is asked for its own only, and
+    the gradients of both phases are those of one network that is both.
+    """
+    one = network_of(COSINE)
+
+    def says_x0(params, x, logsnr, cond, **told):
+        return params["shift"] + params["scale"] * x
+
+    def says_eps(params, x, logsnr, cond, **told):
+        denoised = posterior(COSINE, params["mean"], params["std"], x, logsnr)
+        return predictions.convert(denoised, x, logsnr, COSINE, "x0", "eps")
+
+    two = Network(says_x0, COSINE, "x0", teacher=Network(says_eps, COSINE, "eps"))
+    z = jax.random.normal(jax.random.key(4), (64, *SHAPE))
+    found = []
+    for network in (one, two):
+        method = METHODS[name](network, optimiser=optax.sgd(1.0), ema=0.0, **options)
+        for phase in method.phases if name != "add" else ("student",):
+            critic = {SCORE: law_of(*STUDENT)} if name != "add" else {}
+            found += [
+                gradient(method, line(*STUDENT), critic, {"teacher": law_of(*TEACHER)}, z, phase)[0],
+            ]  # fmt: skip
+    half = len(found) // 2
+    for a, b in zip(map(jax.tree.leaves, found[:half]), map(jax.tree.leaves, found[half:]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        assert np.abs(a).max() > 1e-3
+
+
+def test_a_guided_teacher_of_another_network_is_told_what_it_takes():
+    """Its own index of no class, and no history unless it takes one."""
+
+    def apply(params, x, logsnr, cond, **told):
+        assert set(cond) == {"label"}
+        return params * x + cond["label"].reshape(-1, *SHAPE)
+
+    teacher = Network(apply, COSINE, "x0", num_classes=7)
+    student = Network(None, COSINE, "v", num_classes=7, forced=True, teacher=teacher)
+    x, cond = jnp.ones((2, *SHAPE)), {"label": jnp.array([1, 2]), "history": {}}
+    guided = jumps.guided_teacher(student, jnp.float64(0.5), cond, 3.0)(x, jnp.float64(0.0))
+    np.testing.assert_allclose(guided.ravel(), [7.5 + 3 * (1 - 7), 7.5 + 3 * (2 - 7)])
 
 
 # Distribution matching ----------------------------------------------------------------------------------------
