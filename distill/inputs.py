@@ -1,4 +1,6 @@
-"""From a batch to the student's inputs: scaling, conditioning, label dropout, a drawn guidance scale. Once per step."""
+"""From a batch to the student's inputs: scaling, conditioning, label dropout, a noised low clip, a drawn guidance scale. Once
+per step.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion import cascade
 from diffusion.schedules import Schedule
 
 
@@ -19,6 +22,7 @@ class Network(NamedTuple):
     forcing), not after those of its input.
     teacher: the network of frozen["teacher"], and of a critic that begins as it, under the same schedule and of the same
     classes; None: this one.
+    augmentation: (low, high), where training draws the log-SNR of the noise in the clip to upsample; None: there is no noise.
     """
 
     apply: object
@@ -28,6 +32,7 @@ class Network(NamedTuple):
     cond_keys: tuple[str, ...] = ()
     forced: bool = False
     teacher: "Network | None" = None
+    augmentation: tuple[float, float] | None = None
 
     @property
     def judge(self) -> "Network":
@@ -37,7 +42,10 @@ class Network(NamedTuple):
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:
     """The batch's clips in [-1, 1], float32 (float64 stays). uint8 travels to the device and is scaled here."""
-    video = batch["video"]
+    return scaled(batch["video"])
+
+
+def scaled(video: Array) -> Float[Array, "b f h w c"]:
     if video.dtype == jnp.uint8:
         return video.astype(jnp.float32) / 127.5 - 1.0
     return video.astype(jnp.promote_types(video.dtype, jnp.float32))
@@ -49,10 +57,22 @@ def drop_labels(key: Array, label: Int[Array, " b"], probability: float, num_cla
 
 
 def condition(network: Network, batch: dict[str, Array], key: Array, drop: float = 0.0) -> dict[str, Any]:
-    """The network's conditioning from a batch: labels, some dropped, where it takes them; its history, where it is given."""
+    """The network's conditioning from a batch: labels, some dropped, the clip to upsample, noised, and its history, where it
+    takes them.
+
+    Drawn once a step: teacher and student see the same noise in `low`, and are told the same level.
+    """
     cond = {}
     if network.num_classes:
         cond["label"] = drop_labels(key, batch["label"], drop, network.num_classes)
+    if "low" in network.cond_keys:
+        low, key_level, key_noise = scaled(batch["low"]), *jax.random.split(jax.random.fold_in(key, 1))
+        level = jnp.inf
+        if network.augmentation is not None:
+            least, most = network.augmentation
+            level = jax.random.uniform(key_level, low.shape[:1], low.dtype, least, most)
+        given = cascade.conditioning(low, level, batch["video"].shape[1:], network.schedule, key_noise)
+        cond |= {name: value for name, value in given.items() if name in network.cond_keys}
     if network.forced:
         clips, level = clean(batch), network.schedule.logsnr_end
         cond["history"] = {

@@ -6,6 +6,7 @@ name and key is checked before any work starts, and an error names the nearest v
 
 import inspect
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -136,9 +137,28 @@ def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     choose(config["prediction"], predictions.PREDICTIONS, "config.prediction")
     definition = model(config)
     network = Network(
-        definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys
-    )
+        definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys,
+        augmentation(config, definition),
+    )  # fmt: skip
     return definition, network
+
+
+def augmentation(config: Mapping[str, Any], definition: ModelDef) -> tuple[float, float] | None:
+    """config.augmentation, (low, high): where training draws the log-SNR of the noise in the clip to upsample."""
+    given, told = config.get("augmentation"), "aug_logsnr" in definition.cond_keys
+    if given is None and not told:
+        return None
+    if given is None:
+        raise ConfigError("config lacks the key 'augmentation', (low, high): config.model.cond has 'aug_logsnr'")
+    if not told:
+        raise ConfigError(
+            f"config.augmentation {list(given)}: the network must be told the level of the noise in the clip to upsample;"
+            f" put 'aug_logsnr' into config.model.cond, it has {list(definition.cond_keys)}"
+        )
+    numbers = all(isinstance(n, int | float) and math.isfinite(n) for n in given)
+    if not (numbers and len(given) == 2 and given[0] <= given[1]):
+        raise ConfigError(f"config.augmentation: expected (low, high), log-SNR with low <= high, got {list(given)}")
+    return float(given[0]), float(given[1])
 
 
 def source(config: Mapping[str, Any], split: str) -> data.Source:

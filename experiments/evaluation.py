@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion import guidance, levels, predictions, sampling, schedules, solvers
+from diffusion import cascade, guidance, levels, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
 from experiments import data, figures, latents, metrics, tables, weights, writers
@@ -97,7 +97,11 @@ def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str,
         raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
     definition = build_model(record["model"])
     schedule = schedules.restore(record["schedule"])
-    network = Network(definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys)
+    augmentation = record.get("augmentation")
+    network = Network(
+        definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys,
+        augmentation and tuple(augmentation),
+    )  # fmt: skip
     return params, network, record
 
 
@@ -107,11 +111,19 @@ def load_classifier(path: pathlib.Path) -> metrics.Classify:
     return classifier_training.classify_fn(build_classifier(record["model"]), params)
 
 
-def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float, jumps: bool = False):
+def denoiser(
+    network: Network,
+    params: Any,
+    labels: Int[Array, " b"] | None,
+    scale: float,
+    jumps: bool = False,
+    given: Mapping[str, Array] | None = None,
+):
     """The network as `sample` wants it. jumps: it is told the level to jump to, for tables with a target. The guidance scale
-    is an input where the network takes it; else there is classifier-free guidance, where it changes anything.
+    is an input where the network takes it; else there is classifier-free guidance, where it changes anything. given: what
+    else stands in its cond.
     """
-    cond = {} if labels is None else {"label": labels}
+    cond = {**(given or {}), **({} if labels is None else {"label": labels})}
     kind = predictions.flow_map if jumps else predictions.denoiser
 
     def make(cond):
@@ -121,7 +133,8 @@ def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, sca
         return make({**cond, "guidance": jnp.float32(scale)})
     if scale == 1.0:
         return make(cond)
-    return guidance.classifier_free(make(cond), make({"label": jnp.full_like(labels, network.num_classes)}), scale)
+    nothing = {**cond, "label": jnp.full_like(labels, network.num_classes)}
+    return guidance.classifier_free(make(cond), make(nothing), scale)
 
 
 def check_space(record: Mapping[str, Any], expected: Mapping[str, str] | None, what: str) -> None:
@@ -160,16 +173,20 @@ def draw(
     threshold: str | None = None,
     codec: latents.Codec | None = None,
     timed: bool = True,
+    low: Float[np.ndarray, "n ..."] | None = None,
+    aug_logsnr: float = np.inf,
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
     """(clips in [-1, 1], seconds per clip). All batches have one size. codec: decodes what was drawn, its seconds counted.
-    timed: the first batch runs twice, so that compiling isn't in the seconds.
+    timed: the first batch runs twice, so that compiling isn't in the seconds. low, aug_logsnr: as in `drawn`.
     """
     clips, seconds = [], 0.0
     for index in range(0, len(noise), batch_size):
-        part = labels[index : index + batch_size], noise[index : index + batch_size], jax.random.fold_in(key, index)
+        rows = slice(index, index + batch_size)
+        part = labels[rows], noise[rows], jax.random.fold_in(key, index)
+        small = None if low is None else low[rows]
 
-        def run(part=part) -> np.ndarray:
-            made = np.asarray(drawn(network, params, table, *part, scale, threshold))
+        def run(part=part, small=small) -> np.ndarray:
+            made = np.asarray(drawn(network, params, table, *part, scale, threshold, small, aug_logsnr))
             return np.clip(made, -1.0, 1.0) if codec is None else codec.decode(made)
 
         if timed and index == 0:
@@ -189,13 +206,22 @@ def drawn(
     key: Array,
     scale: float = 1.0,
     threshold: str | None = None,
+    low: Float[np.ndarray, "b ..."] | None = None,
+    aug_logsnr: float = np.inf,
 ) -> Float[Array, "b f h w c"]:
-    """One batch, as the network makes it: not clipped, of pixels or of latents."""
+    """One batch, as the network makes it: not clipped, of pixels or of latents. low: clips that it upsamples, to be noised to
+    log-SNR aug_logsnr.
+    """
     level = levels.expand(np.asarray(table.logsnr)[0], noise)
     # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
     x = jnp.asarray(noise * np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)), jnp.float32)
     label = jnp.asarray(labels) if network.num_classes else None
-    denoise = denoiser(network, params, label, scale, table.target is not None)
+    given = {}
+    if low is not None:
+        key, key_low = jax.random.split(key)
+        given = cascade.conditioning(jnp.asarray(low), aug_logsnr, noise.shape[1:], network.schedule, key_low)
+        given = {name: value for name, value in given.items() if name in network.cond_keys}
+    denoise = denoiser(network, params, label, scale, table.target is not None, given)
     if threshold is not None:
         denoise = THRESHOLDS[threshold](denoise)
     return sampling.sample(denoise, table, x, key)
@@ -248,11 +274,12 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     report(context, name, block, rows, clips, seconds, evaluations, other["video"], classifier_path.name)
 
 
-def report(context, name, block, rows, clips, seconds, evaluations, real, classifier: str) -> None:
-    """Writes what was measured, as JSON, Markdown and pictures."""
+def report(context, name, block, rows, clips, seconds, evaluations, real, classifier: str, extra=None) -> None:
+    """Writes what was measured, as JSON, Markdown and pictures. extra: further lines of the table, name -> row -> number."""
     folder = context.workdir / name
     table = metrics.table(
-        rows, extra={"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}}
+        rows,
+        extra={"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}, **(extra or {})},
     )
     shown = min(block.get("shown", 8), len(real))
     pictures = {"real": real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}

@@ -5,7 +5,19 @@ report, in its own folder of the workdir.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments import autoencoder, continuation, data, evaluation, exact, generate, latents, times, training, weights
+from experiments import (
+    autoencoder,
+    cascade,
+    continuation,
+    data,
+    evaluation,
+    exact,
+    generate,
+    latents,
+    times,
+    training,
+    weights,
+)
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.config import ConfigError
@@ -16,9 +28,9 @@ __all__ = ["KEYS", "KINDS", "Context", "check"]
 
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
-    "log_every", "checkpoint_every", "tensorboard",
+    "log_every", "checkpoint_every", "tensorboard", "threads",
 }  # fmt: skip
-WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every"}
+WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads"}
 KEYS = {
     "train": (
         TRAINING
@@ -43,6 +55,7 @@ KEYS = {
     "generate": (generate.KEYS, {"weights", "steps", "num_clips"}),
     "evaluate": (evaluation.KEYS, {"samplers"}),
     "continue": (continuation.KEYS, {"weights", "history", "frames", "steps"}),
+    "cascade": (cascade.KEYS, {"samplers"}),
     "exact": (exact.KEYS, {"samplers"}),
     "times": (times.KEYS, {"weights", "counts"}),
 }
@@ -52,7 +65,7 @@ def check(context: Context) -> None:
     """Every stage of the config, before any work: kinds, keys, names, and that what they refer to exists."""
     config = context.config
     needed = {"seed", "data", "stages"}
-    configs.check_keys(config, {"model", "schedule", "prediction", *needed}, needed, "config")
+    configs.check_keys(config, {"model", "schedule", "prediction", "augmentation", *needed}, needed, "config")
     if "model" in config:
         check_shapes(configs.source(config, "train"), config)
     earlier: dict[str, Any] = {}
@@ -66,6 +79,10 @@ def check(context: Context) -> None:
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             references += [s["weights"] for s in block["samplers"].values()]
+            references += [evaluation.classifier(block, config)]
+            evaluation.check_classifier(block, config, context.workdir, where)
+        elif block["kind"] == "cascade":
+            cascade.check(context, block, where)
             references += [evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
         elif block["kind"] == "continue":
@@ -105,7 +122,8 @@ def check(context: Context) -> None:
                     f"{where} refers to {reference!r}, which is no stage before it; {configs.nearest(stage, earlier)} "
                     "(or pretrained:NAME, or a path to a .safetensors file)"
                 )
-        for row, sampler in block.get("samplers", {}).items():
+        samplers = {} if block["kind"] == "cascade" else block.get("samplers", {})
+        for row, sampler in samplers.items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
         earlier[name] = block
 
@@ -135,6 +153,13 @@ def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"config.data has {source.num_classes} classes, config.model.num_classes is {model['num_classes']}"
         )
+    gives, takes = data.low_shape(source) is not None, "low" in model.get("cond", ())
+    if gives != takes:
+        raise ConfigError(
+            "config.model.cond has 'low', the clip to upsample, and config.data gives none: choose kind 'resized' with 'low'"
+            if takes
+            else "config.data gives 'low', the clip to upsample: put it into config.model.cond, or remove config.data.low"
+        )
 
 
 KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | None]] = {
@@ -146,6 +171,7 @@ KINDS: dict[str, Callable[[Context, str, Mapping[str, Any]], dict[str, Any] | No
     "generate": generate.run,
     "evaluate": evaluation.run,
     "continue": continuation.run,
+    "cascade": cascade.run,
     "exact": exact.run,
     "times": times.run,
 }

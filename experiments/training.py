@@ -333,6 +333,8 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
         "guidance_range": told(block),
         "latent": codec and codec.record,
     }
+    if network.augmentation is not None:
+        record["augmentation"] = network.augmentation
     key = context.key(name)
     frozen = {}
     teacher = block.get("teacher")
@@ -399,9 +401,10 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
     print(f"{name}: {parameter_overview.count_parameters(run.state.params):,} parameters", flush=True)
     overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
     (folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+    threads = block.get("threads", 1)
     batches = data.Batches(
         source, block["batch_size"], seed=context.config["seed"] + block.get("seed_offset", 0),
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        process_index=jax.process_index(), process_count=jax.process_count(), threads=threads, prefetch=2 * threads,
     )  # fmt: skip
     student_steps = block.get("student_steps", [])
 

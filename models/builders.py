@@ -21,22 +21,25 @@ COMMON = {"attention": "xla", "cond": (), "level": "logsnr"}
 
 
 class Kind(NamedTuple):
-    """A kind of network: its options with their defaults, how to construct it, how to check them; has it attention?"""
+    """A kind of network: its options with their defaults, how to construct it, how to check them; has it attention, and can
+    it be built without?
+    """
 
     options: dict[str, Any]
     construct: Callable[[dict[str, Any], Rngs], nnx.Module]
     check: Callable[[dict[str, Any]], None]
     attends: bool = True
+    optional: bool = False
 
 
 def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
     """The network that `config` describes.
 
     `config` (a dict or ConfigDict) has `kind`, `shape` (frames, height, width, channels), `num_classes` (0
-    for no conditioning), and optionally `attention`, `cond` (names of further conditioning: "logsnr_to",
-    "guidance"), `level` ("logsnr" or "angle", how the level is embedded) and any of the kind's own options. The
-    argument `attention`, if given, takes the place of the config's; the params are the same for all kinds of
-    attention, and a network without any has no use for it. Equal configs give the same ModelDef, so that what
+    for no conditioning), and optionally `attention` ("none": a U-Net without any), `cond` (names of further conditioning:
+    "logsnr_to", "guidance", "low", "aug_logsnr"), `level` ("logsnr" or "angle", how the level is embedded) and any of the
+    kind's own options. The argument `attention`, if given, takes the place of the config's; the params are the same for all
+    kinds of attention, and a network without any has no use for it. Equal configs give the same ModelDef, so that what
     was compiled for one serves the other.
 
     Raises KeyError for an unknown or missing name, ValueError for a value that makes no network.
@@ -56,9 +59,11 @@ def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
         if name not in allowed:
             raise KeyError(f"unknown key {name!r} for a {config['kind']!r} model{_hint(name, allowed)}")
     options = COMMON | kind.options | config
-    if attention is not None:
+    without = kind.optional and options["attention"] == NO_ATTENTION
+    if attention is not None and not without:
         options["attention"] = attention
-    attention_kind(options["attention"])
+    if not without:
+        attention_kind(options["attention"])
     if not kind.attends:
         options["attention"] = NO_ATTENTION
     _check_common(options)
@@ -91,7 +96,7 @@ def _arguments(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 def _video_arguments(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return _arguments(options, names) | {
         "channels": options["shape"][-1],
-        "attend": attention_kind(options["attention"]),
+        "attend": None if options["attention"] == NO_ATTENTION else attention_kind(options["attention"]),
     }
 
 
@@ -103,7 +108,8 @@ def _check_unet(options: dict[str, Any]) -> None:
     factor = options["patch"] * 2 ** (len(widths) - 1)
     if height % factor or width % factor:
         raise ValueError(f"frames of {height}x{width} do not divide by patch * 2^(levels - 1) = {factor}")
-    _check_heads("the last of widths", widths[-1], options["head_dim"])
+    if options["attention"] != NO_ATTENTION:
+        _check_heads("the last of widths", widths[-1], options["head_dim"])
 
 
 def _check_dit(options: dict[str, Any]) -> None:
@@ -147,7 +153,12 @@ DIT_OPTIONS = {
 MLP_OPTIONS = {"width": 128, "depth": 3, "dropout": 0.0, "dtype": "float32"}
 
 KINDS: dict[str, Kind] = {
-    "unet": Kind(UNET_OPTIONS, lambda o, rngs: UNet(rngs=rngs, **_video_arguments(o, UNET_OPTIONS)), _check_unet),
+    "unet": Kind(
+        UNET_OPTIONS,
+        lambda o, rngs: UNet(rngs=rngs, **_video_arguments(o, UNET_OPTIONS)),
+        _check_unet,
+        optional=True,
+    ),
     "dit": Kind(DIT_OPTIONS, lambda o, rngs: DiT(rngs=rngs, **_video_arguments(o, DIT_OPTIONS)), _check_dit),
     "mlp": Kind(
         MLP_OPTIONS,
@@ -169,6 +180,8 @@ def _check_common(options: dict[str, Any]) -> None:
     for name in options["cond"]:
         if name not in INPUTS:
             raise ValueError(f"cond has names among {INPUTS}, got {name!r}{_hint(name, INPUTS)}")
+    if "aug_logsnr" in options["cond"] and "low" not in options["cond"]:
+        raise ValueError("cond has 'aug_logsnr', the level of the noise in 'low', and not 'low' itself")
     if options["level"] not in LEVELS:
         raise ValueError(f"level is one of {tuple(LEVELS)}, got {options['level']!r}{_hint(options['level'], LEVELS)}")
     if options["dtype"] not in ("float32", "bfloat16"):

@@ -17,7 +17,7 @@ from models.layers import Normals
 
 Params = dict[str, Any]
 
-INPUTS = ("logsnr_to", "guidance")
+INPUTS = ("logsnr_to", "guidance", "low", "aug_logsnr")
 """Conditioning that a model may be built to take; its weights stand under the same name at the top of the params."""
 
 
@@ -32,7 +32,8 @@ class ModelDef(NamedTuple):
     cond_keys: "label", integers [b]; left out it means "no class", as does the index `num_classes`. "logsnr_to",
     the level to jump to, shaped as a level; left out it is logsnr itself, a jump of no length, whose answer is the
     denoiser's (Kim et al. 2023, consistency trajectory models, section 3.1). "guidance", the scale g, [] or [b];
-    left out it is 1, none.
+    left out it is 1, none. "low", the clip to upsample, of x's shape; such a network can't do without. "aug_logsnr", the
+    level of the noise in it, shaped as a level; left out there is none (Ho et al. 2021, cascaded diffusion models, section 4).
     `features(params, x, logsnr, cond=None) -> maps`: what the network knows of x before it answers, a tuple of float32
     maps [b, f|1, h, w, channels[i]] without dropout, for the heads of a discriminator (models/heads.py). Only what
     the maps need is computed: a U-Net's bottleneck, the tokens after every block of a DiT, an MLP's last hidden layer.
@@ -98,7 +99,7 @@ def define(
 ) -> ModelDef:
     """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
 
-    In cond the module finds all of `inputs`, of `INPUTS`: the level to jump to as [b|1, f], the scale as [b|1, 1].
+    In cond the module finds all of `inputs`, of `INPUTS`: levels as [b|1, f], the scale as [b|1, 1], the low clip as x.
     `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps.
     """
     cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
@@ -131,7 +132,9 @@ def define(
         inputs = checked(x, logsnr, cond)
         return tuple(x.astype(jnp.float32) for x in module(params).features(*inputs))
 
-    maps = jax.eval_shape(lambda: features(init(jax.random.key(0)), jnp.zeros((1, *shape)), 0.0))
+    nothing = jnp.zeros((1, *shape))
+    given = {"low": nothing} if "low" in cond_keys else {}
+    maps = jax.eval_shape(lambda: features(init(jax.random.key(0)), nothing, 0.0, given))
     jvp = attention in (NO_ATTENTION, *JVP_KINDS)
     channels = tuple(x.shape[-1] for x in maps)
     made = ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
@@ -163,7 +166,8 @@ def inherit(params: Params, definition: ModelDef, key: PRNGKeyArray) -> Params:
     """The weights of a network without some of `INPUTS`, completed for one that takes them: a student from its teacher.
 
     What is missing comes from init(key), where the new paths end in zeros: the student's answers are the teacher's,
-    whatever it is told to jump to or to be guided by. Nothing else may differ: KeyError and ValueError as in `apply`.
+    whatever it is told to jump to, to be guided by or to upsample. Nothing else may differ: KeyError and ValueError as in
+    `apply`.
     """
     fresh = definition.init(key)
     new = {name: fresh[name] for name in INPUTS if name in fresh and name not in params}
@@ -198,7 +202,7 @@ def _check_clip(x: Array, shape: tuple[int, int, int, int]) -> None:
 def _checked_cond(
     cond: Mapping[str, Any] | None, keys: tuple[str, ...], level: Float[Array, "b f"], shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """What the module gets: the known keys, checked, with the defaults of `INPUTS` filled in."""
+    """What the module gets: the known keys, checked, with the defaults of `INPUTS` filled in. shape: of x."""
     cond, (batch, frames) = dict(cond or {}), shape[:2]
     unknown = [name for name in cond if name not in keys]
     if unknown:
@@ -224,6 +228,17 @@ def _checked_cond(
         if scale.shape not in ((), (1,), (batch,)):
             raise ValueError(f"cond['guidance'] is [] or [{batch}], got shape {scale.shape}")
         cond["guidance"] = scale.reshape(-1, 1)
+    if "low" in keys:
+        if cond.get("low") is None:
+            raise ValueError("cond lacks 'low', the clip to upsample: this network can't do without")
+        cond["low"] = jnp.asarray(cond["low"])
+        if cond["low"].shape not in (shape, (1, *shape[1:])):
+            raise ValueError(
+                f"cond['low'] is a clip of x's shape {tuple(shape)}, got {cond['low'].shape}; upsample it first"
+            )
+    if "aug_logsnr" in keys:
+        told = jnp.inf if cond.get("aug_logsnr") is None else cond["aug_logsnr"]
+        cond["aug_logsnr"] = frame_level(told, batch, frames)
     return {name: value for name, value in cond.items() if value is not None}
 
 

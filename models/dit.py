@@ -91,6 +91,7 @@ class DiT(Conditioned):
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
         self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
         self.embed = Linear(channels * patch**2, width, rngs)
+        self.low = Linear(channels * patch**2, width, rngs, scale=0.0) if "low" in inputs else None
         self.layers = Layers(depth, width, head_dim, mlp_ratio, rngs)
         self.final_table = nnx.Param(jnp.zeros((2, width), jnp.float32))
         self.head = Linear(width, channels * patch**2, rngs, scale=0.0)
@@ -156,6 +157,8 @@ class DiT(Conditioned):
         modulation = modulation.reshape(*modulation.shape[:2], 6, -1)
 
         h = self.embed(space_to_depth(x.astype(self.dtype), self.patch))
+        if self.low is not None:
+            h = h + self.low(space_to_depth(cond["low"].astype(self.dtype), self.patch))
         cache, history = cond.get("cache"), cond.get("history")
         slots = 0 if cache is None else cache["keys"].shape[2]
         angles = grid_angles(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)

@@ -146,8 +146,9 @@ class Sinusoids(nnx.Module):
 class Conditioned(nnx.Module):
     """A network's conditioning, one embedding per frame: the sum of its level's, its class's and its optional inputs'.
 
-    `inputs` may hold "logsnr_to", the level to jump to, and "guidance", a scale. Their paths end in zeros: at the start
-    they change nothing, so that a network with them and the weights of one without them gives the same answers.
+    `inputs` may hold "logsnr_to", the level to jump to, "guidance", a scale, and "aug_logsnr", the level of the noise in the
+    clip to upsample. Their paths end in zeros: at the start they change nothing, so that a network with them and the weights
+    of one without them gives the same answers. So does the path of "low", that clip, which is the network's own.
     """
 
     def __init__(self, width: int, num_classes: int, inputs: tuple[str, ...], level: str, rngs: Rngs):
@@ -159,6 +160,7 @@ class Conditioned(nnx.Module):
         self.logsnr_to = Sinusoids(2, low, high, width, rngs, scale=0.0) if "logsnr_to" in inputs else None
         # Monotone up to a scale of 15.
         self.guidance = Sinusoids(1, 0.1, 2.0, width, rngs, scale=0.0) if "guidance" in inputs else None
+        self.aug_logsnr = Sinusoids(1, low, high, width, rngs, scale=0.0) if "aug_logsnr" in inputs else None
 
     def condition(self, level: Float[Array, "b f"], cond: dict) -> Float[Array, "b f d"]:
         """`cond` holds every optional input that the network takes; a label may be missing."""
@@ -171,6 +173,8 @@ class Conditioned(nnx.Module):
             embedding = embedding + self.logsnr_to(here, self.coordinate(cond["logsnr_to"]))
         if self.guidance is not None:
             embedding = embedding + self.guidance(cond["guidance"])
+        if self.aug_logsnr is not None:
+            embedding = embedding + self.aug_logsnr(self.coordinate(cond["aug_logsnr"]))
         return embedding
 
 

@@ -49,6 +49,7 @@ class MLP(Conditioned):
         # The embeddings of all frames side by side: each number of the clip may depend on every frame's level.
         self.mix = Linear(shape[0] * width, width, rngs)
         self.stem = Linear(2 * size, width, rngs)
+        self.low = Linear(2 * size, width, rngs, scale=0.0) if "low" in inputs else None
         self.layers = nnx.List([Layer(width, dropout, rngs) for _ in range(depth)])
         self.head = Linear(width, size, rngs, scale=0.0)
 
@@ -66,6 +67,8 @@ class MLP(Conditioned):
         embedding = self.condition(level, cond)
         embedding = jax.nn.silu(self.mix(jax.nn.silu(embedding.reshape(embedding.shape[0], -1))))
         h = self.stem(squashed(x.reshape(x.shape[0], -1)).astype(self.dtype))
+        if self.low is not None:
+            h = h + self.low(squashed(cond["low"].reshape(cond["low"].shape[0], -1)).astype(self.dtype))
         keys = [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
         for layer, here in zip(self.layers, keys, strict=True):
             h = layer(h, embedding, here)

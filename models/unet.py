@@ -62,7 +62,9 @@ class JointAttention(nnx.Module):
 class UNet(Conditioned):
     """Levels of `widths` channels, each half as large as the one above; `blocks[i]` blocks on either side.
 
-    The prediction is zero at initialisation. Frames are not counted anywhere: a clip may be of any length.
+    The prediction is zero at initialisation. Frames are not counted anywhere: a clip may be of any length. Without attention
+    the network is convolutional in space and time: trained on crops, it runs on whole clips (Ho et al. 2022, Imagen Video,
+    arXiv 2210.02303, section 2.3).
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class UNet(Conditioned):
         embed: int,
         head_dim: int,
         dropout: float,
-        attend: Attention,
+        attend: Attention | None,
         rope_base: float,
         dtype: str,
         rngs: Rngs,
@@ -85,6 +87,8 @@ class UNet(Conditioned):
         super().__init__(embed, num_classes, inputs, level, rngs)
         self.patch, self.dtype, self.before = patch, jnp.dtype(dtype), blocks[-1]
         self.stem = Conv(channels * patch**2, widths[0], rngs)
+        # A stem of its own, added: the same as one stem of both clips, side by side in the channels.
+        self.low = Conv(channels * patch**2, widths[0], rngs, scale=0.0) if "low" in inputs else None
 
         def stack(inputs: list[int], width: int) -> nnx.List:
             return nnx.List([Block(i, width, embed, dropout, rngs) for i in inputs])
@@ -94,7 +98,8 @@ class UNet(Conditioned):
         self.down = nnx.List([stack([w] * n, w) for w, n in upper])
         self.shrink = nnx.List([Linear(4 * a, b, rngs) for a, b in steps])
         self.middle = stack([widths[-1]] * 2 * blocks[-1], widths[-1])
-        self.attention = JointAttention(widths[-1], max(1, widths[-1] // head_dim), attend, rope_base, rngs)
+        heads = max(1, widths[-1] // head_dim)
+        self.attention = None if attend is None else JointAttention(widths[-1], heads, attend, rope_base, rngs)
         self.grow = nnx.List([Linear(b, 4 * a, rngs) for a, b in steps])
         self.up = nnx.List([stack([2 * w] + [w] * (n - 1), w) for w, n in upper])
         self.norm = RMSNorm(widths[0])
@@ -122,13 +127,16 @@ class UNet(Conditioned):
         embedding = jax.nn.silu(self.condition(level, cond))
 
         h = self.stem(space_to_depth(x.astype(self.dtype), self.patch))
+        if self.low is not None:
+            h = h + self.low(space_to_depth(cond["low"].astype(self.dtype), self.patch))
         skips = []
         for stack, shrink in zip(self.down, self.shrink, strict=True):
             h = run(stack, h, embedding, keys)
             skips.append(h)
             h = shrink(space_to_depth(h, 2))
         h = run(self.middle[: self.before], h, embedding, keys)
-        return run(self.middle[self.before :], self.attention(h), embedding, keys), skips, embedding
+        h = h if self.attention is None else self.attention(h)
+        return run(self.middle[self.before :], h, embedding, keys), skips, embedding
 
 
 def run(stack: nnx.List, h: Clip, embedding: Float[Array, "b f e"], keys: Iterator[PRNGKeyArray | None]) -> Clip:

@@ -211,6 +211,9 @@ def student(kind, level="logsnr"):
     return net, params, moved, jax.jit(net.apply)
 
 
+LOW = np.random.default_rng(5).standard_normal((BATCH, *SHAPE)).astype(np.float32)
+
+
 @every
 def test_a_student_starts_as_its_teacher_wherever_it_jumps(kind):
     net, params, moved, apply = student(kind)
@@ -219,22 +222,74 @@ def test_a_student_starts_as_its_teacher_wherever_it_jumps(kind):
     want = run(kind, x, level, label)
     for to, scale in ((level + 3, 7.5), (np.inf, [0.0, 4.0]), (-2.0, 1.0)):
         to, scale = np.broadcast_to(np.float32(to), (BATCH, 4)), np.broadcast_to(np.float32(scale), (BATCH,))
-        got = apply(params, x, jnp.asarray(level, jnp.float32), {"label": label, "logsnr_to": to, "guidance": scale})
+        cond = {"label": label, "logsnr_to": to, "guidance": scale, "low": LOW, "aug_logsnr": scale}
+        got = apply(params, x, jnp.asarray(level, jnp.float32), cond)
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_inputs_left_out_are_a_jump_of_no_length_and_no_guidance():
     _, _, moved, apply = student("mlp")
     x, level = clip(), jnp.array([[-3.0, 0, 1, 5], [2, 2, 2, 2]])
-    out = apply(moved, x, level, {})
-    np.testing.assert_allclose(apply(moved, x, level, {"logsnr_to": level, "guidance": 1.0}), out, atol=1e-6)
-    shaped = {"logsnr_to": level[..., None, None, None], "guidance": jnp.ones(BATCH)}
-    np.testing.assert_allclose(apply(moved, x, level, shaped), out, atol=1e-6)
-    for cond in ({"logsnr_to": level + 1.0}, {"guidance": 2.0}):
-        assert np.abs(apply(moved, x, level, cond) - out).max() > 1e-3
-    # A scale per clip moves that clip alone.
-    change = np.abs(apply(moved, x, level, {"guidance": jnp.array([1.0, 3.0])}) - out).max(axis=(1, 2, 3, 4))
-    assert change[0] < 1e-5 < 1e-3 < change[1]
+    apply = functools.partial(call_with, apply, moved, x, level)
+    out = apply()
+    np.testing.assert_allclose(apply(logsnr_to=level, guidance=1.0, aug_logsnr=np.inf), out, atol=1e-6)
+    ones = jnp.ones(BATCH)
+    shaped = {"logsnr_to": level[..., None, None, None], "guidance": ones, "aug_logsnr": np.inf * ones[:, None]}
+    np.testing.assert_allclose(apply(**shaped), out, atol=1e-6)
+    for cond in ({"logsnr_to": level + 1.0}, {"guidance": 2.0}, {"aug_logsnr": 3.0}, {"low": LOW[::-1]}):
+        assert np.abs(apply(**cond) - out).max() > 1e-3
+    # A scale per clip, or a level of the low clip's noise, moves that clip alone.
+    for cond in ({"guidance": jnp.array([1.0, 3.0])}, {"aug_logsnr": jnp.array([np.inf, 3.0])}):
+        change = np.abs(apply(**cond) - out).max(axis=(1, 2, 3, 4))
+        assert change[0] < 1e-5 < 1e-3 < change[1]
+
+
+def call_with(apply, params, x, level, **cond):
+    return apply(params, x, level, {"low": LOW, **cond})
+
+
+@every
+def test_the_low_clip_is_as_channels_beside_those_of_x(kind):
+    """One stem of both clips is two stems, added: the low clip through the weights of x's own is x + low through them."""
+    net = model(kind, cond=("low",))
+    params = inherit(weights(kind), net, jax.random.key(1))
+    stem = {"unet": "stem", "dit": "embed", "mlp": "stem"}[kind]
+    params["low"] = {**params[stem], "bias": jnp.zeros_like(params[stem]["bias"])}
+    if kind == "mlp":  # what it sees is squashed first: equal clips are one clip through twice the weights
+        twice = {**weights(kind), stem: {**params[stem], "weight": 2 * params[stem]["weight"]}}
+        want = compiled(kind)(twice, clip(), jnp.zeros(()), {})
+        np.testing.assert_allclose(net.apply(params, clip(), 0.0, {"low": clip()}), want, atol=1e-5)
+        return
+    want = compiled(kind)(weights(kind), clip() + LOW, jnp.zeros(()), {})
+    np.testing.assert_allclose(net.apply(params, clip(), 0.0, {"low": LOW}), want, atol=1e-5)
+
+
+@every
+def test_the_clip_to_upsample_is_asked_for_by_name(kind):
+    net = model(kind, cond=("low", "aug_logsnr"))
+    params = net.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="cond lacks 'low', the clip to upsample"):
+        net.apply(params, clip(), 0.0, {"aug_logsnr": 1.0})
+    with pytest.raises(ValueError, match=r"a clip of x's shape \(2, 4, 8, 8, 1\), got \(2, 2, 8, 8, 1\)"):
+        net.apply(params, clip(), 0.0, {"low": LOW[:, :2]})
+    with pytest.raises(ValueError, match="'aug_logsnr', the level of the noise in 'low', and not 'low'"):
+        model(kind, cond=("aug_logsnr",))
+
+
+def test_a_unet_without_attention_looks_no_further_than_its_convolutions_reach():
+    """So what it learns on crops holds for whole clips: a far pixel, or a far frame, changes nothing."""
+    config = dict(shape=SHAPE, num_classes=CLASSES, **TINY["unet"], attention="none") | dict(head_dim=32)
+    net = build(config)
+    assert net.jvp and net.attention == "none" and "attention" not in net.init(jax.random.key(0))
+    assert build(config, "fused") is net
+    params = {k: v for k, v in weights("unet").items() if k != "attention"}
+    apply = jax.jit(net.apply)
+    x = jax.random.normal(jax.random.key(2), (1, 24, 64, 64, 1))
+    moved = apply(params, x.at[0, 0, 0, 0].add(1.0), 0.0, {}) - apply(params, x, 0.0, {})
+    reached = np.nonzero(np.abs(moved) > 1e-6)
+    assert 0 < reached[1].max() < 12 and 0 < reached[2].max() < 40 and 0 < reached[3].max() < 40
+    with pytest.raises(KeyError, match="unknown attention kind 'none'"):
+        build(dict(shape=SHAPE, num_classes=CLASSES, **TINY["dit"], attention="none"))
 
 
 @pytest.mark.parametrize("kind, level", [("unet", "logsnr"), ("dit", "angle"), ("mlp", "logsnr"), ("mlp", "angle")])
@@ -244,7 +299,7 @@ def test_derivatives_by_every_level_are_finite_up_to_the_infinite_ends(kind, lev
 
     def derivative(here, to):
         inputs = (x, here, to)
-        call = lambda x, here, to: apply(moved, x, here, {"logsnr_to": to})  # noqa: E731
+        call = lambda x, here, to: apply(moved, x, here, {"logsnr_to": to, "low": LOW, "aug_logsnr": to})  # noqa: E731
         return jax.jvp(call, inputs, (jnp.ones_like(x), jnp.ones_like(here), -jnp.ones_like(to)))
 
     ends = jnp.array([[-np.inf, -20.0, 20.0, np.inf], [-25.0, 0.0, 3.0, 25.0]])

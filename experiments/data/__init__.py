@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.data.pipeline import Batches
-from experiments.data.source import Source, check_split, from_config, nearest
+from experiments.data.source import Source, check_split, from_config, low_shape, nearest
 
-__all__ = ["KINDS", "Batches", "Source", "build"]
+__all__ = ["KINDS", "Batches", "Source", "build", "low_shape"]
 
 # kind -> (module, dataclass): imported when asked for, since each brings a library that others don't need.
 KINDS = {
@@ -18,6 +18,7 @@ KINDS = {
     "exact": ("experiments.data.exact", "Exact"),
     "video_folder": ("experiments.data.video_folder", "VideoFolder"),
     "latents": ("experiments.data.latents", "Latents"),
+    "resized": ("experiments.data.resized", "Resized"),
 }
 
 

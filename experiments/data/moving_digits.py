@@ -115,18 +115,24 @@ def bounce(
 
 
 def render(
-    positions: Float[np.ndarray, "*b d f 2"], images: Float[np.ndarray, "*b d n n"], size: int
-) -> Float[np.ndarray, "*b f size size"]:
-    """Draws digits at sub-pixel positions and adds them up; any number of clips at once.
+    positions: Float[np.ndarray, "*b d f 2"],
+    images: Float[np.ndarray, "*b d n n"],
+    size: int,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+) -> Float[np.ndarray, "*b f h w"]:
+    """Draws digits at sub-pixel positions and adds them up; any number of clips at once, and some rows and columns only.
 
     Bilinear placement is separable: row i of the frame takes max(0, 1 - |i - y - j|) of the image's row j.
     Over i these weights sum to 1 and their mean is y + j, so that mass and centroid are exact as long as the
     box is inside the frame.
     """
-    offsets = np.arange(size)[:, None] - np.arange(images.shape[-1])
-    weights = np.maximum(0.0, 1.0 - np.abs(offsets - positions[..., None, None]))  # [*b, d, f, 2, size, n]
-    rows, columns = weights[..., 0, :, :], weights[..., 1, :, :]
-    placed = (rows @ images[..., None, :, :]) @ np.swapaxes(columns, -1, -2)
+
+    def weights(axis: int, seen: slice) -> np.ndarray:  # [*b, d, f, seen, n]
+        offsets = np.arange(size)[seen, None] - np.arange(images.shape[-1])
+        return np.maximum(0.0, 1.0 - np.abs(offsets - positions[..., axis, None, None]))
+
+    placed = (weights(0, rows) @ images[..., None, :, :]) @ np.swapaxes(weights(1, columns), -1, -2)
     return placed.sum(axis=-4)
 
 
@@ -211,6 +217,13 @@ class MovingDigits:
     def __getitem__(self, index: int) -> source_lib.Example:
         clip = self.clip(index)
         return dict(video=to_bytes(clip.video), label=clip.truth.labels[0])
+
+    def cut(self, index: int, frames: slice, rows: slice, columns: slice) -> source_lib.Example:
+        """Some frames, rows and columns of clip `index`; the others are not drawn."""
+        truth = self.truth(index)
+        images = handwriting(self.size).images[truth.identities]
+        video = render(truth.positions[:, frames], images, self.size, rows, columns)[..., None]
+        return dict(video=to_bytes(video), label=truth.labels[0])
 
 
 def to_bytes(video: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:

@@ -19,7 +19,9 @@ class Source(Protocol):
     `repr(source)` is stable between processes (it is part of a checkpoint's record). `num_classes` is 0 where
     the data has no labels; `label` is then 0, which is also the models' index of "no class".
 
-    It may have `take(indices)`, the examples of many indices stacked, where that is faster than one by one.
+    It may have `take(indices)`, the examples of many indices stacked, where that is faster than one by one, and
+    `cut(index, frames, rows, columns)`, an example with these slices of its video, where that is faster than all of it.
+    One with a `low_shape` gives `low` too, the clip of that shape which `video` is made from in a cascade.
     """
 
     shape: tuple[int, int, int, int]
@@ -28,6 +30,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+def low_shape(source: Source) -> tuple[int, int, int, int] | None:
+    """The shape of the clips `low` that a source gives beside its videos; None where it gives none."""
+    return getattr(source, "low_shape", None)
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
@@ -79,22 +86,28 @@ def check_index(index: int, length: int) -> int:
 
 def check_example(example: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
     """Returns `example` if it is `dict(video=uint8 source.shape, label=int32 [])`, the label a class or 0; a source that has
-    `video_dtype` gives videos of that.
+    `video_dtype` gives videos of that, one that has `low_shape` also `low`.
 
     Raises ValueError naming the source, what was expected and what came: the keys, the frame count, the
     shape, the dtype or the label.
     """
     dtype = getattr(source, "video_dtype", np.uint8)
-    wrong = _mismatch(example, tuple(source.shape), max(source.num_classes, 1), dtype)
+    wrong = _mismatch(example, tuple(source.shape), low_shape(source), max(source.num_classes, 1), dtype)
     if wrong:
         raise ValueError(f"{source!r}: {wrong}")
     return example
 
 
-def _mismatch(example: Mapping[str, Any], shape: tuple[int, ...], labels: int, dtype: Any) -> str:
+def _mismatch(
+    example: Mapping[str, Any], shape: tuple[int, ...], low: tuple[int, ...] | None, labels: int, dtype: Any
+) -> str:
     """What was expected and what came, or '' if the example is as it should be."""
-    if set(example) != {"video", "label"}:
-        return f"expected the keys video and label, got {', '.join(sorted(example))}"
+    keys = ("video", "label") if low is None else ("video", "label", "low")
+    if set(example) != set(keys):
+        return f"expected the keys {' and '.join(keys)}, got {', '.join(sorted(example))}"
+    if low is not None and (np.shape(example["low"]) != tuple(low) or np.asarray(example["low"]).dtype != dtype):
+        got = np.asarray(example["low"])
+        return f"expected low of shape {low}, {np.dtype(dtype)}, got {got.shape}, {got.dtype}"
     video, label = np.asarray(example["video"]), np.asarray(example["label"])
     if video.ndim == 4 and video.shape[0] != shape[0]:
         return f"expected clips of {shape[0]} frames, got one of {video.shape[0]} frames"

@@ -1,0 +1,216 @@
+"""The `cascade` stage: small clips, made larger in time and in space by one network after another, beside clips that were only
+stretched.
+
+A row of `samplers` is a cascade: stages by name, in order, each with its own weights, steps, solver, guidance and level of the
+noise that is put into the clips before it. All rows begin with the same noise and labels, and are measured as an `evaluate`
+stage measures its samplers.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from diffusion import solvers
+from distill import Network
+from distill.inputs import scaled
+from experiments import config as configs
+from experiments import data, evaluation, latents, metrics, tables, weights
+from experiments.config import ConfigError
+from experiments.data.resized import averaged
+from experiments.metrics import Measure
+
+KEYS = {"samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "shown", "of_real"}
+STAGE_KEYS = evaluation.SAMPLER_KEYS - {"matrix"} | {"aug_logsnr"}
+STRETCHED = "bicubic_"
+OF_REAL = "of_real_"
+
+
+class Stage(NamedTuple):
+    """A stage of a cascade: its name and block, its network, its table, the shape of its clips."""
+
+    name: str
+    block: Mapping[str, Any]
+    network: Network
+    params: Any
+    table: solvers.Table
+    shape: tuple[int, ...]
+
+    @property
+    def evaluations(self) -> int:
+        guided = self.block.get("guidance", 1.0) != 1.0 and "guidance" not in self.network.cond_keys
+        return self.table.nfe * (2 if guided else 1)
+
+
+def check(context: Any, block: Mapping[str, Any], where: str) -> None:
+    """Names, keys, weights, shapes and levels of every cascade, before any work."""
+    evaluation.check_data(context.config, where)
+    if latents.is_latent(context.config):
+        raise ConfigError(f"{where}: a cascade makes clips of pixels; config.data are latents")
+    if not block["samplers"]:
+        raise ConfigError(f"{where}.samplers is empty")
+    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+    if num % batch:
+        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    for row in block.get("of_real", ()):
+        configs.choose(row, block["samplers"], f"{where}.of_real")
+    for row in block["samplers"]:
+        plan(context, block, row, where)
+
+
+def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[Stage]:
+    """The stages of a row; refuses weights, shapes and levels that don't go together."""
+    made: list[Stage] = []
+    for name, sampler in block["samplers"][row].items():
+        here = f"{where}.samplers.{row}.{name}"
+        configs.check_keys(sampler, STAGE_KEYS, {"weights", "steps"}, here)
+        evaluation.check_threshold(sampler, context.config, here)
+        if any(tables.asks(sampler, part) for part in tables.PARTS) or tables.is_searched(sampler):
+            raise ConfigError(
+                f"{here}: a table that asks the network has no clip to show it here; name solver and grid"
+            )
+        path = weights.find(sampler["weights"], context.workdir)
+        params, network, record = evaluation.load_network(path)
+        evaluation.check_space(record, None, f"{here}.weights")
+        tables.check(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
+        check_level(sampler, network, here)
+        table = tables.make(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
+        shape = grown(made[-1].shape, record, here) if made else first(record, here)
+        made.append(Stage(name, sampler, network, params, table, shape))
+    want = tuple(data.build(context.config["data"], "test").shape)
+    if made[-1].shape != want:
+        raise ConfigError(f"{where}.samplers.{row} makes clips of shape {made[-1].shape}, config.data has {want}")
+    return made
+
+
+def first(record: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    if "low" in record["cond_keys"]:
+        raise ConfigError(f"{where}: the first stage of a cascade begins with noise alone, these weights upsample")
+    return tuple(record["shape"])
+
+
+def grown(shape: tuple[int, ...], record: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """The shape of a stage's clips, by the factors that it was trained for."""
+    if "low" not in record["cond_keys"]:
+        raise ConfigError(f"{where}: these weights make clips of noise alone and upsample nothing")
+    time, space = record["data"]["low"]
+    return shape[0] * time, shape[1] * space, shape[2] * space, shape[3]
+
+
+def check_level(sampler: Mapping[str, Any], network: Network, where: str) -> None:
+    """The noise of the clips before must be such as the network has learnt to be told of."""
+    level, trained = sampler.get("aug_logsnr"), network.augmentation
+    if trained is None:
+        if level is not None:
+            raise ConfigError(f"{where}.aug_logsnr {level}: these weights know no noise in the clips before; remove it")
+        return
+    if level is None:
+        raise ConfigError(
+            f"{where} lacks the key 'aug_logsnr', log-SNR of the noise in the clips before: {list(trained)}"
+        )
+    if not trained[0] <= level <= trained[1]:
+        raise ConfigError(
+            f"{where}.aug_logsnr {level}: training saw {list(trained)}; nearest: {min(max(level, trained[0]), trained[1]):g}"
+        )
+
+
+def stretched(low: Float[np.ndarray, "n f h w c"], shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:
+    """Every frame made larger by bicubic interpolation, then repeated: what a cascade has to beat."""
+    larger = jax.image.resize(low, (*low.shape[:2], *shape[1:3], low.shape[-1]), "cubic")
+    return np.repeat(np.clip(np.asarray(larger), -1.0, 1.0), shape[0] // low.shape[1], 1)
+
+
+def not_beaten(rows: Mapping[str, Measure], others: Mapping[str, Measure]) -> list[str]:
+    """The metrics in which `rows` is no better than `others`; where neither way is better: no nearer to real clips."""
+
+    def badness(measure: Measure) -> float:
+        if measure.better is None:
+            return abs(measure.value - measure.floor) if measure.floor is not None else 0.0
+        return -measure.value if measure.better == "higher" else measure.value
+
+    return [name for name in rows if not badness(rows[name]) < badness(others[name])]
+
+
+def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples, measures, draws and reports, as `evaluate` does. For every row also its first clips stretched, and for the rows
+    of `of_real` (the first by default) real first clips upsampled: the fault of the stages after it alone.
+    """
+    config, where = context.config, f"config.stages.{name}"
+    num, key = block.get("num_clips", 256), context.key(name)
+    held_out = data.Batches(
+        data.build(config["data"], "test"), num + block.get("num_reference", 1024), seed=config["seed"]
+    ).batch_at(0)
+    other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
+    path = weights.find(evaluation.classifier(block, config), context.workdir)
+    classify = evaluation.load_classifier(path)
+    real_sample = metrics.describe(reference["video"], classify)
+    floor_sample = metrics.describe(other["video"], classify, other["label"])
+    labels: Int[np.ndarray, " n"] = other["label"]
+    rows, clips, seconds, evaluations, told, samplers = {}, {}, {}, {}, {}, {}
+    kept: dict[str, tuple[np.ndarray, float]] = {}
+
+    def climb(stages: list[Stage], low: np.ndarray | None = None) -> tuple[np.ndarray, list[float]]:
+        """(the last stage's clips, seconds a clip of every stage). What several rows have in common is made once. low: what
+        the second stage begins with, the first one being left out.
+        """
+        spent, begun = [], "" if low is None else OF_REAL
+        for index, stage in enumerate(stages, 0 if low is None else 1):
+            begun += json.dumps([stage.name, dict(stage.block)], sort_keys=True)
+            if begun not in kept:
+                print(
+                    f"{name}: {stage.name}: {num} clips of shape {stage.shape}, {stage.table.nfe} calls each",
+                    flush=True,
+                )
+                key_noise, key_run = jax.random.split(jax.random.fold_in(key, index))
+                noise = np.asarray(jax.random.normal(key_noise, (num, *stage.shape)), np.float32)
+                kept[begun] = evaluation.draw(
+                    stage.network, stage.params, stage.table, labels, noise, key_run, batch_size=block.get("batch_size", 64),
+                    scale=stage.block.get("guidance", 1.0), threshold=stage.block.get("threshold"), low=low,
+                    aug_logsnr=stage.block.get("aug_logsnr", np.inf),
+                )  # fmt: skip
+            low, second = kept[begun]
+            spent.append(second)
+        return low, spent
+
+    def measured(row: str, made: np.ndarray, stages: list[Stage], spent: list[float], series: str) -> None:
+        clips[row], seconds[row] = made, sum(spent)
+        evaluations[row] = sum(stage.evaluations for stage in stages)
+        for stage, second in zip(stages, spent, strict=True):
+            told.setdefault(f"evaluations of {stage.name}", {})[row] = stage.evaluations
+            told.setdefault(f"ms per clip of {stage.name}", {})[row] = 1e3 * second
+        calls = " + ".join(str(stage.table.nfe) for stage in stages)
+        samplers[row] = {"weights": series, "steps": calls, "stages": {s.name: dict(s.block) for s in stages}}
+        rows[row] = metrics.evaluate(
+            made, real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
+            floor_labels=labels, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
+        )  # fmt: skip
+
+    lost = {}
+    for row in block["samplers"]:
+        stages = plan(context, block, row, where)
+        made, spent = climb(stages)
+        measured(row, made, stages, spent, "cascade")
+        small, spent = climb(stages[:1])
+        measured(STRETCHED + row, stretched(small, made.shape[1:]), stages[:1], spent, "bicubic and repeat")
+        lost[row] = not_beaten(rows[row], rows[STRETCHED + row])
+        if row in block.get("of_real", list(block["samplers"])[:1]):
+            made, spent = climb(stages[1:], low_of(other["video"], stages[0].shape))
+            measured(OF_REAL + row, made, stages[1:], spent, "upsampled real clips")
+    written = {**block, "samplers": samplers}
+    evaluation.report(context, name, written, rows, clips, seconds, evaluations, other["video"], path.name, told)
+    for row, names in lost.items():
+        beaten = len(rows[row]) - len(names)
+        print(f"{name}: {row} beats {STRETCHED}{row} in {beaten} of {len(rows[row])} metrics"
+              + (f", not in {', '.join(names)}" if names else ""), flush=True)  # fmt: skip
+    return {"not_beaten": lost}
+
+
+def low_of(videos: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, "n f h w c"]:
+    """Real clips made as small as a first stage's, as its training clips were."""
+    every, size = videos.shape[1] // shape[0], videos.shape[2] // shape[1]
+    small = np.stack([averaged(video[::every], size) for video in videos])
+    return np.asarray(scaled(jnp.asarray(small)))
