@@ -23,7 +23,7 @@ import numpy as np
 from distill import GAMES
 from distill.method import Method
 from experiments import config as configs
-from experiments import exact, loop, run, stages, training
+from experiments import data, exact, latents, loop, run, stages, training
 from experiments import mesh as meshes
 from experiments.ablations import costs, page
 from experiments.config import ConfigError
@@ -34,6 +34,8 @@ PEAKS = {
     "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
 }  # fmt: skip
 """Dense bfloat16 operations per second of a chip, by the vendors' data sheets; the first name that fits counts."""
+DRAWN = ("moving_digits", "resized", "exact")
+"""Kinds of data that no file holds."""
 OPTIONS = ("steps", "out")
 
 
@@ -168,26 +170,41 @@ def begin(
     context: Context, name: str, block: Mapping[str, Any], shapes: bool = False
 ) -> tuple[Method, tuple[Any, ...]]:
     """(the stage's method, the arguments of a phase's first call), of random weights and clips, or the state's shapes only."""
+    where = f"config.stages.{name}"
     definition, network, method, rounds = training.plan(context, name, block)
-    known = block.get("teacher") == exact.ORACLE
+    known, own = block.get("teacher") == exact.ORACLE, training.own_teacher(context, block, network, where)
+    teacher = definition if own is None else own.definition
 
     def make(key: jax.Array) -> tuple[Any, Any]:
-        frozen = {part: definition.init(key) for part in ("teacher", "previous") if block.get(part)}
+        frozen = {}
         if known:
             frozen["teacher"] = configs.source(context.config, "train").oracle.denoiser(network.schedule)
+        elif block.get("teacher"):
+            frozen["teacher"] = teacher.init(key)
+        if block.get("previous"):
+            frozen["previous"] = definition.init(key)
         if block.get("features"):
-            frozen["features"] = training.feature_network(context, block["features"], f"config.stages.{name}")[2](key)
+            frozen["features"] = training.feature_network(context, block["features"], where)[2](key)
         denoiser = [frozen["teacher"]] if block["method"] in GAMES and not known else []
         return method.init(key, definition.init(key), *denoiser), frozen
 
     key = context.key(name)
     state, frozen = jax.eval_shape(make, key) if shapes else jax.jit(make)(key)
-    random = np.random.default_rng(0)
-    clips = random.integers(0, 256, (block["batch_size"], *definition.shape), np.uint8)
-    batch = {"video": clips, "label": np.zeros(len(clips), np.int32)}
     hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     hyper |= {"steps": float(rounds[0])} if rounds else {}
-    return method, (state, frozen, batch, key, {k: np.float32(v) for k, v in hyper.items()})
+    clips = batch(context.config, definition.shape, block["batch_size"])
+    return method, (state, frozen, clips, key, {k: np.float32(v) for k, v in hyper.items()})
+
+
+def batch(config: Mapping[str, Any], shape: tuple[int, ...], size: int) -> dict[str, np.ndarray]:
+    """The data's first clips where they are drawn, noise of their kind where they would be read from files."""
+    if config["data"]["kind"] in DRAWN:
+        return data.Batches(configs.source(config, "train"), size).batch_at(0)
+    random = np.random.default_rng(0)
+    clips = random.integers(0, 256, (size, *shape), np.uint8)
+    if latents.is_latent(config):
+        clips = random.standard_normal((size, *shape), np.float32)
+    return {"video": clips, "label": np.zeros(size, np.int32)}
 
 
 def describe(report: Mapping[str, Mapping[str, Timing]], config: Mapping[str, Any], device: str, count: int) -> str:

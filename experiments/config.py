@@ -138,7 +138,7 @@ def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     definition = model(config)
     network = Network(
         definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys,
-        augmentation(config, definition),
+        augmentation=augmentation(config, definition),
     )  # fmt: skip
     return definition, network
 

@@ -100,7 +100,7 @@ def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str,
     augmentation = record.get("augmentation")
     network = Network(
         definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys,
-        augmentation and tuple(augmentation),
+        augmentation=augmentation and tuple(augmentation),
     )  # fmt: skip
     return params, network, record
 

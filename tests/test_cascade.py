@@ -126,7 +126,7 @@ def batch(size=4096):
 
 
 def test_training_draws_the_level_of_the_low_clip_in_its_range():
-    network = Network(None, COSINE, "v", 3, ("label", "low", "aug_logsnr"), (1.0, 3.0))
+    network = Network(None, COSINE, "v", 3, ("label", "low", "aug_logsnr"), augmentation=(1.0, 3.0))
     cond = jax.jit(lambda b, key: condition(network, b, key))(batch(), jax.random.key(0))
     level, low = np.asarray(cond["aug_logsnr"]), np.asarray(cond["low"])
     assert set(cond) == {"label", "low", "aug_logsnr"} and level.shape == (4096,) and low.shape == (4096, 2, 2, 2, 1)
