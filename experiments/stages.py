@@ -81,6 +81,7 @@ def check(context: Context) -> None:
             references += [s["weights"] for s in block["samplers"].values()]
             references += [evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
+            evaluation.check_streams(block, config, context.workdir, where)
         elif block["kind"] == "cascade":
             cascade.check(context, block, where)
             references += [evaluation.classifier(block, config)]
