@@ -4,30 +4,35 @@ Every sampler of the stage starts from the same noise and labels, so that a colu
 alone changes, and is measured against the same held-out clips with the same frozen metric network.
 """
 
+import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from diffusion import guidance, levels, predictions, sampling, schedules, solvers
+from diffusion import frames, guidance, levels, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
 from experiments import data, figures, latents, metrics, tables, weights, writers
 from experiments.config import ConfigError
+from experiments.data.source import check_whole
 from experiments.metrics import classifier_training
 from models import build as build_model
 from models.classifier import build_classifier
 
 CLASSIFIERS = {16: "pretrained:moving_digits/classifier", 64: "pretrained:moving_digits_64/classifier"}
 """The metric network by the side of a frame."""
-KEYS = {"samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "seed_offset", "shown"}
-SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", *tables.PARTS}
+KEYS = {
+    "samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "seed_offset", "shown", "latency",
+}  # fmt: skip
+SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", "stream", *tables.PARTS}
 THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
 """What keeps estimates of clips in the range of pixels."""
 QUALITY = "frechet_clip"
@@ -46,6 +51,35 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
         check_threshold(sampler, config, here)
         tables.check(table_block(sampler), sampler["steps"], configs.schedule(config), here)
+
+
+def check_streams(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
+    """Of samplers that stream, `stream` frames at a time: whether their networks can."""
+    length = configs.source(config, "test").shape[0]
+    for name, sampler in block["samplers"].items():
+        if "stream" not in sampler:
+            continue
+        here, reference, chunk = f"{where}.samplers.{name}", sampler["weights"], sampler["stream"]
+        if reference.split("@")[0] in config["stages"]:
+            model = config.get("model", {})
+        else:
+            model = weights.load(weights.find(reference, workdir))[1].get("model", {})
+        if not model.get("causal"):
+            raise ConfigError(
+                f"{here}.stream: {reference!r} sees all frames at once; a stream needs a network with causal=True"
+            )
+        try:
+            check_whole(f"{here}.stream", chunk, 1, length)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if length % chunk or chunk % model.get("block", 1):
+            raise ConfigError(
+                f"{here}.stream: expected a divisor of the clip's {length} frames, in whole blocks of the network's"
+                f" {model.get('block', 1)}, got {chunk}"
+            )
+        for key in ("matrix", "threshold"):
+            if key in sampler:
+                raise ConfigError(f"{here}: a stream takes no {key}; remove one of the keys 'stream' and {key!r}")
 
 
 def check_threshold(sampler: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -107,21 +141,32 @@ def load_classifier(path: pathlib.Path) -> metrics.Classify:
     return classifier_training.classify_fn(build_classifier(record["model"]), params)
 
 
-def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float, jumps: bool = False):
-    """The network as `sample` wants it. jumps: it is told the level to jump to, for tables with a target. The guidance scale
-    is an input where the network takes it; else there is classifier-free guidance, where it changes anything.
+def conditions(network: Network, labels: Int[Array, " b"] | None, scale: float) -> list[dict[str, Array]]:
+    """What the network is told in each call of an answer. The guidance scale is an input where the network takes it; else there
+    is classifier-free guidance, where it changes anything: a second call, without a class.
     """
     cond = {} if labels is None else {"label": labels}
-    kind = predictions.flow_map if jumps else predictions.denoiser
-
-    def make(cond):
-        return kind(network.apply, params, cond, schedule=network.schedule, prediction=network.prediction)
-
     if "guidance" in network.cond_keys:
-        return make({**cond, "guidance": jnp.float32(scale)})
+        return [{**cond, "guidance": jnp.float32(scale)}]
     if scale == 1.0:
-        return make(cond)
-    return guidance.classifier_free(make(cond), make({"label": jnp.full_like(labels, network.num_classes)}), scale)
+        return [cond]
+    return [cond, {"label": jnp.full_like(labels, network.num_classes)}]
+
+
+def answer(network: Network, params: Any, conds: Sequence[dict[str, Any]], scale: float, jumps: bool = False):
+    """The network as `sample` wants it, of one call or guided. jumps: it is told the level to jump to, for tables with a
+    target.
+    """
+    kind = predictions.flow_map if jumps else predictions.denoiser
+    made = [
+        kind(network.apply, params, cond, schedule=network.schedule, prediction=network.prediction) for cond in conds
+    ]
+    return made[0] if len(made) == 1 else guidance.classifier_free(*made, scale)
+
+
+def denoiser(network: Network, params: Any, labels: Int[Array, " b"] | None, scale: float, jumps: bool = False):
+    """The network as `sample` wants it, whole clips at a time."""
+    return answer(network, params, conditions(network, labels, scale), scale, jumps)
 
 
 def check_space(record: Mapping[str, Any], expected: Mapping[str, str] | None, what: str) -> None:
@@ -147,6 +192,10 @@ def classes_in_turn(network: Network, params: Any, scale: float) -> Callable[...
     return jax.tree_util.Partial(denoise, params)
 
 
+Stream = Callable[[Any, Int[np.ndarray, " b"], Array], Float[Array, "b f h w c"]]
+"""(params, labels, key) -> clips"""
+
+
 def draw(
     network: Network,
     params: Any,
@@ -160,16 +209,21 @@ def draw(
     threshold: str | None = None,
     codec: latents.Codec | None = None,
     timed: bool = True,
+    streams: Stream | None = None,
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
     """(clips in [-1, 1], seconds per clip). All batches have one size. codec: decodes what was drawn, its seconds counted.
-    timed: the first batch runs twice, so that compiling isn't in the seconds.
+    timed: the first batch runs twice, so that compiling isn't in the seconds. streams: makes them, not from `noise` but from
+    noise of its own.
     """
     clips, seconds = [], 0.0
     for index in range(0, len(noise), batch_size):
         part = labels[index : index + batch_size], noise[index : index + batch_size], jax.random.fold_in(key, index)
 
         def run(part=part) -> np.ndarray:
-            made = np.asarray(drawn(network, params, table, *part, scale, threshold))
+            if streams is None:
+                made = np.asarray(drawn(network, params, table, *part, scale, threshold))
+            else:
+                made = np.asarray(streams(params, part[0], part[2]))
             return np.clip(made, -1.0, 1.0) if codec is None else codec.decode(made)
 
         if timed and index == 0:
@@ -201,6 +255,69 @@ def drawn(
     return sampling.sample(denoise, table, x, key)
 
 
+def streamer(
+    network: Network, record: Mapping[str, Any], table: solvers.Table, chunk: int, scale: float = 1.0
+) -> Stream:
+    """Clips of a causal network as they would be streamed: `chunk` frames at a time, after a cache of those before.
+
+    Finished frames are remembered at the schedule's clean end; with guidance each of its two calls has a cache of its own.
+    """
+    model, schedule = build_model(record["model"]), network.schedule
+    length, *frame = record["shape"]
+    level = jnp.float32(schedule.logsnr_end)
+    assert model.remember is not None and model.empty_cache is not None  # check_streams
+    empty_cache, one_remembers = model.empty_cache, model.remember
+
+    def with_caches(labels, caches):
+        conds = conditions(network, labels, scale)
+        return [{**cond, "cache": cache} for cond, cache in zip(conds, caches, strict=True)]
+
+    def denoise(params, labels, *inputs):
+        *inputs, caches = inputs
+        return answer(network, params, with_caches(labels, caches), scale, table.target is not None)(*inputs)
+
+    def remember(params, labels, x, caches):
+        return [one_remembers(params, x, level, cond) for cond in with_caches(labels, caches)]
+
+    def clips(params, labels, key):
+        batch, labels = len(labels), jnp.asarray(labels) if network.num_classes else None
+        empty = [empty_cache(batch, length) for _ in conditions(network, labels, scale)]
+        return frames.stream(
+            Partial(denoise, params, labels), Partial(remember, params, labels), table, empty, length // chunk, key,
+            shape=(batch, chunk, *frame), schedule=schedule,
+        )  # fmt: skip
+
+    return clips
+
+
+REPEATS = 5
+"""Timings of which the median is reported."""
+
+
+def speed(network, params, table, source: data.Source, scale: float, codec, streams: Stream | None, chunk: int | None):
+    """(seconds until the first frames are there, frames per second), of one clip alone. First frames are a stream's first
+    chunk, which has no past yet, else the whole clip.
+    """
+    noise, labels, key = np.zeros((1, *source.shape), np.float32), np.zeros(1, np.int32), jax.random.key(0)
+
+    def median(make: Callable[[], Array]) -> float:
+        seconds = []
+        for _ in range(1 + REPEATS):
+            begun = time.perf_counter()
+            made = np.asarray(make())
+            if codec is not None:
+                codec.decode(made)
+            seconds.append(time.perf_counter() - begun)
+        return float(np.median(seconds[1:]))  # the first compiles
+
+    whole = functools.partial(drawn, network, params, table, labels, noise, key, scale)
+    if streams is None:
+        seconds = median(whole)
+        return seconds, source.shape[0] / seconds
+    first = functools.partial(drawn, network, params, table, labels, noise[:, :chunk], key, scale)
+    return median(first), source.shape[0] / median(lambda: streams(params, labels, key))
+
+
 def run(context, name: str, block: Mapping[str, Any]) -> None:
     """Samples, measures, draws and reports. Leaves report.json, report.md and figures in the stage's folder."""
     config = context.config
@@ -220,7 +337,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     # Described once: every sampler is judged against the same clips.
     real_sample = metrics.describe(reference["video"], classify)
     floor_sample = metrics.describe(other["video"], classify, other["label"])
-    rows, clips, seconds, evaluations, networks = {}, {}, {}, {}, {}
+    rows, clips, seconds, evaluations, networks, speeds = {}, {}, {}, {}, {}, {}
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
         path = weights.find(sampler["weights"], context.workdir)
@@ -235,25 +352,33 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
             tables.searched(sampler, path, where), sampler["steps"], network.schedule, where, model, folder
         )
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
+        chunk = sampler.get("stream")
+        streams = None if chunk is None else streamer(network, record, table, chunk, scale)
         clips[row], seconds[row] = draw(
             network, params, table, labels, noise, jax.random.fold_in(key, index + 1),
             batch_size=batch, scale=scale, threshold=sampler.get("threshold"), codec=codec,
+            streams=streams,
         )  # fmt: skip
-        # A network that is told g answers in one call.
-        evaluations[row] = table.nfe * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
+        if block.get("latency"):
+            speeds[row] = speed(network, params, table, source, scale, codec, streams, chunk)
+        # A network that is told g answers in one call; a stream runs every frame once more, for its cache.
+        calls = table.nfe + (0 if chunk is None else 1)
+        evaluations[row] = calls * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
         rows[row] = metrics.evaluate(
             clips[row], real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
             floor_labels=other["label"], bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
-    report(context, name, block, rows, clips, seconds, evaluations, other["video"], classifier_path.name)
+    report(context, name, block, rows, clips, seconds, evaluations, speeds, other["video"], classifier_path.name)
 
 
-def report(context, name, block, rows, clips, seconds, evaluations, real, classifier: str) -> None:
+def report(context, name, block, rows, clips, seconds, evaluations, speeds, real, classifier: str) -> None:
     """Writes what was measured, as JSON, Markdown and pictures."""
     folder = context.workdir / name
-    table = metrics.table(
-        rows, extra={"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}}
-    )
+    extra = {"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}}
+    if speeds:
+        extra["ms to the first frames"] = {r: 1e3 * first for r, (first, _) in speeds.items()}
+        extra["frames per second"] = {r: rate for r, (_, rate) in speeds.items()}
+    table = metrics.table(rows, extra=extra)
     shown = min(block.get("shown", 8), len(real))
     pictures = {"real": real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
     figures.comparison(folder / "comparison.png", pictures)
@@ -285,6 +410,7 @@ def report(context, name, block, rows, clips, seconds, evaluations, real, classi
         "samplers": {
             row: {
                 **block["samplers"][row], "evaluations": evaluations[row], "seconds_per_clip": seconds[row],
+                **(dict(zip(("seconds_to_first_frames", "frames_per_second"), speeds[row], strict=True)) if speeds else {}),
                 "metrics": {k: m._asdict() for k, m in measures.items()},
             }
             for row, measures in rows.items()

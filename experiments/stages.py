@@ -76,6 +76,7 @@ def check(context: Context) -> None:
             references += [s["weights"] for s in block["samplers"].values()]
             references += [evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
+            evaluation.check_streams(block, config, context.workdir, where)
         elif block["kind"] == "continue":
             continuation.check(block, config, where)
             references += [block["weights"], evaluation.classifier(block, config)]

@@ -6,7 +6,7 @@ import pytest
 
 from configs.mixture import games, students
 from configs.mixture.base import SHAPES, SPREADS
-from configs.moving_digits import classifier, few_steps, quickstart, teacher
+from configs.moving_digits import causal, classifier, few_steps, quickstart, teacher
 from configs.moving_digits import games as digit_games
 from configs.moving_digits import students as digit_students
 from configs.moving_digits_64 import autoencoder as autoencoder_64
@@ -61,6 +61,13 @@ def test_moving_digits_games(name, calls, tmp_path):
     assert trained[-1] == "student" and twice.stages.student.steps == pytest.approx(
         2 * config.stages.student.steps, abs=1
     )
+
+
+@pytest.mark.parametrize("student", causal.SOURCES)
+def test_moving_digits_causal(student, tmp_path):
+    checked(causal.get_config(student), tmp_path)
+    with pytest.raises(ValueError, match="expected one of self_forcing, "):
+        causal.get_config(student[:-1])
 
 
 @pytest.fixture

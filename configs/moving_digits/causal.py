@@ -66,12 +66,11 @@ def get_config(argument: str = "self_forcing") -> ConfigDict:
         ),
         log_every=100, checkpoint_every=500, **TAUGHT,
     )  # fmt: skip
-    blocks = dict(kind="autoregressive", block=BLOCK)
     samplers = {
         "bidirectional_50": dict(weights=TEACHER, steps=50, guidance=GUIDANCE),
-        "causal_50": dict(weights="teacher", steps=50, guidance=GUIDANCE, matrix=blocks),
-        "halved_4": dict(weights="halved", steps=STEPS, matrix=blocks),
-        "student_4": dict(weights="student", steps=STEPS, solver="consistency", matrix=blocks),
+        "causal_50": dict(weights="teacher", steps=50, guidance=GUIDANCE, stream=BLOCK),
+        "halved_4": dict(weights="halved", steps=STEPS, stream=BLOCK),
+        "student_4": dict(weights="student", steps=STEPS, solver="consistency", stream=BLOCK),
     }
-    config.stages.evaluate = dict(kind="evaluate", num_clips=256, batch_size=64, samplers=samplers)
+    config.stages.evaluate = dict(kind="evaluate", num_clips=256, batch_size=64, samplers=samplers, latency=True)
     return config
