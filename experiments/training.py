@@ -129,8 +129,10 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
     the stage's network, and with the exit of which a critic is to be told. ConfigError where its clips, classes or schedule
     are others, or where the student would begin as it.
     """
-    reference, config = block.get("teacher"), context.config
-    if reference in (None, exact.ORACLE) or reference.split("@")[0] in config["stages"]:
+    reference, config = block.get("teacher") or "", context.config
+    if not (
+        reference.startswith("pretrained:") or reference.endswith(".safetensors")
+    ):  # another stage's, or an exact one
         return None
     _, record = weights.load(weights.find(reference, context.workdir))
     if record.get("kind") != "denoiser" or (

@@ -308,3 +308,32 @@ def test_gaussian_oracle_as_teacher_is_learnt_exactly():
     expected = one * gain_middle
     assert COSINE.time(middle) == pytest.approx(0.5)
     np.testing.assert_allclose(state.params["c"][0], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "name, options", [("denoising", dict(law=lambda key, shape: jnp.zeros(shape))), ("progressive", {})]
+)
+def test_a_forced_network_is_given_the_clean_clip(name, options):
+    """As the schedule's clean end has it, of variance alpha^2 there; so are a teacher of its kind, and the labels beside it."""
+    schedule, seen = schedules.vp_cosine(logsnr_max=2.0), []
+
+    def apply(params, x, logsnr, cond, *, key=None, train=False):
+        seen.append(cond)
+        return params["c"] * x + cond["history"]["clip"] + 0.0 * levels.expand(cond["label"], x)
+
+    network = Network(apply, schedule, "x0", num_classes=2, forced=True)
+    method = METHODS[name](network, optimiser=optax.sgd(0.0), weight=levels.uniform(), ema=0.0, **options)
+    video = jax.random.normal(jax.random.key(0), (4, 2, 1, 1, 1))
+    batch = {"video": video, "label": jnp.arange(4) % 2}
+    params = {"c": jnp.zeros(())}
+    hyper = {"learning_rate_scale": 1.0, "steps": jnp.float32(2), "guidance": 1.5}
+    _, metrics = method.phases["train"](
+        method.init(jax.random.key(0), params), {"teacher": params}, batch, jax.random.key(1), hyper
+    )
+    alpha = float(jax.nn.sigmoid(2.0)) ** 0.5
+    history = seen[-1]["history"]
+    np.testing.assert_allclose(history["clip"], alpha * video, rtol=1e-6)
+    np.testing.assert_array_equal(history["level"], np.full(4, 2.0))
+    # The answer is the history at any level: off by 1 - alpha of the clip, and a student's step is its teacher's.
+    expected = (1 - alpha) ** 2 * float(jnp.mean(video**2)) if name == "denoising" else 0.0
+    np.testing.assert_allclose(metrics["loss"], expected, atol=1e-10, rtol=1e-5)
