@@ -16,8 +16,8 @@ from distill import METHODS, Discriminator, Network
 from distill.inputs import condition
 from experiments import cascade as stage_kind
 from experiments import config as configs
+from experiments import evaluation, sample, weights
 from experiments import run as program
-from experiments import sample, weights
 from experiments.metrics import Measure
 from tests.test_non_finite import OPTIONS
 
@@ -178,6 +178,32 @@ def test_every_method_gives_every_call_the_low_clip_of_its_clips(name):
         seen.clear()
         jax.eval_shape(phase, method.init(jax.random.key(0), params), frozen, batch(6), jax.random.key(1), hyper)
         assert seen, "the network is called"
+
+
+def test_sampling_gives_every_clip_its_own_low_clip_with_the_noise_that_is_told():
+    """By a network that answers with it, in both branches of guidance; over batches, levels that are told come back too."""
+
+    def apply(params, x, logsnr, cond, **_):
+        return cond["low"] + params * jnp.minimum(levels.expand(cond["aug_logsnr"], x), 10.0)
+
+    network = Network(apply, COSINE, "x0", 3, ("label", "low", "aug_logsnr"), (0.0, 8.0))
+    table = solvers.ddim(COSINE, grids.uniform_time(COSINE, 2))
+    low = np.linspace(-0.9, 0.9, 12, dtype=np.float32).reshape(6, 2, 1, 1, 1)
+    noise = np.random.default_rng(0).standard_normal((6, 4, 2, 2, 1)).astype(np.float32)
+
+    def made(told, **options):
+        labels = np.zeros(6, np.int32)
+        return evaluation.draw(
+            network, jnp.float32(told), table, labels, noise, jax.random.key(0), batch_size=3, scale=2.0, timed=False,
+            low=low, **options,
+        )[0]  # fmt: skip
+
+    expected = np.asarray(cascade.upsample(jnp.asarray(low), (4, 2, 2)))
+    np.testing.assert_allclose(made(0.0), expected, atol=1e-3)
+    noised = made(0.0, aug_logsnr=7.0)
+    error = (noised - expected)[:, ::2, 0, 0, 0]
+    assert 0.3 < error.std() * math.exp(3.5) < 2 and len(np.unique(error.round(5))) == 12
+    np.testing.assert_allclose(made(0.01, aug_logsnr=7.0) - noised, 0.07, atol=1e-3)
 
 
 # The stages' programs -----------------------------------------------------------------------------------------
