@@ -74,7 +74,7 @@ def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[S
                 f"{here}: a table that asks the network has no clip to show it here; name solver and grid"
             )
         path = weights.find(sampler["weights"], context.workdir)
-        params, network, record = evaluation.load_network(path)
+        params, network, record = evaluation.load_network(path, upsamples=True)
         evaluation.check_space(record, None, f"{here}.weights")
         tables.check(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
         check_level(sampler, network, here)
@@ -124,15 +124,23 @@ def stretched(low: Float[np.ndarray, "n f h w c"], shape: tuple[int, ...]) -> Fl
     return np.repeat(np.clip(np.asarray(larger), -1.0, 1.0), shape[0] // low.shape[1], 1)
 
 
-def not_beaten(rows: Mapping[str, Measure], others: Mapping[str, Measure]) -> list[str]:
-    """The metrics in which `rows` is no better than `others`; where neither way is better: no nearer to real clips."""
+def compared(rows: Mapping[str, Measure], others: Mapping[str, Measure]) -> dict[str, list[str]]:
+    """The metrics in which `rows` is better and worse than `others`; where neither way is better, nearer to real clips is. Of
+    either the `unsure`, where the intervals overlap.
+    """
 
     def badness(measure: Measure) -> float:
         if measure.better is None:
-            return abs(measure.value - measure.floor) if measure.floor is not None else 0.0
+            return abs(measure.value - (measure.floor or 0.0))
         return -measure.value if measure.better == "higher" else measure.value
 
-    return [name for name in rows if not badness(rows[name]) < badness(others[name])]
+    found: dict[str, list[str]] = {"better": [], "worse": [], "unsure": []}
+    for name, ours in rows.items():
+        other = others[name]
+        found["better" if badness(ours) < badness(other) else "worse"].append(name)
+        if ours.low <= other.high and other.low <= ours.high:
+            found["unsure"].append(name)
+    return found
 
 
 def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,24 +197,24 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             floor_labels=labels, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
 
-    lost = {}
+    against = {}
     for row in block["samplers"]:
         stages = plan(context, block, row, where)
         made, spent = climb(stages)
         measured(row, made, stages, spent, "cascade")
         small, spent = climb(stages[:1])
         measured(STRETCHED + row, stretched(small, made.shape[1:]), stages[:1], spent, "bicubic and repeat")
-        lost[row] = not_beaten(rows[row], rows[STRETCHED + row])
+        against[row] = compared(rows[row], rows[STRETCHED + row])
         if row in block.get("of_real", list(block["samplers"])[:1]):
             made, spent = climb(stages[1:], low_of(other["video"], stages[0].shape))
             measured(OF_REAL + row, made, stages[1:], spent, "upsampled real clips")
     written = {**block, "samplers": samplers}
     evaluation.report(context, name, written, rows, clips, seconds, evaluations, other["video"], path.name, told)
-    for row, names in lost.items():
-        beaten = len(rows[row]) - len(names)
-        print(f"{name}: {row} beats {STRETCHED}{row} in {beaten} of {len(rows[row])} metrics"
-              + (f", not in {', '.join(names)}" if names else ""), flush=True)  # fmt: skip
-    return {"not_beaten": lost}
+    for row, found in against.items():
+        better, worse = found["better"], found["worse"]
+        text = f"{name}: {row} beats {STRETCHED}{row} in {len(better)} of {len(rows[row])} metrics"
+        print(text + (f", not in {', '.join(worse)}" if worse else ""), flush=True)
+    return {"against_bicubic": against}
 
 
 def low_of(videos: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, "n f h w c"]:

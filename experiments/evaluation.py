@@ -124,11 +124,13 @@ def table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
     return {k: sampler[k] for k in tables.PARTS if k in sampler}
 
 
-def load_network(path: pathlib.Path) -> tuple[dict[str, Any], Network, dict[str, Any]]:
-    """(params, network, record) of a denoiser's weights, rebuilt from its own record."""
+def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str, Any], Network, dict[str, Any]]:
+    """(params, network, record) of a denoiser's weights, rebuilt from its own record. upsamples: it may be one of a cascade."""
     params, record = weights.load(path)
     if record.get("kind") != "denoiser":
         raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
+    if not upsamples and "low" in record.get("cond_keys", ()):
+        raise ConfigError(f"{path} upsamples clips and makes none of noise alone: a stage of kind 'cascade' samples it")
     definition = build_model(record["model"])
     schedule = schedules.restore(record["schedule"])
     augmentation = record.get("augmentation")
