@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention, Order
 from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, rms_normalise
+from models.parallel import TENSOR, constrain, over_context
 from models.rope import grid_angles, rotate
 from models.unet import depth_to_space, space_to_depth
 
@@ -178,7 +179,8 @@ class DiT(Conditioned):
         if not self.causal:
             return None
         tokens = h.shape[2] * h.shape[3]
-        own = jnp.repeat(jnp.arange(h.shape[1]) // self.block, tokens).astype(jnp.float32)
+        # NumPy's, as long as there is no cache: an attention that wants its masks early has them.
+        own = np.repeat(np.arange(h.shape[1]) // self.block, tokens).astype(np.float32)
         if cache is None:
             return own, own
         slots = cache["keys"].shape[2]
@@ -198,6 +200,7 @@ class DiT(Conditioned):
         """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values. With
         a cache the keys are as it keeps them, normed and not turned; without one nobody collects them.
         """
+        h = over_context(h, 1, 2, 3)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
         weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
         first, second = (None, None) if key is None else jax.random.split(key)
@@ -211,8 +214,13 @@ class DiT(Conditioned):
             return rotate(rms_normalise(x) * gain, angles[-x.shape[1] :])
 
         tokens = adaptive_norm(h, scale1, shift1)
-        qkv = tokens.reshape(h.shape[0], -1, h.shape[-1]) @ weights["qkv"] + weights["qkv_bias"]
-        q, own_k, own_v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, -1, self.head_dim), 2, 0)
+        # The weights as heads first: then each device of `tensor` makes its own heads, and weights move, not tokens.
+        by_heads = (
+            weights[name].reshape(-1, 3, h.shape[-1] // self.head_dim, self.head_dim) for name in ("qkv", "qkv_bias")
+        )
+        heads, bias = (constrain(part, None, None, TENSOR, None) for part in by_heads)
+        qkv = jnp.tensordot(tokens.reshape(h.shape[0], -1, h.shape[-1]), heads, 1) + bias
+        q, own_k, own_v = jnp.moveaxis(qkv, 2, 0)
         if past is None:
             k, v = turned(own_k, weights["key_gain"]), own_v
         else:

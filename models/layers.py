@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from models.parallel import constrain, over_context
+
 LOGSNR_LIMIT = 20.0
 
 
@@ -56,16 +58,20 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b f h w i"]) -> Float[Array, "b f h w o"]:
+        # On a mesh devices share out the rows, and exchange those at their borders; every one has the whole kernel. XLA
+        # (jax 0.10.2) computes something else where rows and channels are both split.
+        x, kernel = over_context(x, 2, 3), constrain(self.weight[...], None, None, None, None)
         # Frames join the batch: a 3-D convolution with a 1 x 3 x 3 kernel is six times slower on CPU.
         frames = x.reshape(-1, *x.shape[2:])
         out = jax.lax.conv_general_dilated(
             frames,
-            self.weight[...].astype(x.dtype),
+            kernel.astype(x.dtype),
             (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return (out + self.bias[...].astype(x.dtype)).reshape(*x.shape[:2], *out.shape[1:])
+        out = (out + self.bias[...].astype(x.dtype)).reshape(*x.shape[:2], *out.shape[1:])
+        return over_context(out, 2, 3)
 
 
 class TemporalMix(nnx.Module):
