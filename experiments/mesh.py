@@ -125,7 +125,7 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
 def reader(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     """(i, n): of n equal parts of every batch this process must read part i, the smallest that holds all its devices' rows."""
     rows = split(mesh).addressable_devices_indices_map((batch_size,)).values()
-    ranges = [index[0].indices(batch_size) for index in rows]
+    ranges = [index[0].indices(batch_size) for index in rows if index is not None]
     first, last = min(r[0] for r in ranges), max(r[1] for r in ranges) - 1
     for count in range(batch_size, 0, -1):
         if batch_size % count == 0 and first * count // batch_size == last * count // batch_size:

@@ -45,7 +45,7 @@ def constrain(x: Float[Array, "..."], *names: str | tuple[str, ...] | None) -> F
 
 
 def over_context(h: Float[Array, "b f h w c"], *sides: int) -> Float[Array, "b f h w c"]:
-    """The batch over `data` and `fsdp`, and over `context` the first of `sides` (1 frames, 2 rows, 3 columns) that it divides."""
+    """The batch over `data` and `fsdp`, over `context` the first of `sides` (1 frames, 2 rows, 3 columns) that it divides."""
     count = axes().get(CONTEXT, 1)
     side = next((i for i in sides if h.shape[i] % count == 0), None)
     return constrain(h, BATCH, *(CONTEXT if i == side else None for i in (1, 2, 3)), None)
@@ -76,7 +76,7 @@ def heads_for_tokens(attend: Attention, kind: str) -> Attention:
         count, lengths = axes().get(CONTEXT, 1), (q.shape[1], k.shape[1])
         q, k, v = (_padded(x, count) for x in (q, k, v))
         split = spec(q.shape, BATCH, CONTEXT, TENSOR, None)
-        heads = q.shape[2] // math.prod(axes()[name] for name in split[2] or ())
+        heads = q.shape[2] // (axes().get(TENSOR, 1) if split[2] else 1)
         if heads % count:
             raise ValueError(
                 f"attention {kind!r} splits heads over the mesh axis {CONTEXT!r}: {q.shape[2]} heads do not divide by"
@@ -115,10 +115,13 @@ def ring(attend: Attention) -> Attention:
             return attend(q, k, v, order)
         tokens = q.shape[1]
         rows, columns = order or (jnp.zeros(tokens), jnp.zeros(k.shape[1]))
-        # Filled up with keys that are not there, so that any number of tokens will do.
-        columns = jnp.pad(jnp.asarray(columns, jnp.float32), (0, -k.shape[1] % count), constant_values=jnp.inf)
-        rows = jnp.pad(jnp.asarray(rows, jnp.float32), (0, -tokens % count))
-        q, k, v = (_padded(x, count) for x in (q, k, v))
+        # Filled up with keys that are not there, so that any number of tokens will do. The same zeros behind all: where one
+        # array is padded twice XLA (jax 0.10.2) pads it with one of the values.
+        there = jnp.arange(k.shape[1] + -k.shape[1] % count) < k.shape[1]
+        q, k, v, rows, columns = (
+            _padded(x, count, axis) for x, axis in ((q, 1), (k, 1), (v, 1), (rows, 0), (columns, 0))
+        )
+        columns = jnp.where(there, columns, jnp.inf)
         split = spec(q.shape, BATCH, CONTEXT, TENSOR, None)
         along = PartitionSpec(CONTEXT)
         return _mapped(local, (split, split, split, along, along), split)(q, k, v, rows, columns)[:, :tokens]
@@ -151,6 +154,6 @@ def _mapped(local: Callable, inputs: Any, outputs: PartitionSpec) -> Callable:
     return jax.shard_map(local, in_specs=inputs, out_specs=outputs, axis_names=set(axes()), check_vma=False)
 
 
-def _padded(x: Heads, count: int) -> Heads:
-    """Zeros behind the tokens, up to a multiple of `count`."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % count), (0, 0), (0, 0)))
+def _padded(x: Float[Array, "..."], count: int, axis: int = 1) -> Float[Array, "..."]:
+    """Zeros behind an axis, up to a multiple of `count`."""
+    return jnp.pad(jnp.asarray(x), [(0, -n % count if i == axis else 0) for i, n in enumerate(x.shape)])

@@ -22,10 +22,10 @@ FEW = [(2, 2, 1, 2), (1, 2, 4, 1)]
 
 COMMON = dict(num_classes=3, shape=(8, 4, 4, 1))
 # Eight heads, eight frames and a batch of eight: every axis can be eight long.
-DIT = dict(COMMON, kind="dit", width=48, depth=2, head_dim=6, mlp_ratio=2)
+DIT = dict(COMMON, kind="dit", width=48, depth=1, head_dim=6, mlp_ratio=2)
 NETWORKS = {
     "dit": DIT,
-    "unrolled": dict(DIT, scan=False, dropout=0.2),
+    "unrolled": dict(DIT, scan=False, dropout=0.2, depth=2),
     "causal": dict(DIT, causal=True),
     "unet": dict(
         COMMON, kind="unet", shape=(3, 16, 8, 1), widths=(8, 16), blocks=(1, 1), embed=16, head_dim=8, dropout=0.2
@@ -125,3 +125,61 @@ def test_all_meshes_of_eight(sizes, reference):
 def test_every_network(name, sizes, reference):
     problem = denoising(name)
     same(one_step(*problem, mesh_of(sizes)), reference(name, problem))
+
+
+def progressive():
+    model = build(NETWORKS["unet"])
+    network = Network(model.apply, COSINE, "v", model.num_classes, model.cond_keys)
+    method = METHODS["progressive"](network, optimiser=optimiser(1e-3), weight=levels.truncated_snr())
+    params = [noisy(model.init(jax.random.key(0)), seed) for seed in (3, 4)]
+    return method, params[0], {"teacher": params[1]}, model.shape
+
+
+def mean_flow(attention):
+    """A derivative forward through the network, with the tokens split."""
+    model = build({**DIT, "level": "angle", "cond": ("logsnr_to",)}, attention)
+    network = Network(model.apply, COSINE, "v", model.num_classes, model.cond_keys)
+    law = levels.uniform_logsnr(COSINE, -4.0, 4.0)
+    method = METHODS["mean_flow"](network, optimiser=optimiser(1e-3), law=law, share=1.0, p=0.0)
+    return method, noisy(model.init(jax.random.key(0))), {}, model.shape
+
+
+def dmd2(name):
+    """Student, score and heads: three networks' worth of weights, two phases, backward simulation."""
+    model = build({**NETWORKS[name], "dropout": 0.0})
+    network = Network(model.apply, COSINE, "v", model.num_classes, model.cond_keys)
+    heads = build_heads({"width": 8}, model.channels, model.num_classes)
+    rule = optimiser(1e-3)
+    method = METHODS["dmd2"](
+        network, optimiser=rule, critic_optimiser=rule, steps=2, adversarial=1.0, discriminative=1.0,
+        discriminator=Discriminator(model.features, heads.init, heads.apply),
+    )  # fmt: skip
+    params = [noisy(model.init(jax.random.key(0)), seed) for seed in (3, 4)]
+    return method, params[0], {"teacher": params[1]}, model.shape, (params[1],)
+
+
+def autoencoder():
+    shape = (5, 16, 16, 1)
+    pair = build_autoencoder({**DEFAULTS, "shape": shape, "widths": (8, 16), "blocks": 1, "patch": 2, "channels": 3})
+    return autoencoders.method(pair, optimiser=optimiser(1e-3)), pair.init(jax.random.key(0)), {}, shape
+
+
+FAMILIES = {
+    "progressive": (progressive,),
+    "mean_flow": (mean_flow, "checkpoint"),
+    "mean_flow on a ring": (mean_flow, "ring"),
+    "mean_flow by heads": (mean_flow, "ulysses"),
+    "dmd2": (dmd2, "causal"),
+    "dmd2 of a unet": (dmd2, "unet"),
+    "autoencoder": (autoencoder,),
+}
+
+
+@pytest.mark.parametrize("sizes", FEW)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_phase_of_every_family(name, sizes, reference):
+    make, *given = FAMILIES[name]
+    method, params, frozen, shape, *teacher = make(*given)
+    # Every attention must give what plain attention gives on one device.
+    plain, kind = (mean_flow("xla"), "mean_flow") if make is mean_flow else (make(*given), name)
+    same(one_step(method, params, frozen, shape, mesh_of(sizes), *teacher), reference(kind, plain))
