@@ -372,13 +372,15 @@ def load_fitting(
 ) -> Any:
     """Weights by reference, refused by name if their record doesn't fit the stage that wants them.
 
-    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before.
+    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before. How it is
+    computed (`attention`, `remat`) is no part of its weights.
     """
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
+    free = ("cond", "attention", "remat")
 
     def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-        model = {k: v for k, v in record["model"].items() if k != "cond"} if "model" in record else None
+        model = {k: v for k, v in record["model"].items() if k not in free} if "model" in record else None
         return {**record, "model": model}
 
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")

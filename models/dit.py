@@ -35,6 +35,15 @@ def adaptive_norm(h: Clip, scale: Float[Array, "..."], shift: Float[Array, "..."
     return modulate(rms_normalise(h), scale, shift)
 
 
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass has of a layer, by jax's policies: all but what is always computed again; of the rest only the
+products of tokens with weights; nothing but its input."""
+
+
 class Layers(nnx.Module):
     """The weights of all blocks, stacked on axis 0: what `jax.lax.scan` reads one layer of at a time."""
 
@@ -62,7 +71,7 @@ class DiT(Conditioned):
 
     `scan` runs the layers as one scanned layer, which keeps compile time and code size flat in depth; the
     parameters are the same either way. `causal`: a frame sees its own `block` of frames and those before, never later ones,
-    and cond may hold a `cache` of earlier frames' keys and values (see `remember`).
+    and cond may hold a `cache` of earlier frames' keys and values (see `remember`). `remat`: one of `REMAT`, memory for time.
     """
 
     def __init__(
@@ -82,11 +91,12 @@ class DiT(Conditioned):
         scan: bool,
         causal: bool,
         block: int,
+        remat: str,
         dtype: str,
         rngs: Rngs,
     ):
         super().__init__(width, num_classes, inputs, level, rngs)
-        self.causal, self.block = causal, block
+        self.causal, self.block, self.remat = causal, block, remat
         self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
         self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
@@ -163,7 +173,9 @@ class DiT(Conditioned):
             h, k, v = self.layer(weights, h, modulation + weights["table"], angles, order, past, key)
             return h, collect(h, k, v)
 
-        layers = (self.layers.arrays(), keys, past)
+        layers, policy = (self.layers.arrays(), keys, past), REMAT[self.remat]
+        if policy is not None:
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             h, maps = jax.lax.scan(layer, h, layers)
         else:

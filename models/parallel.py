@@ -51,6 +51,30 @@ def over_context(h: Float[Array, "b f h w c"], *sides: int) -> Float[Array, "b f
     return constrain(h, BATCH, *(CONTEXT if i == side else None for i in (1, 2, 3)), None)
 
 
+def by_rows(
+    convolve: Callable[[Array, Array, int], Array], x: Float[Array, "b f h w i"], kernel: Array, border: int
+) -> Float[Array, "b f h w o"]:
+    """convolve(x, kernel, rows), which takes `rows` rows of zeros for granted above and below, with the rows over `context`.
+
+    Devices give each other the `border` rows at their edges. By hand, as XLA (jax 0.10.2) shares out convolutions wrongly: of
+    rows and channels at once the values are others, of rows on a mesh with a further axis the kernel's gradient is a multiple.
+    """
+    if not axes():
+        return convolve(x, kernel, border)
+    split = spec(x.shape, BATCH, None, CONTEXT, None, None)
+    count = axes()[CONTEXT] if split[2] else 1
+
+    def local(x: Array, kernel: Array) -> Array:
+        if count == 1 or border == 0:
+            return convolve(x, kernel, border)
+        # Who is sent nothing has zeros: the rows above the first and below the last.
+        above = jax.lax.ppermute(x[:, :, -border:], CONTEXT, [(i, i + 1) for i in range(count - 1)])
+        below = jax.lax.ppermute(x[:, :, :border], CONTEXT, [(i + 1, i) for i in range(count - 1)])
+        return convolve(jnp.concatenate([above, x, below], 2), kernel, 0)
+
+    return _mapped(local, (split, PartitionSpec()), split)(x, kernel)
+
+
 def own_queries(attend: Attention) -> Attention:
     """`attend` with every device's own queries against all keys. Tokens that `context` doesn't divide are not split."""
 
