@@ -27,7 +27,8 @@ def start(workdir, devices, mesh, processes=None):
     config = workdir.with_name(f"{workdir.name}.py")
     config.write_text(CONFIG.format(**mesh), encoding="utf-8")
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"]
     command += [f"--processes={processes}"] if processes else []

@@ -17,8 +17,8 @@ from models.autoencoder import DEFAULTS, build_autoencoder
 
 COSINE = schedules.vp_cosine()
 ALL = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
-SOME = [(2, 2, 2, 1), (1, 2, 2, 2), (2, 1, 1, 4), (1, 1, 8, 1)]
-FEW = [(2, 2, 1, 2), (1, 2, 4, 1)]
+SOME = [(1, 2, 2, 2), (2, 2, 1, 2), (1, 1, 8, 1)]
+ONE = (1, 2, 2, 2)
 
 COMMON = dict(num_classes=3, shape=(8, 4, 4, 1))
 # Eight heads, eight frames and a batch of eight: every axis can be eight long.
@@ -175,11 +175,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("sizes", FEW)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_phase_of_every_family(name, sizes, reference):
+def test_every_phase_of_every_family(name, reference):
     make, *given = FAMILIES[name]
     method, params, frozen, shape, *teacher = make(*given)
     # Every attention must give what plain attention gives on one device.
     plain, kind = (mean_flow("xla"), "mean_flow") if make is mean_flow else (make(*given), name)
-    same(one_step(method, params, frozen, shape, mesh_of(sizes), *teacher), reference(kind, plain))
+    same(one_step(method, params, frozen, shape, mesh_of(ONE), *teacher), reference(kind, plain))
