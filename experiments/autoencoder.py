@@ -15,6 +15,7 @@ from distill.inputs import clean
 from distill.method import Method, descent
 from experiments import config as configs
 from experiments import data, figures, latents, loop, weights
+from experiments import mesh as meshes
 from experiments.config import ConfigError
 from experiments.context import Context
 from experiments.metrics import distances, report
@@ -100,6 +101,8 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     state = learning.init(key, jax.tree.map(jnp.asarray, params))
     whole = loop.Run(learning, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
     finish_training(context, name, block, whole, source, key, record)
+    if not meshes.leads():
+        return
     clips = data.Batches(source, min(STATISTICS, len(source)), seed=context.config["seed"]).batch_at(0)["video"]
     path = weights.result_path(context.workdir, name)
     params, record = weights.load(path)

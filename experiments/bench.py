@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config, source, only, steps, out = parse(sys.argv if argv is None else argv)
         with tempfile.TemporaryDirectory() as folder:
-            context = Context(config, pathlib.Path(folder), meshes.make(), source)
+            context = Context(config, pathlib.Path(folder), meshes.make(config.get("mesh")), source)
             report = {name: measure(context, name, steps) for name in chosen(config, only)}
     except ConfigError as error:
         return run.fail(str(error), 2)
@@ -75,7 +75,7 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, int, pathli
     if not (text := values.get("steps", "20")).isdecimal() or not int(text):
         raise ConfigError(f"--steps: expected a whole number from 1 up, got {text!r}")
     left = [a for a in argv if not any(a in given for given in own.values())]
-    config, source, _, only = run.parse([*left, "--workdir=."])
+    config, source, _, only, _ = run.parse([*left, "--workdir=."])
     return config, source, only, int(text), pathlib.Path(values["out"]) if "out" in values else None
 
 
@@ -109,9 +109,8 @@ def prepare(context: Context, name: str) -> tuple[dict[str, Prepared], tuple[Any
     stages.check_block(block, where)
     meshes.check_batch(block["batch_size"], context.mesh, where)
     method, (state, frozen, batch, key, hyper) = begin(context, name, block)
-    everywhere = meshes.replicated(context.mesh)
-    state, frozen = meshes.put(state, everywhere), meshes.put(frozen, everywhere)
-    arguments = (state, frozen, meshes.put_batch(batch, context.mesh), key, hyper)
+    state, frozen = meshes.put(state, context.mesh), meshes.put(frozen, context.mesh)
+    arguments = (state, frozen, meshes.put_batch(batch, context.mesh, block["batch_size"]), key, hyper)
     # A loop's body counts once: for counting, and for that only, the layers stand one after the other.
     flat, shapes = begin(unrolled(context), name, block, shapes=True)
     forward = one_forward(unrolled(context).config, block["batch_size"])
@@ -144,8 +143,11 @@ def timed(name: str, phases: Mapping[str, Prepared], arguments: tuple[Any, ...],
 
 
 def operations(function: Any, *arguments: Any) -> float:
-    """Floating-point operations of a function's program before the compiler's choices, which hide products in calls."""
-    return costs.operations(jax.jit(function).lower(*arguments))
+    """Floating-point operations of a function's program before the compiler's choices, which hide products in calls. They are
+    counted for the CPU: other backends count compiled programs only.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return costs.operations(jax.jit(function).lower(*arguments))
 
 
 def one_forward(config: Mapping[str, Any], batch_size: int) -> float:

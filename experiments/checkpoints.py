@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from experiments import mesh as meshes
 from experiments.config import ConfigError
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ class Checkpoints:
                 )
                 damaged.append(step)
                 self.manager.close()
-                (self.folder / str(step)).rename(aside)
+                meshes.meet(f"{aside} is damaged")
+                if meshes.leads():
+                    (self.folder / str(step)).rename(aside)
+                meshes.meet(f"{aside} is aside")
                 self.manager = self._open(self._keep)
         if damaged:
             raise ConfigError(

@@ -52,17 +52,18 @@ class Run:
 
 
 def compile_phases(method: Method, mesh: Mesh) -> dict[str, Callable]:
-    """One jit for each phase: weights replicated, the batch split over `data`, the state donated."""
-    everywhere, rows = meshes.replicated(mesh), meshes.split(mesh)
-    return {
-        name: jax.jit(
-            phase,
-            donate_argnums=0,
-            in_shardings=(everywhere, everywhere, rows, everywhere, everywhere),
-            out_shardings=everywhere,
-        )
-        for name, phase in method.phases.items()
-    }
+    """One jit for each phase, traced in the mesh's context. State and batch stay where they are put; the state is donated."""
+
+    def on_mesh(phase: Callable) -> Callable:
+        def placed(state: PyTree, frozen: PyTree, batch: PyTree, key: jax.Array, hyper: PyTree):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                state, metrics = phase(state, frozen, batch, key, hyper)
+            places = (meshes.shardings(state, mesh), jax.tree.map(lambda _: meshes.replicated(mesh), metrics))
+            return jax.lax.with_sharding_constraint((state, metrics), places)
+
+        return jax.jit(placed, donate_argnums=0)
+
+    return {name: on_mesh(phase) for name, phase in method.phases.items()}
 
 
 def train(
@@ -85,11 +86,10 @@ def train(
     again after a kill in between: it must be repeatable). Raises FloatingPointError for a non-finite loss, Stopped after
     SIGTERM.
     """
-    everywhere = meshes.replicated(mesh)
-    run.state, run.frozen = meshes.put(run.state, everywhere), meshes.put(run.frozen, everywhere)
+    run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
     total = run.steps * run.rounds
     first = 0
-    found = checkpoints.restore(meshes.put(run.tree(), everywhere))
+    found = checkpoints.restore(meshes.put(run.tree(), mesh))
     if found is not None:
         first, tree, position, saved = found
         check_same(saved, record, f"{name}: checkpoint {checkpoints.folder / str(first)}")
@@ -120,7 +120,8 @@ def train(
         scalars = average(values)
         writer.write_scalars(seen[-1][0], {**scalars, "steps_per_second": progress.speed()})
         writer.flush()
-        progress.line(seen[-1][0], scalars)
+        if meshes.leads():
+            progress.line(seen[-1][0], scalars)
         history.append(scalars)
         if not alarmed and (line := run.method.alarm(history)):
             alarmed = True
@@ -129,7 +130,7 @@ def train(
 
     with stop_signal() as stopping:
         for step in range(first, total):
-            batch = meshes.put_batch(next(batches), mesh)
+            batch = meshes.put_batch(next(batches), mesh, batches.batch_size)
             hyper = {k: np.float32(v) for k, v in run.hyper.items()}
             for index, phase in enumerate(run.method.order(step)):
                 step_key = jax.random.fold_in(jax.random.fold_in(key, step), index)
@@ -138,7 +139,10 @@ def train(
                 seen.append((step + 1, {f"{prefix}{k}": v for k, v in metrics.items()}))
             done = step + 1
             end_of_round = done % run.steps == 0
-            if end_of_round or done % log_every == 0 or done % checkpoint_every == 0 or stopping():
+            pause = end_of_round or done % log_every == 0 or done % checkpoint_every == 0
+            # Several processes must leave at the same step: they ask each other, but not at every one.
+            stop = stopping() if jax.process_count() == 1 else pause and meshes.agreed(stopping())
+            if pause or stop:
                 report()
             if end_of_round:
                 on_round(run)
@@ -146,10 +150,10 @@ def train(
                     if run.method.next is None:
                         raise ConfigError(f"{name}: this method has a single round, {run.rounds} were asked for")
                     run.state, run.frozen, run.hyper = run.method.next(run.state, run.frozen, run.hyper)
-                    run.state, run.frozen = meshes.put(run.state, everywhere), meshes.put(run.frozen, everywhere)
-            if end_of_round or done % checkpoint_every == 0 or stopping():
+                    run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
+            if end_of_round or done % checkpoint_every == 0 or stop:
                 checkpoints.save(done, run.tree(), batches.get_state(), record | {"step": done})
-            if stopping() and done < total:
+            if stop and done < total:
                 checkpoints.wait()
                 writer.close()
                 raise Stopped(f"{name}: stopped at step {done} of {total}, saved; run the same command to go on")

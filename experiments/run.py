@@ -2,6 +2,7 @@
 
 A finished stage is skipped, a broken one goes on from its last checkpoint. `--stage=NAME` runs one stage,
 `--config.a.b=VALUE` overrides a key. The workdir belongs to one config: a stage that has begun with other settings is refused.
+Several processes are given the same command with `--processes=auto` (or HOST:PORT,COUNT,INDEX each) and share the workdir.
 """
 
 import contextlib
@@ -32,8 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("experiments").setLevel(logging.INFO)
     try:
-        config, source, workdir, stage = parse(argv if argv is not None else sys.argv)
-        context = stages.Context(config, workdir, meshes.make(), source)
+        config, source, workdir, stage, processes = parse(argv if argv is not None else sys.argv)
+        if processes is not None:
+            join(processes)
+        context = stages.Context(config, workdir, meshes.make(config.get("mesh")), source)
         with exclusively(workdir):
             run(context, stage)
     except ConfigError as error:
@@ -50,8 +53,21 @@ def fail(message: str, status: int) -> int:
     return status
 
 
-def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | None]:
-    """(config as a plain dict, its name, workdir, stage) from the command line."""
+def join(processes: str) -> None:
+    """Makes this process one of several, before JAX starts: "auto" asks the cluster (TPU, Slurm, ...), "HOST:PORT,COUNT,INDEX"
+    tells where process 0 listens, how many there are and which this is.
+    """
+    if processes == "auto":
+        jax.distributed.initialize()
+        return
+    address, *numbers = processes.split(",")
+    if ":" not in address or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
+        raise ConfigError(f"--processes is 'auto' or HOST:PORT,COUNT,INDEX, got {processes!r}")
+    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
+
+
+def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | None, str | None]:
+    """(config as a plain dict, its name, workdir, stage, processes) from the command line."""
     given = [a for a in argv[1:] if a.startswith("--config=")]
     name = given[-1].removeprefix("--config=") if given else None
     if name is not None and not pathlib.Path(name.split(":")[0]).is_file():
@@ -71,8 +87,11 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | Non
             "usage: python -m experiments.run --config=configs/X.py --workdir=DIR [--stage=NAME] [--config.a.b=VALUE]"
         )
     if rest:
-        raise ConfigError(f"arguments not understood: {' '.join(rest)} (flags are --config, --workdir, --stage)")
-    return configs.plain(config), name or "config", pathlib.Path(found["workdir"].value).resolve(), found["stage"].value
+        raise ConfigError(
+            f"arguments not understood: {' '.join(rest)} (flags are --config, --workdir, --stage, --processes)"
+        )
+    workdir, stage, processes = (found[flag].value for flag in ("workdir", "stage", "processes"))
+    return configs.plain(config), name or "config", pathlib.Path(workdir).resolve(), stage, processes
 
 
 def read_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -81,6 +100,7 @@ def read_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     config_flags.DEFINE_config_file("config", None, "a config file", flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "where results and checkpoints go", flag_values=values)
     flags.DEFINE_string("stage", None, "run this stage only", flag_values=values)
+    flags.DEFINE_string("processes", None, "auto, or HOST:PORT,COUNT,INDEX", flag_values=values)
     # config_flags looks for overrides in sys.argv, whatever it is asked to parse.
     with mock.patch.object(sys, "argv", argv):
         return values, values(argv)[1:]
@@ -116,7 +136,8 @@ def run(context: stages.Context, only: str | None = None) -> None:
     if only is not None:
         configs.choose(only, plan, "--stage")
     check_workdir(context)
-    configs.write_json(context.workdir / "config.json", context.config)
+    if meshes.leads():
+        configs.write_json(context.workdir / "config.json", context.config)
     for name, block in plan.items():
         if only is not None and name != only:
             continue
@@ -125,15 +146,20 @@ def run(context: stages.Context, only: str | None = None) -> None:
             print(f"{name}: already done, skipped", flush=True)
             continue
         begun = time.monotonic()
-        configs.write_json(folder / "config.json", stage_config(context.config, name))
-        figures = stages.KINDS[block["kind"]](context, name, block) or {}
-        configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1), **figures})
-        print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
+        if meshes.leads():
+            configs.write_json(folder / "config.json", stage_config(context.config, name))
+        meshes.meet(f"{name} begins")
+        if meshes.leads() or block["kind"] in stages.TRAINED:
+            figures = stages.KINDS[block["kind"]](context, name, block) or {}
+            if meshes.leads():
+                configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1), **figures})
+                print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
+        meshes.meet(f"{name} is done")
 
 
 def stage_config(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a stage's result depends on: its own block and all that stages share."""
-    return {k: v for k, v in config.items() if k != "stages"} | {"stage": config["stages"][name]}
+    """What a stage's result depends on: its own block and all that stages share, but for the devices it runs on."""
+    return {k: v for k, v in config.items() if k not in ("stages", "mesh")} | {"stage": config["stages"][name]}
 
 
 def check_workdir(context: stages.Context) -> None:
@@ -153,7 +179,10 @@ def check_workdir(context: stages.Context) -> None:
 
 @contextlib.contextmanager
 def exclusively(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the workdir: a second run in it would write over the first one's files."""
+    """Holds the workdir: a second run in it would write over the first one's files. Of several processes the first does."""
+    if not meshes.leads():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "w")  # noqa: SIM115 (held as long as the run)

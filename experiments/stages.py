@@ -30,6 +30,8 @@ TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
     "log_every", "checkpoint_every", "tensorboard", "threads",
 }  # fmt: skip
+TRAINED = ("train", "classifier", "autoencoder")
+"""Kinds of stages that run on all devices, and on all processes; the others run on the first device of the first process."""
 WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads"}
 KEYS = {
     "train": (
@@ -65,7 +67,7 @@ def check(context: Context) -> None:
     """Every stage of the config, before any work: kinds, keys, names, and that what they refer to exists."""
     config = context.config
     needed = {"seed", "data", "stages"}
-    configs.check_keys(config, {"model", "schedule", "prediction", "augmentation", *needed}, needed, "config")
+    configs.check_keys(config, {"model", "schedule", "prediction", "augmentation", "mesh", *needed}, needed, "config")
     if "model" in config:
         check_shapes(configs.source(config, "train"), config)
     earlier: dict[str, Any] = {}
@@ -113,7 +115,8 @@ def check(context: Context) -> None:
             if block.get("teacher") == exact.ORACLE:
                 exact.source_of(config, "train", f"{where}.teacher")
             training.check(context, name, block, earlier)
-        meshes.check_batch(block.get("batch_size", 64), context.mesh, where)
+        if block["kind"] in TRAINED:
+            meshes.check_batch(block["batch_size"], context.mesh, where)
         for reference in references:
             stage = reference.split("@")[0]
             if reference.startswith("pretrained:") or reference.endswith(".safetensors"):

@@ -17,6 +17,7 @@ from diffusion import schedules
 from distill import FORWARD, GAMES, STUDENTS, Discriminator, Network
 from experiments import config as configs
 from experiments import data, evaluation, exact, latents, loop, weights
+from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
 from experiments.context import Context
@@ -159,8 +160,11 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
 
 
 def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record whose model says nothing of `INPUTS`: a network that lacks some can be completed."""
-    model = {k: v for k, v in record["model"].items() if k != "cond"} if "model" in record else None
+    """A record whose model says nothing of `INPUTS`, since a network that lacks some can be completed, and nothing of what
+    doesn't change its answers.
+    """
+    free = ("cond", "attention", "remat")
+    model = {k: v for k, v in record["model"].items() if k not in free} if "model" in record else None
     return {**record, "model": model}
 
 
@@ -387,7 +391,7 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
     run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
     finish_training(context, name, block, run, source, key, record)
     held_out = data.Batches(configs.source(context.config, "test"), HELD_OUT, seed=context.config["seed"]).batch_at(0)
-    classify = classifier_training.classify_fn(classifier, run.state.ema)
+    classify = classifier_training.classify_fn(classifier, meshes.whole(run.state.ema))
     logits, _ = classify(held_out["video"].reshape(-1, *source.shape[1:]))
     right = logits.argmax(-1) == np.repeat(held_out["label"], source.shape[0])
     return {"held_out_accuracy": float(right.mean()), "held_out_frames": len(right)}
@@ -400,18 +404,25 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
         "stage": name, "config": context.source, "seed": context.config["seed"], "data": context.config["data"],
         "batch_size": block["batch_size"], "train_steps": run.steps, "commit": commit(),
     }  # fmt: skip
-    print(f"{name}: {parameter_overview.count_parameters(run.state.params):,} parameters", flush=True)
-    overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
-    (folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+    if meshes.leads():
+        print(f"{name}: {parameter_overview.count_parameters(run.state.params):,} parameters", flush=True)
+        overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
+        (folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+    part, parts = meshes.reader(context.mesh, block["batch_size"])
     threads = block.get("threads", 1)
     batches = data.Batches(
         source, block["batch_size"], seed=context.config["seed"] + block.get("seed_offset", 0),
-        process_index=jax.process_index(), process_count=jax.process_count(), threads=threads, prefetch=2 * threads,
+        process_index=part, process_count=parts, threads=threads, prefetch=2 * threads,
     )  # fmt: skip
     student_steps = block.get("student_steps", [])
 
     def on_round(run: loop.Run) -> None:
-        params = run.state.ema
+        params = meshes.whole(run.state.ema)
+        if meshes.leads():
+            save(run, params)
+        meshes.meet(f"{name}: weights are written")
+
+    def save(run: loop.Run, params: Any) -> None:
         if student_steps:
             steps = round(run.hyper["steps"])
             weights.save(weights.result_path(context.workdir, name, steps), params, record | {"steps": steps})
@@ -422,6 +433,8 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
             weights.save(weights.result_path(context.workdir, name), params, record)
 
     def make_writer(step: int) -> Writer:
+        if not meshes.leads():
+            return MultiWriter([])
         writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
         if block.get("tensorboard", True):
             writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
@@ -442,11 +455,11 @@ def load_fitting(
 ) -> Any:
     """Weights by reference, refused by name if their record doesn't fit the stage that wants them.
 
-    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before.
+    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before. How it is
+    computed (`attention`, `remat`) is no part of its weights.
     """
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
-
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
     weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
     evaluation.check_space(record, expected["latent"], f"{reference} ({path})")

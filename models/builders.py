@@ -9,7 +9,7 @@ from flax import nnx
 
 from models.attention import NO_ATTENTION, attention_kind
 from models.definition import INPUTS, ModelDef, define
-from models.dit import DiT
+from models.dit import REMAT, DiT
 from models.layers import LEVELS, Rngs
 from models.mlp import MLP
 from models.rope import axis_split
@@ -117,6 +117,8 @@ def _check_dit(options: dict[str, Any]) -> None:
     if height % options["patch"] or width % options["patch"]:
         raise ValueError(f"frames of {height}x{width} do not divide by patch {options['patch']}")
     _check_heads("width", options["width"], options["head_dim"])
+    if options["remat"] not in REMAT:
+        raise ValueError(f"remat is one of {tuple(REMAT)}, got {options['remat']!r}{_hint(options['remat'], REMAT)}")
 
 
 def _check_heads(name: str, width: int, head_dim: int) -> None:
@@ -147,6 +149,7 @@ DIT_OPTIONS = {
     "scan": True,
     "causal": False,
     "block": 1,
+    "remat": "none",
     "dtype": "float32",
 }
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention, Order
 from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, rms_normalise
+from models.parallel import TENSOR, constrain, over_context
 from models.rope import grid_angles, rotate
 from models.unet import depth_to_space, space_to_depth
 
@@ -33,6 +34,15 @@ gelu = jax.checkpoint(jax.nn.gelu)
 def adaptive_norm(h: Clip, scale: Float[Array, "..."], shift: Float[Array, "..."]) -> Clip:
     """h / rms(h) (1 + scale) + shift."""
     return modulate(rms_normalise(h), scale, shift)
+
+
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass has of a layer, by jax's policies: all but what is always computed again; of the rest only the
+products of tokens with weights; nothing but its input."""
 
 
 class Layers(nnx.Module):
@@ -63,6 +73,7 @@ class DiT(Conditioned):
     `scan` runs the layers as one scanned layer, which keeps compile time and code size flat in depth; the
     parameters are the same either way. `causal`: a frame sees its own `block` of frames and those before, never later ones,
     and cond may hold a `cache` of earlier frames' keys and values (see `remember`), or the `history` that they are to have.
+    `remat`: one of `REMAT`, memory for time.
     """
 
     def __init__(
@@ -82,11 +93,12 @@ class DiT(Conditioned):
         scan: bool,
         causal: bool,
         block: int,
+        remat: str,
         dtype: str,
         rngs: Rngs,
     ):
         super().__init__(width, num_classes, inputs, level, rngs)
-        self.causal, self.block = causal, block
+        self.causal, self.block, self.remat = causal, block, remat
         self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
         self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
@@ -181,7 +193,9 @@ class DiT(Conditioned):
             h, k, v = self.layer(weights, h, modulation + weights["table"], angles, attend, past, key)
             return h, collect(h, k, v)
 
-        layers = (self.layers.arrays(), keys, past)
+        layers, policy = (self.layers.arrays(), keys, past), REMAT[self.remat]
+        if policy is not None:
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             h, maps = jax.lax.scan(layer, h, layers)
         else:
@@ -207,7 +221,8 @@ class DiT(Conditioned):
         if not self.causal:
             return None
         tokens = h.shape[2] * h.shape[3]
-        own = jnp.repeat(jnp.arange(h.shape[1]) // self.block, tokens).astype(jnp.float32)
+        # NumPy's, as long as there is no cache: an attention that wants its masks early has them.
+        own = np.repeat(np.arange(h.shape[1]) // self.block, tokens).astype(np.float32)
         if cache is None:
             return own, own
         slots = cache["keys"].shape[2]
@@ -227,6 +242,7 @@ class DiT(Conditioned):
         """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values. With
         a past the keys are as it keeps them, normed and not turned; without one nobody collects them.
         """
+        h = over_context(h, 1, 2, 3)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
         weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
         first, second = (None, None) if key is None else jax.random.split(key)
@@ -240,8 +256,13 @@ class DiT(Conditioned):
             return rotate(rms_normalise(x) * gain, angles[-x.shape[1] :])
 
         tokens = adaptive_norm(h, scale1, shift1)
-        qkv = tokens.reshape(h.shape[0], -1, h.shape[-1]) @ weights["qkv"] + weights["qkv_bias"]
-        q, own_k, own_v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, -1, self.head_dim), 2, 0)
+        # The weights as heads first: then each device of `tensor` makes its own heads, and weights move, not tokens.
+        by_heads = (
+            weights[name].reshape(-1, 3, h.shape[-1] // self.head_dim, self.head_dim) for name in ("qkv", "qkv_bias")
+        )
+        heads, bias = (constrain(part, None, None, TENSOR, None) for part in by_heads)
+        qkv = jnp.tensordot(tokens.reshape(h.shape[0], -1, h.shape[-1]), heads, 1) + bias
+        q, own_k, own_v = jnp.moveaxis(qkv, 2, 0)
         if past is None:
             k, v = turned(own_k, weights["key_gain"]), own_v
         else:

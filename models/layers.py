@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from models.parallel import by_rows
+
 LOGSNR_LIMIT = 20.0
 
 
@@ -56,16 +58,20 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b f h w i"]) -> Float[Array, "b f h w o"]:
-        # Frames join the batch: a 3-D convolution with a 1 x 3 x 3 kernel is six times slower on CPU.
-        frames = x.reshape(-1, *x.shape[2:])
-        out = jax.lax.conv_general_dilated(
-            frames,
-            self.weight[...].astype(x.dtype),
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return (out + self.bias[...].astype(x.dtype)).reshape(*x.shape[:2], *out.shape[1:])
+        border = self.weight.shape[0] // 2
+
+        def convolve(x: Array, kernel: Array, rows: int) -> Array:
+            # Frames join the batch: a 3-D convolution with a 1 x 3 x 3 kernel is six times slower on CPU.
+            out = jax.lax.conv_general_dilated(
+                x.reshape(-1, *x.shape[2:]),
+                kernel,
+                (1, 1),
+                ((rows, rows), (border, border)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            return out.reshape(*x.shape[:2], *out.shape[1:])
+
+        return by_rows(convolve, x, self.weight[...].astype(x.dtype), border) + self.bias[...].astype(x.dtype)
 
 
 class TemporalMix(nnx.Module):

@@ -72,10 +72,9 @@ def test_all_halvings_share_one_compilation():
     phases = loop.compile_phases(method, mesh)
     batch = {"video": jnp.ones((4, 1, 1, 1, 1))}
     seen = []
-    everywhere = meshes.replicated(mesh)
     for r in range(4):
         for i in range(2):
-            state, frozen = meshes.put(run.state, everywhere), meshes.put(run.frozen, everywhere)
+            state, frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
             hyper = {k: np.float32(v) for k, v in run.hyper.items()}
             run.state, metrics = phases["train"](state, frozen, batch, jax.random.key(i), hyper)
             assert np.isfinite(metrics["loss"])

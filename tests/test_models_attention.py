@@ -7,6 +7,7 @@ import pytest
 
 from models import ATTENTION, JVP_KINDS, attention, require_jvp
 from models.rope import axis_split, grid_angles, rotate
+from models.splash import Ordered
 
 # 37 tokens in chunks of 16: three chunks, of which the last is padded.
 BATCH, TOKENS, HEADS, WIDTH = 2, 37, 3, 8
@@ -80,14 +81,19 @@ def test_jvp_is_the_slope_of_the_exact_value(kind):
     np.testing.assert_allclose(tangent, slope, atol=1e-5)
 
 
-def test_kinds_without_jvp_are_refused_by_name():
+@pytest.mark.parametrize("kind", [kind for kind in ATTENTION if kind not in JVP_KINDS])
+def test_kinds_without_jvp_are_refused_by_name(kind):
+    """And there is a reason: they have none."""
+    with pytest.raises(ValueError, match=f"'{kind}' has no jax.jvp; build the model with one of .*'xla', 'checkpoint'"):
+        require_jvp(kind)
+    q = jnp.ones((1, 4, 1, 8))
+    with pytest.raises((TypeError, ValueError), match="forward-mode|custom_vjp|jvp"):
+        jax.jvp(lambda q: ATTENTION[kind](q, q, q), (q,), (q,))
+
+
+def test_kinds_with_jvp_and_unknown_ones():
     for kind in JVP_KINDS:
         require_jvp(kind)
-    with pytest.raises(ValueError, match="'fused' has no jax.jvp; build the model with one of"):
-        require_jvp("fused")
-    q = jnp.ones((1, 4, 1, 8))
-    with pytest.raises(TypeError):
-        jax.jvp(lambda q: ATTENTION["fused"](q, q, q), (q,), (q,))
     with pytest.raises(KeyError, match="did you mean 'fused'"):
         require_jvp("fusd")
 
@@ -152,10 +158,41 @@ def test_heads_that_do_not_split_are_refused(head_dim):
 def test_an_order_masks_what_is_later(kind):
     """Against attention over the keys that a query may see, one query at a time; keys of number infinity are not there."""
     q, k, v, _ = (jnp.asarray(x, jnp.float32) for x in problem())
-    rows = jnp.arange(TOKENS) // 5.0
-    columns = jnp.where(jnp.arange(TOKENS) % 7 == 3, jnp.inf, rows)
-    out = jax.jit(ATTENTION[kind])(q, k, v, (rows, columns))
+    rows = np.arange(TOKENS) // 5.0
+    columns = np.where(np.arange(TOKENS) % 7 == 3, np.inf, rows)
+    out = jax.jit(lambda q, k, v: ATTENTION[kind](q, k, v, (rows, columns)))(q, k, v)
+    if kind != "splash":
+        np.testing.assert_array_equal(jax.jit(ATTENTION[kind])(q, k, v, (rows, columns)), out)
     for i in (0, 4, 5, 20, 36):
         seen = np.flatnonzero(np.asarray(columns) <= rows[i])
         alone = attention.plain(q[:, i : i + 1], k[:, seen], v[:, seen])
         np.testing.assert_allclose(out[:, i : i + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_more_keys_than_queries(kind):
+    """As with a cache of 600 tokens: more than a block of the TPU's kernel, not a multiple of any."""
+    rng = np.random.default_rng(2)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, n, 2, 8)), jnp.float32) for n in (20, 620, 620))
+    columns = np.arange(620) // 10.0
+    order = (columns[600:], columns)
+    out = jax.jit(lambda q, k, v: ATTENTION[kind](q, k, v, order))(q, k, v)
+    np.testing.assert_allclose(out[:, :10], attention.plain(q[:, :10], k[:, :610], v[:, :610]), atol=1e-5)
+    np.testing.assert_allclose(out[:, 10:], attention.plain(q[:, 10:], k, v), atol=1e-5)
+
+
+def test_the_tpu_kernel_has_no_masks_that_depend_on_data():
+    q = jnp.ones((1, 4, 1, 8))
+    with pytest.raises(ValueError, match="'splash' has no masks that depend on data, .* attention 'fused'"):
+        jax.jit(ATTENTION["splash"])(q, q, q, (jnp.zeros(4), jnp.zeros(4)))
+
+
+def test_a_mask_is_made_block_by_block():
+    """The kernel knows masks by their content: equal ones are one, and any block is that of the whole."""
+    rows, columns = np.arange(6) // 2.0, np.arange(8) // 3.0
+    mask = Ordered(rows, columns)
+    whole = columns[None] <= rows[:, None]
+    assert mask.shape == whole.shape == (6, 8)
+    np.testing.assert_array_equal(mask[2:4, 1:7], whole[2:4, 1:7])
+    assert mask == Ordered(rows.copy(), columns) and hash(mask) == hash(Ordered(rows.copy(), columns))
+    assert mask != Ordered(rows, columns + 1)

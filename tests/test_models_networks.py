@@ -9,6 +9,7 @@ import pytest
 
 from models import build, inherit
 from models.definition import INPUTS, frame_level
+from models.dit import REMAT
 from models.layers import LEVELS, rms_normalise
 from models.unet import depth_to_space
 
@@ -461,3 +462,32 @@ def test_features_have_no_dropout_and_refuse_what_apply_refuses(kind):
         net.features(params, x, 0.0, {"low": 0})
     with pytest.raises(KeyError, match="params lack"):
         net.features({name: leaf for name, leaf in params.items() if name != "head"}, x, 0.0)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_what_is_computed_again_is_the_same_and_saves_memory(remat, scan):
+    """Gradients and tangents of a DiT; what the backward pass keeps shrinks from `none` over `matmuls` to `layers`."""
+    options = dict(kind="dit", shape=(2, 8, 8, 1), num_classes=0, width=24, depth=2, head_dim=12, scan=scan)
+    models = [build({**options, "remat": name}) for name in ("none", remat)]
+    params = jax.tree.map(lambda p: p + 0.1, models[0].init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (2, 2, 8, 8, 1))
+
+    def loss(model):
+        return lambda params: jnp.sum(jnp.square(model.apply(params, x, jnp.float32(0.5))))
+
+    one, two = (jax.jit(jax.grad(loss(model)))(params) for model in models)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(np.abs(a).max()))
+    one, two = (jax.jit(lambda p, m=model: jax.jvp(loss(m), (p,), (p,))[1])(params) for model in models)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    kept = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, m=m: jax.vjp(loss(m), p)[1], params)))
+        for m in models
+    ]
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_an_unknown_remat_is_refused_by_name():
+    with pytest.raises(ValueError, match="remat is one of .*did you mean 'matmuls'"):
+        build(dict(kind="dit", shape=(2, 8, 8, 1), num_classes=0, remat="matmul"))

@@ -1,0 +1,88 @@
+"""Two real processes over the loopback, four devices each: one run, whose checkpoints any number of processes goes on from."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+CONFIG = """
+from tests.devices8.test_mesh import config_of
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(config_of(mesh=dict(data={data}, fsdp={fsdp}, context={context}, tensor=1)))
+"""
+
+
+def start(workdir, devices, mesh, processes=None):
+    config = workdir.with_name(f"{workdir.name}.py")
+    config.write_text(CONFIG.format(**mesh), encoding="utf-8")
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"]
+    command += [f"--processes={processes}"] if processes else []
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def together(workdir, mesh):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [start(workdir, 4, mesh, f"{address},2,{i}") for i in range(2)]
+    try:
+        return [finish(process) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+
+
+def losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+def test_two_processes_are_one_run_and_one_goes_on(tmp_path):
+    """Weights in parts on both, a batch of which each reads its half; then three steps' worth of state on a single device."""
+    first, _ = together(tmp_path / "two", dict(data=2, fsdp=4, context=1))
+    assert "teacher: done" in first
+    workdir = tmp_path / "one"
+    shutil.copytree(tmp_path / "two", workdir)
+    shutil.rmtree(workdir / "teacher/checkpoints/4")
+    for name in ("done.json", "weights.safetensors"):
+        (workdir / "teacher" / name).unlink()
+    assert "resumed at step 2 of 4" in finish(start(workdir, 1, dict(data=1, fsdp=1, context=1)))
+    alone = tmp_path / "alone"
+    finish(start(alone, 1, dict(data=1, fsdp=1, context=1)))
+    assert [step for step, _ in losses(alone)] == [1, 2, 3, 4]
+    for folder in (tmp_path / "two", workdir):
+        np.testing.assert_allclose(losses(folder), losses(alone), rtol=1e-5)
+    one, two = (load_file(folder / "teacher/weights.safetensors") for folder in (alone, tmp_path / "two"))
+    assert one.keys() == two.keys() and all(np.abs(one[k] - two[k]).max() < 1e-4 for k in one)
+
+
+@pytest.mark.slow  # two more pairs of processes, each of which compiles everything
+@pytest.mark.parametrize("mesh", [dict(data=1, fsdp=1, context=8), dict(data=1, fsdp=2, context=4)])
+def test_two_processes_with_parts_of_the_same_clips(mesh, tmp_path):
+    """Both read the rows that their devices share."""
+    together(tmp_path / "two", mesh)
+    finish(start(tmp_path / "alone", 1, dict(data=1, fsdp=1, context=1)))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-5)
