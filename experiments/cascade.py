@@ -64,6 +64,8 @@ def check(context: Any, block: Mapping[str, Any], where: str) -> None:
 
 def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[Stage]:
     """The stages of a row; refuses weights, shapes and levels that don't go together."""
+    if not block["samplers"][row]:
+        raise ConfigError(f"{where}.samplers.{row} has no stages")
     made: list[Stage] = []
     for name, sampler in block["samplers"][row].items():
         here = f"{where}.samplers.{row}.{name}"

@@ -283,6 +283,7 @@ SPATIAL = "config.stages.cascade.samplers.teachers.spatial"
         ("config.stages.cascade.num_clips = 9", "not a multiple"),
         ("config.stages.cascade.of_real = ('teacher',)", "did you mean 'teachers'"),
         ("config.stages.cascade.samplers = {}", "samplers is empty"),
+        ("config.stages.cascade.samplers.students = {}", "samplers.students has no stages"),
         ("config.stages.cascade.classifier = 'pretrained:moving_digits_64/classifier'", r"takes frames of shape \(64, 64, 1\)"),
     ],
 )  # fmt: skip

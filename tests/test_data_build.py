@@ -47,6 +47,7 @@ def folders(tmp_path_factory):
     ("options", "num_classes"),
     [
         (dict(kind="moving_digits", num_clips=5), 10),
+        (dict(kind="resized", of=dict(kind="moving_digits", num_clips=5), space=2, crop=(4, 8)), 10),
         (dict(kind="tfds", data_dir="tfds"), 10),
         (dict(kind="video_folder", path="videos", frames=4, size=8, channels=1), 0),
     ],
@@ -73,7 +74,7 @@ def test_every_kind_keeps_the_contract(folders, options, num_classes):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(), "config.data lacks the key kind; valid: exact, latents, moving_digits, tfds, video_folder"),
+        (dict(), "config.data lacks the key kind; valid: exact, latents, moving_digits, resized, tfds, video_folder"),
         (dict(kind="moving_digit"), "unknown config.data.kind 'moving_digit'; did you mean 'moving_digits'"),
         (
             dict(kind="moving_digits", frame=8),
@@ -98,6 +99,6 @@ def test_an_unknown_split_is_named():
 
 
 def test_every_kind_can_be_imported_by_its_name():
-    assert set(data.KINDS) == {"moving_digits", "tfds", "exact", "video_folder", "latents"}
+    assert set(data.KINDS) == {"moving_digits", "tfds", "exact", "video_folder", "latents", "resized"}
     for module, _ in data.KINDS.values():
         assert pathlib.Path(data.__file__).with_name(module.rsplit(".", 1)[1] + ".py").exists()
