@@ -175,7 +175,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# dmd2 of a U-Net is as long as three others: its convolutions are the autoencoder's, its phases those of dmd2.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "dmd2 of a unet" else []) for name in FAMILIES]
+)
 def test_every_phase_of_every_family(name, reference):
     make, *given = FAMILIES[name]
     method, params, frozen, shape, *teacher = make(*given)
