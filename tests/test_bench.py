@@ -9,7 +9,7 @@ from experiments import config as configs
 from experiments.context import Context
 from tests.configs import tiny
 
-DIT = dict(kind="dit", shape=(2, 8, 8, 1), num_classes=0, patch=2, width=16, depth=3, head_dim=8)
+DIT = dict(kind="dit", shape=(3, 16, 16, 1), num_classes=0, patch=4, width=16, depth=3, head_dim=8)
 
 
 def context_of(tmp_path, **changes):
@@ -27,7 +27,7 @@ def test_operations_of_a_scanned_network_count_every_layer(tmp_path):
     ]
     assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=1e-6)
     # Four products of a block, of 2 d² 12 operations a token, and the two of its attention, 4 n² d a clip.
-    tokens, width = 2 * 4 * 4, 16
+    tokens, width = 3 * 4 * 4, 16
     block = 4 * (tokens * 2 * 12 * width**2 + 4 * tokens**2 * width)
     assert (counts[1] - counts[0]) / 5 == pytest.approx(block, rel=0.25)
     assert (counts[1] - counts[0]) / 5 > block
@@ -35,7 +35,7 @@ def test_operations_of_a_scanned_network_count_every_layer(tmp_path):
 
 def test_a_training_step_is_three_forwards(tmp_path):
     """Forward, and backward to the activations and to the weights: exact for the products, nearly so with the rest."""
-    context = context_of(tmp_path, model=DIT, data=dict(kind="moving_digits", size=16, frames=3))
+    context = context_of(tmp_path, model=DIT)
     block = dict(kind="train", method="denoising", steps=4, batch_size=4)
     method, shapes = bench.begin(bench.unrolled(context), "teacher", block, shapes=True)
     forward = bench.one_forward(bench.unrolled(context).config, 4)

@@ -22,8 +22,7 @@ def taught(steps: int, **block) -> dict:
 
 # A student that moves at each of the critic's steps must be slower than it.
 SLOWER = dict(optimiser=dict(learning_rate=5e-4), critic_optimiser=dict(learning_rate=1e-3))
-# A normaliser is a mean over a clip's numbers, and of these clips that are one or two, at times next to none.
-IDENTITY = dict(start=None, alpha=1.0, normaliser="batch", **ONE)
+IDENTITY = dict(start=None, alpha=1.0, **ONE)
 # A point of the plane has no neighbours: one kind of head will do.
 HEADS = dict(heads=dict(kinds=("spatial",), width=32))
 
@@ -33,7 +32,10 @@ GAMES = {
     "diff_instruct": Student(dict(ratio=2, **ONE), stage=taught(16_000, **SLOWER)),
     "sid": Student(IDENTITY, stage=taught(14_000, **SLOWER)),
     "sida": Student(
-        dict(adversarial=1e-2, discriminative=1e-2, **IDENTITY), stage=taught(10_000, **SLOWER, **HEADS),
+        # A normaliser of a sample is a mean over its numbers. Here they are one or two, at times next to none: with an
+        # adversary beside it the student of a1d left the data for good. Without one it takes such steps to leave the mean.
+        dict(normaliser="batch", adversarial=1e-2, discriminative=1e-2, **IDENTITY),
+        stage=taught(10_000, **SLOWER, **HEADS),
         method="sid",
     ),
     "moment_matching": Student(ONE, "ddpm", taught(10_000, **SLOWER)),
