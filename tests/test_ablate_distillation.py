@@ -209,14 +209,14 @@ def test_games_table(tmp_path):
 def test_a_law_without_modes_or_a_distance_of_order_1(tmp_path, monkeypatch):
     monkeypatch.setattr(games, "REASONS", {"dmd2": "Its teacher is bad."})
     nothing = dict.fromkeys(("oracle_1", "oracle_4", "oracle_8", "dmd2_1"))
-    games_run(tmp_path, "gaussian_process", 0, nothing)
+    games_run(tmp_path, "eight_mode_ring", 0, nothing)
     games_run(tmp_path, "a1d", 0, {"dmd2_1": 0.1, "rcm_1": 0.1})
     text = games.section(tmp_path, tmp_path)
-    header, _, *rows = text.split("`gaussian_process`, seed 0:")[1].strip().splitlines()
+    header, _, *rows = text.split("`eight_mode_ring`, seed 0:")[1].strip().splitlines()
     assert header == "|  | distance of order 2 | energy distance | training, s |"
     assert "| `dmd2` | 1 | 3 | - |" in rows
-    assert "- `gaussian_process`: 1 of 1 methods: `dmd2`." in text and "- `a1d`: 0 of 2 methods." in text
-    assert "- `dmd2` (`gaussian_process`): Its teacher is bad." in text
+    assert "- `eight_mode_ring`: 1 of 1 methods: `dmd2`." in text and "- `a1d`: 0 of 2 methods." in text
+    assert "- `dmd2` (`eight_mode_ring`): Its teacher is bad." in text
 
 
 def test_reports_that_lack_a_measure_stand_beside_those_that_have_it(tmp_path):

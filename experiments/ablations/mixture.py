@@ -267,11 +267,14 @@ def draw(estimates: Mapping[str, Estimates], folder: pathlib.Path) -> str:
 
 
 def by_law(
-    runs: pathlib.Path, read: Callable[..., Any], table: Callable[[Mapping[int, Run]], str]
+    runs: pathlib.Path,
+    read: Callable[..., Any],
+    table: Callable[[Mapping[int, Run]], str],
+    laws: Sequence[str] = LAWS,
 ) -> tuple[dict[str, dict[int, Run]], list[finished.Missing], list[str]]:
     """(law -> its runs, what is missing, a titled table for each law that has any)"""
     found, missing, parts = {}, [], []
-    for law in LAWS:
+    for law in laws:
         seeds, absent = read(runs, law)
         missing += absent
         if seeds:
