@@ -201,7 +201,7 @@ def test_games_table(tmp_path):
     assert rows == ["dmd2", "sid", "sida"]
     assert (
         "- `eight_mode_ring`: 2 of 3 methods: `sid`, `sida`." in text
-        and "- `sida` (`eight_mode_ring`): as score" in text
+        and "- `sida` (`eight_mode_ring`): one continuous map" in text
     )
     assert (tmp_path / "distillation_games.png").stat().st_size > 10_000
 

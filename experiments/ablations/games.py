@@ -151,9 +151,9 @@ adversary, beside the exact denoiser sampled by DDIM. These students have no map
 a share e of clips in the wrong place costs e, and of order 2, where it costs sqrt(e). *Energy distance* (times 1000) is over
 pairs from different noises; chance can make it negative. All are in units of the data, whose standard deviation is 2.2
 (`a1d`) and 1.4 (`eight_mode_ring`). *Modes kept* are those of a mixture that hold at least a third of their share.
-*{FLOOR.capitalize()}* are as many of the law itself. ± is half of the 95 % t-interval over the seeds that have the method. Bold:
-better than DDIM at {RIVAL} calls, the interval of the difference, seed by seed, being below 0 (of a single seed: the interval
-over its clips).
+*{FLOOR.capitalize()}* are as many of the law itself. ± is half of the 95 % t-interval over the seeds that have the method.
+Bold: better than DDIM at {RIVAL} calls, the interval of the difference, seed by seed, being below 0 (of a single seed: the
+interval over its clips).
 *Training* is the method's own stage, after the denoiser whose weights it begins with.
 
 {(chr(10) * 2).join(parts)}
