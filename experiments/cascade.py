@@ -19,7 +19,7 @@ from diffusion import solvers
 from distill import Network
 from distill.inputs import scaled
 from experiments import config as configs
-from experiments import data, evaluation, latents, metrics, tables, weights
+from experiments import data, drawing, evaluation, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.resized import averaged
 from experiments.metrics import Measure
@@ -76,8 +76,8 @@ def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[S
                 f"{here}: a table that asks the network has no clip to show it here; name solver and grid"
             )
         path = weights.find(sampler["weights"], context.workdir)
-        params, network, record = evaluation.load_network(path, upsamples=True)
-        evaluation.check_space(record, None, f"{here}.weights")
+        params, network, record = drawing.load_network(path, upsamples=True)
+        drawing.check_space(record, None, f"{here}.weights")
         tables.check(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
         check_level(sampler, network, here)
         table = tables.make(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
@@ -177,7 +177,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
                 )
                 key_noise, key_run = jax.random.split(jax.random.fold_in(key, index))
                 noise = np.asarray(jax.random.normal(key_noise, (num, *stage.shape)), np.float32)
-                kept[begun] = evaluation.draw(
+                kept[begun] = drawing.draw(
                     stage.network, stage.params, stage.table, labels, noise, key_run, batch_size=block.get("batch_size", 64),
                     scale=stage.block.get("guidance", 1.0), threshold=stage.block.get("threshold"), low=low,
                     aug_logsnr=stage.block.get("aug_logsnr", np.inf),

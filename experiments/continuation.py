@@ -17,7 +17,7 @@ from diffusion import frames, levels, sampling
 from diffusion.schedules import Schedule
 from distill.inputs import clean
 from experiments import config as configs
-from experiments import data, evaluation, figures, latents, metrics, tables, weights
+from experiments import data, drawing, evaluation, figures, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.source import check_whole
 from experiments.latents import Progress
@@ -126,8 +126,8 @@ def continued(
 ) -> tuple[UInt8[np.ndarray, "n f h w c"], int, int]:
     """(block["frames"] frames after those that are known, the frames and the calls of a period)."""
     where = f"config.stages.{name}"
-    params, network, record = evaluation.load_network(weights.find(block["weights"], context.workdir))
-    evaluation.check_space(record, None, f"{where}.weights")
+    params, network, record = drawing.load_network(weights.find(block["weights"], context.workdir))
+    drawing.check_space(record, None, f"{where}.weights")
     schedule, level, history = network.schedule, block.get("level"), known.shape[1]
     begin, matrix, advance = plan(block, schedule, record["shape"][0], where)
     start = matrix if begin is None else begin
@@ -142,7 +142,7 @@ def continued(
         label = None
         if network.num_classes:
             label = jnp.asarray(labels[part]) if block.get("told_label") else jnp.full((batch,), network.num_classes)
-        denoise = evaluation.denoiser(network, params, label, block.get("guidance", 1.0))
+        denoise = drawing.denoiser(network, params, label, block.get("guidance", 1.0))
         seen = clean({"video": jnp.asarray(known[part])})
         if level is not None:
             seen = levels.forward(seen, jax.random.normal(known_key, seen.shape), jnp.float32(level), schedule)

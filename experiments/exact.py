@@ -21,7 +21,7 @@ from scipy.spatial.distance import cdist
 
 from diffusion import oracles, sampling, schedules
 from experiments import config as configs
-from experiments import evaluation, tables, weights
+from experiments import drawing, tables, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
 from experiments.metrics.report import interval
@@ -123,10 +123,10 @@ def draw(context, source, schedule: schedules.Schedule, sampler, x, key, where, 
         table = table_for({k: sampler[k] for k in ("solver", "grid") if k in sampler}, denoise)
     else:
         path = weights.find(sampler["weights"], context.workdir)
-        params, network, record = evaluation.load_network(path)
+        params, network, record = drawing.load_network(path)
         weights.check_fits(record, {"schedule": schedules.record(schedule), "shape": list(source.shape)}, where)
-        table = table_for(tables.searched(sampler, path, where), evaluation.classes_in_turn(network, params, 1.0))
-        denoise = evaluation.denoiser(network, params, None, 1.0, table.target is not None)
+        table = table_for(tables.searched(sampler, path, where), drawing.classes_in_turn(network, params, 1.0))
+        denoise = drawing.denoiser(network, params, None, 1.0, table.target is not None)
     drawn = sampling.sample(denoise, table, jnp.asarray(x, jnp.float32), key)
     return np.asarray(drawn, np.float64) / schedule.alpha(schedule.logsnr_end), table.nfe
 

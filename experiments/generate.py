@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments import config as configs
-from experiments import evaluation, latents, tables, weights
+from experiments import drawing, evaluation, latents, tables, weights
 from experiments.config import ConfigError
 from experiments.data import latents as store
 
@@ -33,10 +33,10 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     source = configs.source(context.config, "train")
     codec = latents.codec_of(source.index, context.workdir, where)
     path = weights.find(block["weights"], context.workdir)
-    params, network, record = evaluation.load_network(path)
-    evaluation.check_space(record, codec.record, f"{where}.weights")
+    params, network, record = drawing.load_network(path)
+    drawing.check_space(record, codec.record, f"{where}.weights")
     key, scale = context.key(name), block.get("guidance", 1.0)
-    model = tables.Model(evaluation.classes_in_turn(network, params, scale), source.shape, key)
+    model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key)
     table = tables.make(evaluation.table_block(block), block["steps"], network.schedule, where, model, folder)
     count, size = block["num_clips"], block.get("batch_size", 64)
 
@@ -46,7 +46,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             labels = ((first + np.arange(size)) % max(network.num_classes, 1)).astype(np.int32)
             key_noise, key_sample = jax.random.split(jax.random.fold_in(key, first))
             noise = np.asarray(jax.random.normal(key_noise, (size, *source.shape)))
-            clips = evaluation.drawn(network, params, table, labels, noise, key_sample, scale)
+            clips = drawing.drawn(network, params, table, labels, noise, key_sample, scale)
             for clip, label in zip(np.asarray(clips), labels, strict=True):
                 yield dict(video=clip, label=label)
             progress(first + size)

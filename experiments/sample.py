@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion.solvers import Table
 from distill import Network
-from experiments import evaluation, figures, latents, tables, weights
+from experiments import drawing, figures, latents, tables, weights
 from experiments.config import ConfigError
 from experiments.run import fail
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> None:
     path = weights.find(given.weights, pathlib.Path(given.workdir))
-    params, network, record = evaluation.load_network(path)
+    params, network, record = drawing.load_network(path)
     classes = network.num_classes
     if given.num < 1:
         raise ConfigError(f"--num must be at least 1, got {given.num}")
@@ -60,12 +60,12 @@ def run(given: argparse.Namespace) -> None:
     if told:
         told = told | ({"autoencoder": given.autoencoder} if given.autoencoder else {})
         codec = latents.codec_of(told, pathlib.Path(given.workdir), "--weights")
-    denoise = evaluation.classes_in_turn(network, params, given.guidance)
+    denoise = drawing.classes_in_turn(network, params, given.guidance)
     model = tables.Model(denoise, tuple(record["shape"]), key)
     table = chosen_table(given, path, network, model, out / "tables")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = np.asarray(jax.random.normal(key, (given.num, *record["shape"])))
-    clips, seconds = evaluation.draw(
+    clips, seconds = drawing.draw(
         network,
         params,
         table,

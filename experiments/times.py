@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from diffusion import grids, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, evaluation, exact, latents, metrics, tables, weights
+from experiments import data, drawing, evaluation, exact, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
 from experiments.data.source import Source, check_whole
@@ -97,7 +97,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     """
     config, where = context.config, f"config.stages.{name}"
     path = weights.find(block["weights"], context.workdir)
-    params, network, record = evaluation.load_network(path)
+    params, network, record = drawing.load_network(path)
     source, known = configs.source(config, "train"), config["data"]["kind"] == "exact"
     expected = {"schedule": schedules.record(configs.schedule(config))} if known else {}
     weights.check_fits(record, {"shape": list(source.shape)} | expected, f"{where}.weights")
@@ -222,7 +222,7 @@ def to_the_law(
     noises, flows = jnp.asarray(np.stack(noises), jnp.float32), np.reshape(flows, (len(keys), num, -1))
 
     def quality(table: solvers.Table, part: int) -> float:
-        denoise = evaluation.denoiser(network, params, None, 1.0, table.target is not None)
+        denoise = drawing.denoiser(network, params, None, 1.0, table.target is not None)
         drawn = np.asarray(sampling.sample(denoise, table, noises[part], keys[part]), np.float64)
         drawn = finite(drawn, table).reshape(num, -1) / schedule.alpha(schedule.logsnr_end)
         return distance(drawn, flows[part])
@@ -247,7 +247,7 @@ def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, p
     noises = [np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32) for key in keys]
 
     def quality(table: solvers.Table, part: int) -> float:
-        drawn, _ = evaluation.draw(
+        drawn, _ = drawing.draw(
             network, params, table, labels, noises[part], keys[part],
             batch_size=block.get("batch_size", 64), scale=scale, codec=codec, timed=False,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from clu import parameter_overview
 from diffusion import schedules
 from distill import FORWARD, GAMES, STUDENTS, Discriminator, Network
 from experiments import config as configs
-from experiments import data, evaluation, exact, latents, loop, weights
+from experiments import data, drawing, exact, latents, loop, weights
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
@@ -462,7 +462,7 @@ def load_fitting(
     params, record = weights.load(path)
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
     weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
-    evaluation.check_space(record, expected["latent"], f"{reference} ({path})")
+    drawing.check_space(record, expected["latent"], f"{reference} ({path})")
     try:
         return inherit(jax.tree.map(jnp.asarray, params), definition, key)
     except (KeyError, ValueError) as error:

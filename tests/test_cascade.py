@@ -16,7 +16,7 @@ from distill import METHODS, Discriminator, Network
 from distill.inputs import condition
 from experiments import cascade as stage_kind
 from experiments import config as configs
-from experiments import evaluation, sample, weights
+from experiments import drawing, sample, weights
 from experiments import run as program
 from experiments.metrics import Measure
 from tests.test_non_finite import OPTIONS
@@ -193,7 +193,7 @@ def test_sampling_gives_every_clip_its_own_low_clip_with_the_noise_that_is_told(
 
     def made(told, **options):
         labels = np.zeros(6, np.int32)
-        return evaluation.draw(
+        return drawing.draw(
             network, jnp.float32(told), table, labels, noise, jax.random.key(0), batch_size=3, scale=2.0, timed=False,
             low=low, **options,
         )[0]  # fmt: skip

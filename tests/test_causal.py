@@ -11,7 +11,7 @@ from configs.moving_digits.base import base
 from diffusion import frames, grids, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import evaluation, mesh, run, stages, training, weights
+from experiments import drawing, mesh, run, stages, training, weights
 from models import build
 from tests.configs import tiny_causal
 
@@ -109,10 +109,10 @@ def test_a_guided_stream_is_the_whole_windows_sample():
     schedule = schedules.vp_cosine()
     network = Network(model.apply, schedule, "v", 3, model.cond_keys)
     grid, labels, key, scale = grids.uniform_time(schedule, 3), np.array([1, 2]), jax.random.key(2), 2.5
-    streams = evaluation.streamer(network, record, solvers.ddim(schedule, grid), 2, scale)
+    streams = drawing.streamer(network, record, solvers.ddim(schedule, grid), 2, scale)
     noise = jnp.concatenate(
         [jax.random.normal(jax.random.split(jax.random.fold_in(key, i))[0], (2, 2, 4, 4, 1)) for i in range(2)], axis=1
     )
     table = solvers.ddim(schedule, frames.autoregressive(grid, 4, block=2))
-    whole = sampling.sample(evaluation.denoiser(network, params, jnp.asarray(labels), scale), table, noise)
+    whole = sampling.sample(drawing.denoiser(network, params, jnp.asarray(labels), scale), table, noise)
     np.testing.assert_allclose(streams(params, labels, key), whole, atol=1e-4)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion import grids, sampling, schedules, solvers
 from experiments import config as configs
-from experiments import evaluation, exact, mesh, publish, run, sample, stages, tables, times, weights
+from experiments import drawing, evaluation, exact, mesh, publish, run, sample, stages, tables, times, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
 from models import build
@@ -154,7 +154,7 @@ def test_the_stage_finds_what_a_scan_finds_and_the_sampler_uses_it(finished):
         assert entry["quality"] == "wasserstein" and entry["noises"] == 512
     # The same quality, made again from the seed, over a fine scan of the one level.
     context = stages.Context(configs.plain(config_of()), workdir, mesh.make())
-    params, network, _ = evaluation.load_network(path)
+    params, network, _ = drawing.load_network(path)
     keys = jax.random.split(jax.random.fold_in(context.key("times"), times.APART))
     quality = times.to_the_law(exact.wasserstein, 512, Exact("a1d", size=4096), params, network, keys)
 
@@ -329,13 +329,13 @@ def test_digits_are_judged_against_clips_that_the_verdict_does_not_fall_by(tiny,
     seen, compiled = [], []
     source = configs.source
     monkeypatch.setattr(configs, "source", lambda config, split: seen.append(split) or source(config, split))
-    draw = evaluation.draw
+    draw = drawing.draw
 
-    def drawing(*given, **options):
+    def counting(*given, **options):
         compiled.append(sum("Compiling" in r.message for r in caplog.records))
         return draw(*given, **options)
 
-    monkeypatch.setattr(evaluation, "draw", drawing)
+    monkeypatch.setattr(drawing, "draw", counting)
     times.check(DIGITS, context.config, "here")
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         times.run(context, "times", DIGITS)
@@ -400,8 +400,8 @@ def test_published_weights_take_their_times_along_and_sample_uses_them(tiny, tmp
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
 
     used = []
-    draw = evaluation.draw
-    monkeypatch.setattr(evaluation, "draw", lambda *given, **o: used.append(given[2]) or draw(*given, **o))
+    draw = drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda *given, **o: used.append(given[2]) or draw(*given, **o))
     given = ["--weights=pretrained:digits/student", "--steps=2", "--grid=searched", "--num=2", f"--out={tmp_path}"]
     assert not sample.main([*given, "--solver=consistency"])
     np.testing.assert_array_equal(used[0].logsnr, [-10, 2.5])

@@ -1,0 +1,238 @@
+"""Clips of a finished network: its weights as the denoiser that `sample` wants, whole clips at a time or as a stream."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from diffusion import cascade, frames, guidance, levels, predictions, sampling, schedules, solvers
+from distill import Network
+from experiments import data, latents, weights
+from experiments.config import ConfigError
+from models import build as build_model
+
+THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
+"""What keeps estimates of clips in the range of pixels."""
+
+
+def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str, Any], Network, dict[str, Any]]:
+    """(params, network, record) of a denoiser's weights, rebuilt from its own record. upsamples: it may be one of a cascade."""
+    params, record = weights.load(path)
+    if record.get("kind") != "denoiser":
+        raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
+    if not upsamples and "low" in record.get("cond_keys", ()):
+        raise ConfigError(f"{path} upsamples clips and makes none of noise alone: a stage of kind 'cascade' samples it")
+    definition = build_model(record["model"])
+    schedule = schedules.restore(record["schedule"])
+    augmentation = record.get("augmentation")
+    network = Network(
+        definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys,
+        augmentation=augmentation and tuple(augmentation),
+    )  # fmt: skip
+    return params, network, record
+
+
+def check_space(record: Mapping[str, Any], expected: Mapping[str, str] | None, what: str) -> None:
+    """Refuses a model of other latents than the run's, of latents in a run of pixels, or the other way round. expected: the
+    record of the run's codec.
+    """
+    own = record.get("latent")
+    if (own and own["fingerprint"]) != (expected and expected["fingerprint"]):
+        raise ConfigError(f"{what}: its weights are a model of {_space(own)}, this run's clips are {_space(expected)}")
+
+
+def _space(latent: Mapping[str, str] | None) -> str:
+    return f"latents of {latent['autoencoder']} (fingerprint {latent['fingerprint']})" if latent else "pixels"
+
+
+def conditions(
+    network: Network, labels: Int[Array, " b"] | None, scale: float, given: Mapping[str, Array] | None = None
+) -> list[dict[str, Array]]:
+    """What the network is told in each call of an answer. The guidance scale is an input where the network takes it; else there
+    is classifier-free guidance, where it changes anything: a second call, without a class. given: what else stands in cond.
+    """
+    cond = {**(given or {}), **({} if labels is None else {"label": labels})}
+    if "guidance" in network.cond_keys:
+        return [{**cond, "guidance": jnp.float32(scale)}]
+    if scale == 1.0:
+        return [cond]
+    return [cond, {**cond, "label": jnp.full_like(labels, network.num_classes)}]
+
+
+def answer(network: Network, params: Any, conds: Sequence[dict[str, Any]], scale: float, jumps: bool = False):
+    """The network as `sample` wants it, of one call or guided. jumps: it is told the level to jump to, for tables with a
+    target.
+    """
+    kind = predictions.flow_map if jumps else predictions.denoiser
+    made = [
+        kind(network.apply, params, cond, schedule=network.schedule, prediction=network.prediction) for cond in conds
+    ]
+    return made[0] if len(made) == 1 else guidance.classifier_free(*made, scale)
+
+
+def denoiser(
+    network: Network,
+    params: Any,
+    labels: Int[Array, " b"] | None,
+    scale: float,
+    jumps: bool = False,
+    given: Mapping[str, Array] | None = None,
+):
+    """The network as `sample` wants it, whole clips at a time."""
+    return answer(network, params, conditions(network, labels, scale, given), scale, jumps)
+
+
+def classes_in_turn(network: Network, params: Any, scale: float) -> Callable[..., Array]:
+    """(x, logsnr) -> denoised for any batch size, sample i being of class i modulo their number: whom a table asks."""
+
+    def denoise(params, x, logsnr):
+        labels = jnp.arange(len(x)) % network.num_classes if network.num_classes else None
+        return denoiser(network, params, labels, scale)(x, logsnr)
+
+    return jax.tree_util.Partial(denoise, params)
+
+
+Stream = Callable[[Any, Int[np.ndarray, " b"], Array], Float[Array, "b f h w c"]]
+"""(params, labels, key) -> clips"""
+
+
+def draw(
+    network: Network,
+    params: Any,
+    table: solvers.Table,
+    labels: Int[np.ndarray, " n"],
+    noise: Float[np.ndarray, "n f h w c"],
+    key: Array,
+    *,
+    batch_size: int,
+    scale: float = 1.0,
+    threshold: str | None = None,
+    codec: latents.Codec | None = None,
+    timed: bool = True,
+    low: Float[np.ndarray, "n ..."] | None = None,
+    aug_logsnr: float = np.inf,
+    streams: Stream | None = None,
+) -> tuple[Float[np.ndarray, "n f h w c"], float]:
+    """(clips in [-1, 1], seconds per clip). All batches have one size. codec: decodes what was drawn, its seconds counted.
+    timed: the first batch runs twice, so that compiling isn't in the seconds. low, aug_logsnr: as in `drawn`. streams: makes
+    them, not from `noise` but from noise of its own.
+    """
+    clips, seconds = [], 0.0
+    for index in range(0, len(noise), batch_size):
+        rows = slice(index, index + batch_size)
+        part = labels[rows], noise[rows], jax.random.fold_in(key, index)
+        small = None if low is None else low[rows]
+
+        def run(part=part, small=small) -> np.ndarray:
+            if streams is None:
+                made = np.asarray(drawn(network, params, table, *part, scale, threshold, small, aug_logsnr))
+            else:
+                made = np.asarray(streams(params, part[0], part[2]))
+            return np.clip(made, -1.0, 1.0) if codec is None else codec.decode(made)
+
+        if timed and index == 0:
+            run()
+        begun = time.perf_counter()
+        clips.append(run())
+        seconds += time.perf_counter() - begun
+    return np.concatenate(clips), seconds / len(noise)
+
+
+def drawn(
+    network: Network,
+    params: Any,
+    table: solvers.Table,
+    labels: Int[np.ndarray, " b"],
+    noise: Float[np.ndarray, "b f h w c"],
+    key: Array,
+    scale: float = 1.0,
+    threshold: str | None = None,
+    low: Float[np.ndarray, "b ..."] | None = None,
+    aug_logsnr: float = np.inf,
+) -> Float[Array, "b f h w c"]:
+    """One batch, as the network makes it: not clipped, of pixels or of latents. low: clips that it upsamples, to be noised to
+    log-SNR aug_logsnr.
+    """
+    level = levels.expand(np.asarray(table.logsnr)[0], noise)
+    # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
+    x = jnp.asarray(noise * np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)), jnp.float32)
+    label = jnp.asarray(labels) if network.num_classes else None
+    given = {}
+    if low is not None:
+        key, key_low = jax.random.split(key)
+        given = cascade.conditioning(jnp.asarray(low), aug_logsnr, noise.shape[1:], network.schedule, key_low)
+        given = {name: value for name, value in given.items() if name in network.cond_keys}
+    denoise = denoiser(network, params, label, scale, table.target is not None, given)
+    if threshold is not None:
+        denoise = THRESHOLDS[threshold](denoise)
+    return sampling.sample(denoise, table, x, key)
+
+
+def streamer(
+    network: Network, record: Mapping[str, Any], table: solvers.Table, chunk: int, scale: float = 1.0
+) -> Stream:
+    """Clips of a causal network as they would be streamed: `chunk` frames at a time, after a cache of those before.
+
+    Finished frames are remembered at the schedule's clean end; with guidance each of its two calls has a cache of its own.
+    """
+    model, schedule = build_model(record["model"]), network.schedule
+    length, *frame = record["shape"]
+    level = jnp.float32(schedule.logsnr_end)
+    assert model.remember is not None and model.empty_cache is not None  # check_streams
+    empty_cache, one_remembers = model.empty_cache, model.remember
+
+    def with_caches(labels, caches):
+        conds = conditions(network, labels, scale)
+        return [{**cond, "cache": cache} for cond, cache in zip(conds, caches, strict=True)]
+
+    def denoise(params, labels, *inputs):
+        *inputs, caches = inputs
+        return answer(network, params, with_caches(labels, caches), scale, table.target is not None)(*inputs)
+
+    def remember(params, labels, x, caches):
+        return [one_remembers(params, x, level, cond) for cond in with_caches(labels, caches)]
+
+    def clips(params, labels, key):
+        batch, labels = len(labels), jnp.asarray(labels) if network.num_classes else None
+        empty = [empty_cache(batch, length) for _ in conditions(network, labels, scale)]
+        return frames.stream(
+            Partial(denoise, params, labels), Partial(remember, params, labels), table, empty, length // chunk, key,
+            shape=(batch, chunk, *frame), schedule=schedule,
+        )  # fmt: skip
+
+    return clips
+
+
+REPEATS = 5
+"""Timings of which the median is reported."""
+
+
+def speed(network, params, table, source: data.Source, scale: float, codec, streams: Stream | None, chunk: int | None):
+    """(seconds until the first frames are there, frames per second), of one clip alone. First frames are a stream's first
+    chunk, which has no past yet, else the whole clip.
+    """
+    noise, labels, key = np.zeros((1, *source.shape), np.float32), np.zeros(1, np.int32), jax.random.key(0)
+
+    def median(make: Callable[[], Array]) -> float:
+        seconds = []
+        for _ in range(1 + REPEATS):
+            begun = time.perf_counter()
+            made = np.asarray(make())
+            if codec is not None:
+                codec.decode(made)
+            seconds.append(time.perf_counter() - begun)
+        return float(np.median(seconds[1:]))  # the first compiles
+
+    whole = functools.partial(drawn, network, params, table, labels, noise, key, scale)
+    if streams is None:
+        seconds = median(whole)
+        return seconds, source.shape[0] / seconds
+    first = functools.partial(drawn, network, params, table, labels, noise[:, :chunk], key, scale)
+    return median(first), source.shape[0] / median(lambda: streams(params, labels, key))
