@@ -1,12 +1,14 @@
 """The sections of `ablate video` on small settings: figures that video.md promises, and a page."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from diffusion import frames, noise, oracles, solvers
 from experiments import ablate
-from experiments.ablations import gaussian, matrices, memory, ties, windows
+from experiments.ablations import cascades, gaussian, matrices, memory, ties, windows
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +66,33 @@ def test_the_page_is_made_section_by_section(tmp_path):
     text = (tmp_path / "video.md").read_text()
     assert "## Correlated noise" in text and "python -m experiments.ablate video" in text
     assert ablate.main(["video", "--only=noize", f"--out={tmp_path}"]) == 2
+
+
+def test_a_cascade_is_read_from_its_run(tmp_path):
+    """A metric that is no better is named with its cause, one within the intervals as such; a missing run with its command."""
+    assert "python -m experiments.run --config=configs/moving_digits_64/cascade.py:evaluate" in cascades.section(
+        tmp_path, tmp_path
+    )
+
+    def measures(**values):
+        given = {name: (1.0, 0.9, 1.1) for name in cascades.SHOWN} | values
+        ways = dict(frechet_clip="lower", flicker="lower", label_accuracy="higher")
+        return {
+            name: dict(value=value, low=low, high=high, floor=0.5, better=ways.get(name))
+            for name, (value, low, high) in given.items()
+        }
+
+    def row(steps, **values):
+        return dict(steps=steps, evaluations=8, seconds_per_clip=0.5, metrics=measures(**values))
+
+    ours = row("4 + 2", frechet_clip=(2.0, 1.5, 2.5), flicker=(3.0, 2.5, 3.5), label_accuracy=(0.8, 0.7, 0.9))
+    base = row("4", frechet_clip=(9.0, 8.0, 10.0), flicker=(1.0, 0.5, 1.5), label_accuracy=(0.85, 0.8, 0.9))
+    folder = tmp_path / cascades.WORKDIR
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "report.json").write_text(json.dumps(dict(clips=4, samplers=dict(students=ours, bicubic_students=base))))
+    text = cascades.section(tmp_path, tmp_path)
+    assert "| students | 4 + 2 | 8 | 500 | 2 [1.5, 2.5] |" in text
+    assert "| students, base only, bicubic and repeated | 4 | 8 | 500 | 9 [8, 10] |" in text
+    assert "in 1 of 8 metrics; worse in flicker; no better, within the intervals, in label_accuracy" in text
+    assert "- flicker: most frames" in text and "- label_accuracy: not explained." in text

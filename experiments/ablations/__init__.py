@@ -7,5 +7,5 @@ from experiments.ablations import distillation, samplers, video
 ABLATIONS: dict[str, Callable[..., None]] = {
     "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
 }  # fmt: skip
-READS_RUNS = frozenset({"distillation"})
+READS_RUNS = frozenset({"distillation", "video"})
 """Those that read finished runs, and take `runs`, the folder that holds them."""

@@ -18,7 +18,7 @@ PIXELS = dict(
     kind="unet", shape=(32, 64, 64, 1), num_classes=10, widths=(24, 48, 96), blocks=(1, 1, 2), embed=128, patch=4
 )  # fmt: skip
 """The shipped pixel teacher's network on clips of the latent one's size, as cheap as it gets: patches of 4x4 pixels."""
-LATENTS = dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(64, 96), blocks=(1, 2), embed=128)
+LATENTS = dict(kind="unet", shape=(9, 8, 8, 8), num_classes=10, widths=(96, 128), blocks=(2, 3), embed=128)
 """The latent teacher's."""
 CLIPS = dict(kind="moving_digits", size=64, frames=32, digits=1)
 BATCH = 4

@@ -2,32 +2,43 @@
 corruptions.
 """
 
+import functools
 import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from experiments.ablations import page
+from experiments.ablations import cascades, page
 from experiments.ablations.matrices import section as matrices
 from experiments.ablations.memory import section as memory
 from experiments.ablations.ties import section as ties
 from experiments.ablations.windows import section as windows
 
-SECTIONS: dict[str, page.Section] = {"matrices": matrices, "memory": memory, "noise": ties, "windows": windows}
+RUNS = pathlib.Path("runs")
 
 
-def run(folder: pathlib.Path, only: Sequence[str] = ()) -> None:
-    """Writes video.md and its figures."""
-    page.write("video", introduction(), SECTIONS, folder, only)
+def sections(runs: pathlib.Path) -> dict[str, page.Section]:
+    return {
+        "matrices": matrices,
+        "memory": memory,
+        "noise": ties,
+        "windows": windows,
+        "cascade": functools.partial(cascades.section, runs),
+    }
+
+
+def run(folder: pathlib.Path, only: Sequence[str] = (), runs: pathlib.Path = RUNS) -> None:
+    """Writes video.md and its figures; the cascade's section is read from its finished run in `runs`."""
+    page.write("video", introduction(), sections(runs), folder, only)
 
 
 def introduction() -> str:
     text = (
         "`--only=NAME` makes one section again: "
-        + ", ".join(SECTIONS)
-        + ". The video is Gaussian, 16 frames, its denoiser "
-        "exact under any level per frame (`oracles.gaussian_process`), so a deterministic sampler is a matrix, the law of what "
-        "it makes is read off, and its 2-Wasserstein distance to the truth has no noise. OU is Ornstein-Uhlenbeck with a "
-        "correlation of .95 from frame to frame (rough, Markov), RBF a squared exponential of length 3 (smooth). Cosine "
+        + ", ".join(sections(RUNS))
+        + f". The last is read from a finished run (`--runs`, `{RUNS}`). In the others the video is Gaussian, 16 frames, its "
+        "denoiser exact under any level per frame (`oracles.gaussian_process`), so a deterministic sampler is a matrix, the "
+        "law of what it makes is read off, and its 2-Wasserstein distance to the truth has no noise. OU is Ornstein-Uhlenbeck "
+        "with a correlation of .95 from frame to frame (rough, Markov), RBF a squared exponential of length 3 (smooth). Cosine "
         "schedule; every sampler begins with the exact law at its first level."
     )
     return textwrap.fill(text, 125, break_on_hyphens=False)
