@@ -49,6 +49,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if key not in context.config:
             raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
     definition, network = configs.network(context.config)
+    check_eps_loss(network, block, where)
     network = network._replace(forced=forced(block, definition, where))
     judge = definition
     if (own := own_teacher(context, block, network, where)) is not None:
@@ -84,7 +85,6 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         raise ConfigError(
             f"{where} lacks the key 'previous': the finished consistency model that takes over at the cut"
         )
-    check_eps_loss(network, block, where)
     if block["method"] in FORWARD and not definition.jvp:
         raise ConfigError(
             f"{where}: {block['method']} takes a forward derivative (jax.jvp), which config.model.attention "
@@ -131,9 +131,8 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
     are others, or where the student would begin as it.
     """
     reference, config = block.get("teacher") or "", context.config
-    if not (
-        reference.startswith("pretrained:") or reference.endswith(".safetensors")
-    ):  # another stage's, or an exact one
+    # Another stage's is of the same config, and an exact teacher is no network.
+    if not reference.startswith("pretrained:") and not reference.endswith(".safetensors"):
         return None
     _, record = weights.load(weights.find(reference, context.workdir))
     if record.get("kind") != "denoiser" or (

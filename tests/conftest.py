@@ -1,6 +1,9 @@
 """Shapes and types of public functions are checked at run time in tests only: users pay nothing."""
 
+import gc
+
 import hypothesis
+import pytest
 from jaxtyping import install_import_hook
 
 # The hook must be in place before the packages are imported.
@@ -9,3 +12,13 @@ install_import_hook(["diffusion", "distill"], "beartype.beartype")
 # One busy machine is enough to make hypothesis think that a test hangs.
 hypothesis.settings.register_profile("fewstep", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("fewstep")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Every compiled program holds memory maps, of which a process may have 65,530: near 2,000 tests XLA crashed."""
+    yield
+    import jax  # here: folders with conftests of their own choose how it starts
+
+    jax.clear_caches()
+    gc.collect()

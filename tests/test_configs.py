@@ -80,7 +80,9 @@ def encoded(tmp_path, monkeypatch):
     for split, count in counts.items():
         store.write(folder / f"{split}.array_record", [dict(video=(), label=0)] * count)
     latents.write_index(folder, codec, counts, pixels, 10)
-    weights.save(tmp_path / base_64.TEACHER, {}, {"kind": "denoiser"})
+    config = configs.plain(base_64.latents())
+    record = {"kind": "denoiser", "model": config["model"], "prediction": config["prediction"]}
+    weights.save(tmp_path / base_64.TEACHER, {}, record)
 
 
 @pytest.mark.parametrize("module", [autoencoder_64, classifier_64, latents_64])
