@@ -10,6 +10,12 @@ out itself, or CausVid (Yin et al. 2024, arXiv 2412.07772) on clips of the data,
 
 With the argument diffusion_forcing the causal teacher's past is noisy too (Chen et al. 2024, arXiv 2407.01392): every block
 has a level of its own, and in three quarters of the clips those before a block are clean.
+
+The causal teacher and its 4-step student of the stage `halved` are shipped (pretrained/moving_digits/causal_teacher and
+causal_student). They were made on an H200 in minutes: 7,095 steps of diffusion_forcing and, from there, 1,503 of teacher
+forcing, then 500 a round, all at batch 64. Frechet distance: teacher at 8 calls a block 1.9, student at 4 calls 2.0, the
+shipped U-Net of whole clips at 50 steps 3.5. 561 steps of Self Forcing after that bring it to 4.3, and the share of clips that
+keep their identity from .90 to .99.
 """
 
 from ml_collections import ConfigDict
