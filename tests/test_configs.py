@@ -1,7 +1,10 @@
 """Every shipped config is one that the program takes, and a student of an exact teacher learns something."""
 
+import json
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
 from configs.mixture import games, students
@@ -68,6 +71,17 @@ def test_moving_digits_causal(student, tmp_path):
     checked(causal.get_config(student), tmp_path)
     with pytest.raises(ValueError, match="expected one of self_forcing, "):
         causal.get_config(student[:-1])
+
+
+@pytest.mark.parametrize("name", ["causal_teacher", "causal_student"])
+def test_the_shipped_causal_networks_are_those_of_the_config(name, tmp_path):
+    """Stored as float16, they come back as what the program computes in; a stage may begin as them."""
+    params, record = weights.load(weights.find(f"pretrained:moving_digits/{name}", tmp_path))
+    assert record["model"] == json.loads(json.dumps(configs.plain(causal.get_config())["model"]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    config = causal.get_config()
+    config.stages.student.init = f"pretrained:moving_digits/{name}"
+    checked(config, tmp_path)
 
 
 @pytest.fixture
