@@ -6,8 +6,9 @@ Begun as the shipped teacher. One network that makes whole clips, continues clea
 frames are denoised in: half of the clips have independent levels, half clean (or wholly masked) first frames before a future of
 one level. Then: clips along four schedule matrices, and two known frames continued to eight times the clip's length.
 
-Some 12,000 steps at batch 64 (minutes on a GPU; a day on two cores) bring the median error of the sixth frame after two known
-ones from 3.9 pixels, after 1,500 at batch 16, to 1.0.
+Its weights are shipped as pretrained/moving_digits/forcing: 5,213 and then 6,623 steps at batch 64, minutes of an H200. The
+median error of the sixth frame after two known ones is 1.0 pixel (3.9 after 1,500 steps at batch 16). Of clips rolled on to
+eight times the length .92 keep their identity in the last eighth, of the first .94; where the class isn't told, .67.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +48,12 @@ def get_config() -> ConfigDict:
             for name, matrix in matrices.items()
         },
     )  # fmt: skip
-    rolls = {"chunks": dict(), "stabilised": dict(level=STABLE), "rolling": dict(matrix=dict(kind="rolling", lag=3))}
+    rolls = {
+        "chunks": dict(told_label=True),
+        "untold": dict(),
+        "stabilised": dict(told_label=True, level=STABLE),
+        "rolling": dict(told_label=True, matrix=dict(kind="rolling", lag=3)),
+    }
     for name, options in rolls.items():
         config.stages[name] = dict(
             kind="continue", weights="teacher", history=2, frames=64, steps=18, solver="dpmpp", num_clips=128, **options
