@@ -9,7 +9,7 @@ import pytest
 
 from configs.mixture import games, students
 from configs.mixture.base import SHAPES, SPREADS
-from configs.moving_digits import causal, classifier, few_steps, quickstart, teacher
+from configs.moving_digits import causal, classifier, few_steps, forcing, quickstart, teacher
 from configs.moving_digits import games as digit_games
 from configs.moving_digits import students as digit_students
 from configs.moving_digits_64 import autoencoder as autoencoder_64
@@ -73,14 +73,14 @@ def test_moving_digits_causal(student, tmp_path):
         causal.get_config(student[:-1])
 
 
-@pytest.mark.parametrize("name", ["causal_teacher", "causal_student"])
-def test_the_shipped_causal_networks_are_those_of_the_config(name, tmp_path):
+@pytest.mark.parametrize("module, name", [(causal, "causal_teacher"), (causal, "causal_student"), (forcing, "forcing")])
+def test_shipped_networks_are_those_of_their_configs(module, name, tmp_path):
     """Stored as float16, they come back as what the program computes in; a stage may begin as them."""
     params, record = weights.load(weights.find(f"pretrained:moving_digits/{name}", tmp_path))
-    assert record["model"] == json.loads(json.dumps(configs.plain(causal.get_config())["model"]))
+    config = module.get_config()
+    assert record["model"] == json.loads(json.dumps(configs.plain(config)["model"]))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-    config = causal.get_config()
-    config.stages.student.init = f"pretrained:moving_digits/{name}"
+    config.stages.teacher.init = f"pretrained:moving_digits/{name}"
     checked(config, tmp_path)
 
 

@@ -6,9 +6,10 @@ Begun as the shipped teacher. One network that makes whole clips, continues clea
 frames are denoised in: half of the clips have independent levels, half clean (or wholly masked) first frames before a future of
 one level. Then: clips along four schedule matrices, and two known frames continued to eight times the clip's length.
 
-Its weights are shipped as pretrained/moving_digits/forcing: 5,213 and then 6,623 steps at batch 64, minutes of an H200. The
-median error of the sixth frame after two known ones is 1.0 pixel (3.9 after 1,500 steps at batch 16). Of clips rolled on to
-eight times the length .92 keep their identity in the last eighth, of the first .94; where the class isn't told, .67.
+Its weights are shipped as pretrained/moving_digits/forcing: 5,213 and then 6,623 steps at batch 64, minutes of an H200. Whole
+clips of 16 steps have a Frechet distance of 2.4 (the teacher that it began as: 3.5 at 50). The median error of the sixth frame
+after two known ones is 1.0 pixel (3.9 after 1,500 steps at batch 16). Of clips rolled on to eight times the length .92 keep
+their identity in the last eighth, of the first .94; where the class isn't told, .67.
 """
 
 from ml_collections import ConfigDict
