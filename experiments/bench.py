@@ -22,8 +22,8 @@ import numpy as np
 
 from distill import GAMES
 from distill.method import Method
+from experiments import beside, data, exact, latents, loop, run, stages, training
 from experiments import config as configs
-from experiments import data, exact, latents, loop, run, stages, training
 from experiments import mesh as meshes
 from experiments.ablations import costs, page
 from experiments.config import ConfigError
@@ -174,7 +174,7 @@ def begin(
     """(the stage's method, the arguments of a phase's first call), of random weights and clips, or the state's shapes only."""
     where = f"config.stages.{name}"
     definition, network, method, rounds = training.plan(context, name, block)
-    known, own = block.get("teacher") == exact.ORACLE, training.own_teacher(context, block, network, where)
+    known, own = block.get("teacher") == exact.ORACLE, beside.own_teacher(context, block, network, where)
     teacher = definition if own is None else own.definition
 
     def make(key: jax.Array) -> tuple[Any, Any]:
@@ -186,7 +186,7 @@ def begin(
         if block.get("previous"):
             frozen["previous"] = definition.init(key)
         if block.get("features"):
-            frozen["features"] = training.feature_network(context, block["features"], where)[2](key)
+            frozen["features"] = beside.feature_network(context, block["features"], where)[2](key)
         denoiser = [frozen["teacher"]] if block["method"] in GAMES and not known else []
         return method.init(key, definition.init(key), *denoiser), frozen
 

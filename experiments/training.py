@@ -5,8 +5,8 @@ import logging
 import math
 import pathlib
 import subprocess
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ import numpy as np
 from clu import parameter_overview
 
 from diffusion import schedules
-from distill import FORWARD, GAMES, STUDENTS, Discriminator, Network
+from distill import FORWARD, GAMES, STUDENTS, Network
+from experiments import beside, data, exact, latents, loop, weights
 from experiments import config as configs
-from experiments import data, drawing, exact, latents, loop, weights
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
@@ -24,7 +24,7 @@ from experiments.context import Context
 from experiments.data.latents import INDEX
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
-from models import INPUTS, JVP_KINDS, ModelDef, build_heads, inherit
+from models import JVP_KINDS, ModelDef
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 
@@ -52,14 +52,14 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     check_eps_loss(network, block, where)
     network = network._replace(forced=forced(block, definition, where))
     judge = definition
-    if (own := own_teacher(context, block, network, where)) is not None:
+    if (own := beside.own_teacher(context, block, network, where)) is not None:
         judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
     # Of a game the student moves once in `ratio` steps, and its learning rate is to fall to its end all the same.
     updates = block["steps"] // (configs.method_option(block["method"], options, "ratio") or 1)
     rule = block.get("optimiser", {"learning_rate": 1e-3})
     optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
-    given = critic(context, block, judge, where)
+    given = beside.critic(context, block, judge, where)
     method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
     rounds = block.get("student_steps", [])
     if own is not None and method.next is not None:
@@ -115,119 +115,6 @@ def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
             f"{where}.teacher_forcing: {block['method']} judges clips that have a past of their own; remove it"
         )
     return bool(wanted)
-
-
-class Own(NamedTuple):
-    """A teacher's network where it is another than the student's, and the part of its record that says so."""
-
-    definition: ModelDef
-    network: Network
-    record: dict[str, Any]
-
-
-def own_teacher(context: Context, block: Mapping[str, Any], network: Network, where: str) -> Own | None:
-    """The teacher's own network, by its weights' record, or None where it is the student's. It is completed with the inputs of
-    the stage's network, and with the exit of which a critic is to be told. ConfigError where its clips, classes or schedule
-    are others, or where the student would begin as it.
-    """
-    reference, config = block.get("teacher") or "", context.config
-    # Another stage's is of the same config, and an exact teacher is no network.
-    if not reference.startswith("pretrained:") and not reference.endswith(".safetensors"):
-        return None
-    _, record = weights.load(weights.find(reference, context.workdir))
-    if record.get("kind") != "denoiser" or (
-        without_inputs(record)["model"] == without_inputs(config)["model"]
-        and record["prediction"] == config["prediction"]
-    ):
-        return None
-    ours = {
-        "shape": list(config["model"]["shape"]), "num_classes": network.num_classes,
-        "schedule": schedules.record(network.schedule),
-    }  # fmt: skip
-    weights.check_fits(record, ours, f"{where}.teacher {reference!r}")
-    if not block.get("init"):
-        raise ConfigError(
-            f"{where} lacks the key 'init': teacher {reference!r} is a {record['model']['kind']!r} of prediction"
-            f" {record['prediction']!r}, no weights for this stage's {config['model']['kind']!r} of {config['prediction']!r}"
-        )
-    told = ("logsnr_to",) if configs.method_option(block["method"], block.get("options", {}), "exit_told") else ()
-    wanted = {*record["model"].get("cond", ()), *config["model"].get("cond", ()), *told}
-    model = {**record["model"], "cond": [name for name in INPUTS if name in wanted]}
-    definition, of = configs.network({**config, "model": model, "prediction": record["prediction"]})
-    of = of._replace(forced=network.forced and "history" in definition.cond_keys)
-    return Own(definition, of, {"model": model, "prediction": record["prediction"]})
-
-
-def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record whose model says nothing of `INPUTS`, since a network that lacks some can be completed, and nothing of what
-    doesn't change its answers.
-    """
-    free = ("cond", "attention", "remat")
-    model = {k: v for k, v in record["model"].items() if k not in free} if "model" in record else None
-    return {**record, "model": model}
-
-
-def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
-    """What the method of a game is given beside its options: the critic's optimiser, and a discriminator where it has use for
-    one. Refuses what belongs to a critic from a method that has none.
-    """
-    given: dict[str, Any] = {}
-    for parameter, keys in (("critic_optimiser", ("critic_optimiser",)), ("discriminator", ("heads", "features"))):
-        if configs.takes(block["method"], parameter):
-            continue
-        for key in keys:
-            if key in block:
-                raise ConfigError(f"{where}.{key}: method {block['method']!r} has no {parameter.replace('_', ' ')}")
-    if configs.takes(block["method"], "critic_optimiser"):
-        rule = {**block.get("optimiser", {"learning_rate": 1e-3}), **block.get("critic_optimiser", {})}
-        given["critic_optimiser"] = configs.optimiser(rule, block["steps"], f"{where}.critic_optimiser")
-    if configs.takes(block["method"], "discriminator"):
-        # Of a method without the choice they are the teacher's.
-        whose = configs.method_option(block["method"], block.get("options", {}), "features") or "teacher"
-        if (whose == "frozen") != ("features" in block):
-            raise ConfigError(
-                f"{where}.features names the network whose features the discriminator sees, where {where}.options.features is"
-                f" 'frozen'; the latter is {whose!r}, and there is {'one' if 'features' in block else 'none'}"
-            )
-        if whose == "teacher" and block.get("teacher") == exact.ORACLE:
-            raise ConfigError(f"{where}.options.features: the exact teacher is no network and has no features")
-        features, channels = definition.features, definition.channels
-        if whose == "frozen":
-            features, channels, _ = feature_network(context, block["features"], where)
-        heads = configs.call(
-            build_heads, {}, f"{where}.heads", config=block.get("heads", {}), channels=channels,
-            num_classes=definition.num_classes,
-        )  # fmt: skip
-        given["discriminator"] = Discriminator(features, heads.init, heads.apply)
-    return given
-
-
-def feature_network(
-    context: Context, reference: str, where: str
-) -> tuple[Callable[..., Any], tuple[int, ...], Callable[..., Any]]:
-    """(params, x, logsnr, cond) -> maps, their channels, and the network's `init`, of a classifier or a denoiser, finished or
-    still to be trained.
-    """
-    stage = context.config["stages"].get(reference.split("@")[0])
-    if stage is None:
-        record = weights.load(weights.find(reference, context.workdir))[1]
-    elif stage["kind"] in ("classifier", "train"):
-        model = {**CLASSIFIER_DEFAULTS, **stage.get("model", {})} if stage["kind"] == "classifier" else None
-        record = {"kind": stage["kind"], "model": model or context.config["model"]}
-    else:
-        raise ConfigError(f"{where}.features: stage {reference!r} trains no network")
-    if record["kind"] == "classifier":
-        frame, shape = tuple(record["model"]["shape"]), tuple(context.config["model"]["shape"])
-        if latents.is_latent(context.config) or frame != shape[1:]:
-            clips = "latents" if latents.is_latent(context.config) else "clips"
-            raise ConfigError(
-                f"{where}.features {reference!r} is a classifier of frames of pixels of shape {frame}, the {clips} are of shape"
-                f" {shape}; a discriminator on the teacher's own features fits them (method 'ladd')"
-            )
-        classifier = configs.call(build_classifier, {}, f"{where}.features", config=record["model"])
-        return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels, classifier.init
-    network = configs.model({"model": record["model"]})
-    return network.features, network.channels, network.init
 
 
 def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
@@ -345,20 +232,20 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     teacher = block.get("teacher")
     start = block.get("init") or (None if teacher == exact.ORACLE else teacher)
     initial = jax.random.fold_in(key, 2**31 - 1)
-    params = load_fitting(context, start, definition, record, initial) if start else definition.init(initial)
+    params = beside.load_fitting(context, start, definition, record, initial) if start else definition.init(initial)
     if teacher == exact.ORACLE:
         # The exact denoiser, a function with its weights as leaves, like any other teacher an argument of the program.
         frozen["teacher"] = source.oracle.denoiser(network.schedule)
     elif teacher:
-        own = own_teacher(context, block, network, f"config.stages.{name}")
+        own = beside.own_teacher(context, block, network, f"config.stages.{name}")
         fitting = (definition, record) if own is None else (own.definition, record | own.record)
-        frozen["teacher"] = load_fitting(context, teacher, *fitting, initial)
+        frozen["teacher"] = beside.load_fitting(context, teacher, *fitting, initial)
     if block.get("features"):
         frozen["features"] = jax.tree.map(
             jnp.asarray, weights.load(weights.find(block["features"], context.workdir))[0]
         )
     if block.get("previous"):
-        frozen["previous"] = load_fitting(context, block["previous"], definition, record, initial)
+        frozen["previous"] = beside.load_fitting(context, block["previous"], definition, record, initial)
     # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
     hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     if rounds:
@@ -447,25 +334,6 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
         )  # fmt: skip
     finally:
         checkpoints.close()
-
-
-def load_fitting(
-    context: Context, reference: str, definition: ModelDef, expected: Mapping[str, Any], key: jax.Array
-) -> Any:
-    """Weights by reference, refused by name if their record doesn't fit the stage that wants them.
-
-    A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before. How it is
-    computed (`attention`, `remat`) is no part of its weights.
-    """
-    path = weights.find(reference, context.workdir)
-    params, record = weights.load(path)
-    keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
-    weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
-    drawing.check_space(record, expected["latent"], f"{reference} ({path})")
-    try:
-        return inherit(jax.tree.map(jnp.asarray, params), definition, key)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{reference} ({path}) does not fit: {error.args[0]}") from None
 
 
 @functools.cache
