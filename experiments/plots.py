@@ -199,10 +199,10 @@ def _curve(one: Series, across: Axis, up: Axis) -> str:
             low, high = (min(max(v, up.low), up.high) for v in (point.low, point.high))
             bars.append(f"M{_x(across, point.x)} {_y(up, low)}m-3 0h6m-3 0V{_y(up, high)}m-3 0h6")
         if point.label:
-            x, y = place.split()
-            words.append(
-                f'<text class="tag" x="{float(x) + 7:.1f}" y="{float(y) - 6:.1f}">{html.escape(point.label)}</text>'
-            )
+            x, y = map(float, place.split())
+            # Near the right edge a word stands to the left of its point.
+            side, move = ("tag left", -7) if x > WIDTH - RIGHT - 40 else ("tag", 7)
+            words.append(f'<text class="{side}" x="{x + move:.1f}" y="{y - 6:.1f}">{html.escape(point.label)}</text>')
     look, parts = one.look or 0, []
     kind = f"s{look % LOOKS} {one.style}{' dashed' if look >= LOOKS else ''}"
     if bars:

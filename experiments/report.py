@@ -10,6 +10,7 @@ import logging
 import math
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -88,9 +89,13 @@ def run_page(workdir: pathlib.Path) -> str:
     parts += [f"<h3>{text(name)}</h3>{webpage.settings(block)}" for name, block in stages.items()]
     sections.append(Section("Settings", "".join(parts)))
     done = sum((workdir / name / "done.json").is_file() for name in stages)
-    said = f"<p>{done} of {len(stages)} stages done. Made again by</p>"
-    said += f'<pre tabindex="0"><code>python -m experiments.report --workdir={text(workdir.name)}</code></pre>'
-    return webpage.page(f"Run: {workdir.resolve().name}", said, sections)
+    whole, here = workdir.resolve(), pathlib.Path.cwd()
+    # A page travels: it names no folder above the one that it was made from.
+    place = whole.relative_to(here) if whole.is_relative_to(here) else whole.name
+    command = f"python -m experiments.report --workdir={shlex.quote(str(place))}"
+    said = f"<p>{done} of {len(stages)} stages done. To make this page again:</p>"
+    said += f'<pre tabindex="0"><code>{text(command)}</code></pre>'
+    return webpage.page(f"Run: {whole.name}", said, sections)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -398,7 +403,8 @@ def many(workdirs: Iterable[pathlib.Path]) -> str:
             for name, row in of_stage.items():
                 if (key := row.clips.tobytes()) not in seen:
                     seen.add(key)
-                    clips[name if name == "real" else f"{workdir.name}: {name}"] = row
+                    shared = name not in clips and (name not in measured or measured[name].family not in stages)
+                    clips[name if shared else f"{workdir.name}: {name}"] = row
         series: dict[str, list[Point]] = {}
         for row in rows:
             for name, value in row.items():

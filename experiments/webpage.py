@@ -74,7 +74,8 @@ def page(title: str, introduction: str, sections: Iterable[Section]) -> str:
 def anchor(title: str, taken: set[str]) -> str:
     """A title as an id that no other title of the page has."""
     plain = "s-" + (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section")
-    name = next(n for n in (plain, *(f"{plain}-{i}" for i in itertools.count(2))) if n not in taken)  # noqa: B031
+    numbered = itertools.chain([plain], (f"{plain}-{i}" for i in itertools.count(2)))
+    name = next(one for one in numbered if one not in taken)
     taken.add(name)
     return name
 
@@ -86,23 +87,33 @@ def details(summary: str, body: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
     """A table in a box that scrolls. Cells are HTML; the first of a row is its head; what begins as a number stands right."""
 
-    def one(cell: str) -> str:
-        bare = re.sub(r"<[^>]*>", "", cell).strip()
-        return f'<td class="number">{cell}</td>' if re.match(r"[-+±−]?\.?\d|NaN|-$", bare) else f"<td>{cell}</td>"
+    rows = [list(row) for row in rows]
 
-    lines = "".join(f'<tr><th scope="row">{first}</th>{"".join(map(one, cells))}</tr>' for first, *cells in rows)
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    def kind(cell: str) -> str:
+        bare = re.sub(r"<[^>]*>", "", cell).strip()
+        return ' class="number"' if re.match(r"[-+±−]?\.?\d|NaN|-$", bare) else ""
+
+    def head(i: int, cell: str) -> str:
+        below = [row[i] for row in rows if i < len(row) and row[i]]
+        return f'<th scope="col"{" class=number" * (i > 0 and any(below) and all(map(kind, below)))}>{cell}</th>'
+
+    lines = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td{kind(cell)}>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    )
+    top = "".join(head(i, cell) for i, cell in enumerate(header))
     named = f"<caption>{text(caption)}</caption>" if caption else ""
     label = text(caption or "table")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f"<table>{named}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f"<table>{named}<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
 
 def settings(block: Mapping[str, Any]) -> str:
     """A nested dict as a table of a.b.c and value."""
-    return table(("setting", "value"), ((f"<code>{text(k)}</code>", f"<code>{text(v)}</code>") for k, v in flat(block)))
+    rows = ((f"<code>{text(k)}</code>", f"<code>{text(v)}</code>") for k, v in flat(block))
+    return f'<div class="settings">{table(("setting", "value"), rows)}</div>'
 
 
 def flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
