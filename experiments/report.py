@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 NAME = "report.html"
 QUALITY = ("frechet_clip", "wasserstein")
 """Measures that are shown first, where there are any of them."""
+MOST_LABELLED = 12
+"""Points of a plot that are few enough to have a word beside each."""
 PICTURES = ("comparison.png", "slices.png", "samples.png")
 MANY_BYTES = 3_000_000
 """What the clips of all runs of one folder may weigh in a page over many runs."""
@@ -211,7 +213,7 @@ def quality(found: Mapping[str, Sampler]) -> str:
     """Every measure against network evaluations and against seconds, with intervals; a choice shows one of them."""
     names = list(dict.fromkeys(name for one in found.values() for name in one.measures))
     first = next((name for name in QUALITY if name in names), names[0] if names else None)
-    options, blocks = [], []
+    options, blocks, few = [], [], len(found) <= MOST_LABELLED
     for name in names:
         known = {row: one for row, one in found.items() if name in one.measures}
         measure = next(iter(known.values())).measures[name]
@@ -223,7 +225,7 @@ def quality(found: Mapping[str, Sampler]) -> str:
             series = []
             for family, group in families.items():
                 points = [
-                    Point(at, m.value, m.low, m.high, one.steps)
+                    Point(at, m.value, m.low, m.high, one.steps if few else "")
                     for one in group
                     if (at := where(one)) is not None and math.isfinite(at) and (m := one.measures[name])
                 ]
@@ -249,7 +251,8 @@ def quality(found: Mapping[str, Sampler]) -> str:
     if not names:
         return ""
     choice = f'<label>Measure <select class="choice" aria-label="Measure">{"".join(options)}</select></label>'
-    note = "Bars are 95 % intervals; the words beside the points are steps. The dashed line is what real clips get."
+    note = "Bars are 95 % intervals. The dashed line is what real clips get."
+    note += " The words beside the points are steps." if few else ""
     return f'<div class="chosen">{choice}{"".join(blocks)}<p class="note">{note}</p></div>'
 
 
@@ -340,8 +343,10 @@ def grouped(name: str) -> tuple[str, str]:
     return last, phase
 
 
-def curve(group: str, series: Mapping[str, Sequence[Point]]) -> str:
-    """A plot against the step: the thin lines are what was logged, the thick ones running means where there are many."""
+def curve(group: str, series: Mapping[str, Sequence[Point]], told: str = "") -> str:
+    """A plot against the step, titled `told` or as its group. Thin lines are what was logged, thick ones running means where
+    there are many points.
+    """
     if group.endswith("_by_level"):
         series = dict(sorted(series.items(), key=lambda item: float(item[0].split("..")[0])))
     lines = []
@@ -352,7 +357,7 @@ def curve(group: str, series: Mapping[str, Sequence[Point]]) -> str:
             lines.append(Series(name, plots.smooth(points, half), "thick", look))
     values = [p.y for points in series.values() for p in points if math.isfinite(p.y)]
     far = bool(values) and min(values) > 0 and ("loss" in group or max(values) > 5 * min(values))
-    name = f"{group}, by log-SNR" if group.endswith("_by_level") else group
+    name = told or (f"{group}, by log-SNR" if group.endswith("_by_level") else group)
     return plots.plot(lines, title=name, x="step", y=group.rpartition("/")[2], log_y=far)
 
 
@@ -382,43 +387,68 @@ def results(path: pathlib.Path, runs: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".html")
 
 
+class Run(NamedTuple):
+    """A run among many. measured, clips: by stage; rows: what was logged."""
+
+    name: str
+    measured: dict[str, dict[str, Sampler]]
+    clips: dict[str, dict[str, Row]]
+    rows: list[writers.Row]
+
+
+def read_run(workdir: pathlib.Path) -> Run:
+    measured, clips = {}, {}
+    for stage in read_config(workdir).get("stages", {}):
+        report = workdir / stage / "report.json"
+        measured[stage] = samplers(configs.read_json(report)) if report.is_file() else {}
+        clips[stage] = stage_clips(workdir / stage, measured[stage])
+    return Run(workdir.name, measured, clips, read_metrics(workdir))
+
+
 def many(workdirs: Iterable[pathlib.Path]) -> str:
-    """Several runs in one: all their clips in one player, their samplers in one plot, their losses folded away."""
+    """Several runs in one: all their clips in one player, their samplers in one plot, their losses folded away. What several of
+    them have, as their teacher, is shown once; a run that can't be read is left out, with a warning.
+    """
     clips: dict[str, Row] = {}
     found: dict[str, Sampler] = {}
     losses, seen = [], set()
     for workdir in workdirs:
-        stages, rows = read_config(workdir).get("stages", {}), read_metrics(workdir)
-        for stage in stages:
-            report = workdir / stage / "report.json"
-            measured = samplers(configs.read_json(report)) if report.is_file() else {}
-            of_stage = stage_clips(workdir / stage, measured)
+        try:
+            run = read_run(workdir)
+        # Whatever else stands in files of these names.
+        except (ConfigError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+            log.warning("%s is left out: %s: %s", workdir, type(error).__name__, error)
+            continue
+        for stage, measured in run.measured.items():
             for name, one in measured.items():
-                # What several runs share, as a teacher, is one family; a run's own student has the run's name.
-                own = workdir.name if one.family == "student" else f"{workdir.name}: {one.family}"
-                family = own if one.family in stages else one.family
+                # A run's own student has the run's name.
+                own = run.name if one.family == "student" else f"{run.name}: {one.family}"
+                family = own if one.family in run.measured else one.family
                 if (key := (family, one.calls, repr(one.measures))) not in seen:
                     seen.add(key)
-                    found[f"{workdir.name}: {name}"] = one._replace(family=family)
-            for name, row in of_stage.items():
+                    found[f"{run.name}: {name}"] = one._replace(family=family)
+            for name, row in run.clips[stage].items():
                 if (key := row.clips.tobytes()) not in seen:
                     seen.add(key)
-                    shared = name not in clips and (name not in measured or measured[name].family not in stages)
-                    clips[name if shared else f"{workdir.name}: {name}"] = row
-        series: dict[str, list[Point]] = {}
-        for row in rows:
-            for name, value in row.items():
-                if name.rpartition("/")[2] == "loss":
-                    key = " ".join(filter(None, (row["stage"], name.rpartition("/")[0])))
-                    series.setdefault(key, []).append(Point(row["step"], float(value)))
-        if series:
-            losses.append(
-                curve("loss", series).replace("<figcaption>loss", f"<figcaption>{text(workdir.name)}: loss", 1)
-            )
+                    shared = name not in clips and (name not in measured or measured[name].family not in run.measured)
+                    clips[name if shared else f"{run.name}: {name}"] = row
+        if series := loss_curves(run.rows):
+            losses.append(curve("loss", series, f"{run.name}: loss"))
     parts = [webpage.player(clips, "clips of all runs", MANY_BYTES)] if clips else []
     parts += [f"<h3>Steps, quality, latency</h3>{quality(found)}"] if found else []
     parts += [details(f"Losses of {len(losses)} runs", f'<div class="plots">{"".join(losses)}</div>')] if losses else []
     return "".join(parts)
+
+
+def loss_curves(rows: Sequence[writers.Row]) -> dict[str, list[Point]]:
+    """The losses of all stages and phases."""
+    series: dict[str, list[Point]] = {}
+    for row in rows:
+        for name, value in row.items():
+            phase, _, last = name.rpartition("/")
+            if last == "loss":
+                series.setdefault(f"{row['stage']} {phase}".strip(), []).append(Point(row["step"], float(value)))
+    return series
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A headless Chromium, driven over a pipe: enough of the DevTools protocol to look at a page as a reader does.
 
-https://chromedevtools.github.io/devtools-protocol: with --remote-debugging-pipe messages are JSON that ends with a zero byte, read
-by the browser from file descriptor 3 and written by it to 4.
+https://chromedevtools.github.io/devtools-protocol: with --remote-debugging-pipe messages are JSON that ends with a zero byte,
+read by the browser from file descriptor 3 and written by it to 4.
 """
 
 import json

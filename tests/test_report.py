@@ -1,4 +1,4 @@
-"""The page of a run and of an ablation: what stands in it, what it never holds, and, in a browser, what a reader can do with it."""
+"""The page of a run and of an ablation: what stands in it, what never does, and what a reader can do with it in a browser."""
 
 import base64
 import html.parser
@@ -70,7 +70,9 @@ def make_run(folder: pathlib.Path, *, finished: bool = True, name: str = "a<b>")
         "seed": 0,
         "data": {"kind": name, "note": HOSTILE},
         "stages": {
-            "student": {"kind": "train", "method": "progressive", "steps": 20, "student_steps": [4, 1], "options": {"ema": 0.9}},
+            "student": {
+                "kind": "train", "method": "progressive", "steps": 20, "student_steps": [4, 1], "options": {"ema": 0.9},
+            },
             "evaluate": {"kind": "evaluate", "samplers": {k: {"weights": w, "steps": s} for k, (w, s, _) in samplers.items()}},
         },
     }  # fmt: skip
@@ -216,9 +218,17 @@ def test_reports_without_samplers_are_tables_and_curves(tmp_path):
     config["stages"] = {"chunks": {"kind": "continue"}, "exact": {"kind": "exact"}, "trip": {"kind": "round_trip"}}
     (workdir / "config.json").write_text(json.dumps(config))
     found = {
-        "chunks": {"position_error": {"1": measure(1.0), "2": measure(2.0)}, "drift": {"0-7": {"mass": measure(1)}, "8-15": {"mass": measure(2)}}},
-        "exact": {"samplers": {"a_1": {"weights": "a", "steps": 1}}, "metrics": {
-            "fresh draws": {"calls": None, "wasserstein": [0.1, 0.05, 0.2]}, "a_1": {"calls": 1, "wasserstein": [2.0, 1.0, 3.0]}}},
+        "chunks": {
+            "position_error": {"1": measure(1.0), "2": measure(2.0)},
+            "drift": {"0-7": {"mass": measure(1)}, "8-15": {"mass": measure(2)}},
+        },
+        "exact": {
+            "samplers": {"a_1": {"weights": "a", "steps": 1}},
+            "metrics": {
+                "fresh draws": {"calls": None, "wasserstein": [0.1, 0.05, 0.2]},
+                "a_1": {"calls": 1, "wasserstein": [2.0, 1.0, 3.0]},
+            },
+        },
         "trip": {"clips": 8, "metrics": {"psnr": measure(31.25)}},
     }  # fmt: skip
     for stage, block in found.items():
@@ -321,7 +331,8 @@ python -m x --a=<b>
     made = webpage.markdown(source, tmp_path)
     page = Page(made)
     for part in (
-        "<i>slanted</i>", "<b>bold <code>code_*</code> words</b>", "<code>a&lt;b</code>; 2 * 3 * 4", '<a href="../errata.md">a link</a>',
+        "<i>slanted</i>", "<b>bold <code>code_*</code> words</b>", "<code>a&lt;b</code>; 2 * 3 * 4",
+        '<a href="../errata.md">a link</a>',
         '<td class="number"><b>0.5</b></td>', "<li>one\n  goes on</li><li>two</li>", "python -m x --a=&lt;b&gt;</code></pre>",
         "<code>x</code> | y", "y.png is missing",
     ):  # fmt: skip
@@ -340,19 +351,22 @@ def test_an_ablation_writes_the_same_kind_of_page(tmp_path, capsys):
     assert report.main([f"--results={tmp_path / 'sampler.md'}"]) == 2 and "no page" in capsys.readouterr().err
 
 
-def test_the_page_of_many_runs_shows_what_they_share_once(tmp_path):
+def test_the_page_of_many_runs_shows_what_they_share_once(tmp_path, caplog):
     (tmp_path / "distillation.md").write_text("# Results: distillation\n\nMade.\n\n## One `thing`\n\nText.\n")
     for i, name in enumerate(("one", "two")):
         workdir = make_run(tmp_path / "runs" / "digits" / name)
         kept = figures.load_clips(workdir / "evaluate" / "clips.npz")
         figures.save_clips(workdir / "evaluate" / "clips.npz", kept | {"student_4": clips(10 + i)})
     (tmp_path / "runs" / "digits" / "empty").mkdir()
+    broken = make_run(tmp_path / "runs" / "digits" / "broken")
+    (broken / "evaluate" / "report.json").write_text('{"samplers": {"x": 3}}')
     path = report.results(tmp_path / "distillation.md", tmp_path / "runs")
     page = sound(path.read_text())
     names = re.findall(r'<div class="name"><b>(.*?)</b>', path.read_text())
     assert names == ["real", "teacher_50", "one: student_4", "one: student_1", "two: student_4"]
     assert {"One thing", "Runs: moving digits"} <= set(page.words)
     assert "one: loss" in page.words and "two: loss" in page.words
+    assert "broken is left out" in caplog.text and "broken: loss" not in page.words
 
 
 # In a browser -----------------------------------------------------------------------------------------------------
@@ -383,6 +397,7 @@ def shown(tmp_path_factory):
     return report.write(workdir), kept
 
 
+SET = "(() => {{ const e = document.querySelectorAll('{0}')[{1}]; e.value = '{2}'; e.dispatchEvent(new Event('{3}')); }})()"
 PIXELS = """[...document.querySelectorAll('.player')[{player}].querySelectorAll('canvas')].map(c => {{
   const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return [...d].filter((_, i) => i % 4 === 0); }})"""
 
@@ -420,15 +435,11 @@ def test_the_slider_sets_the_frame_of_all_canvases(chromium, shown):
     chromium.open(path)
     first = figures.load_clips(path.parent / "evaluate" / "clips.npz")
     for frame in (0, 3, 5):
-        chromium.ask(
-            f"(() => {{ const s = document.querySelector('.frame'); s.value = {frame}; s.dispatchEvent(new Event('input')); }})()"
-        )
+        chromium.ask(SET.format(".frame", 0, frame, "input"))
         assert np.array_equal(pixels(chromium), frame_of(first, frame))
         assert chromium.ask("document.querySelector('.at').textContent") == f"{frame + 1} / 6"
     assert np.array_equal(pixels(chromium, 1), frame_of(kept, 0))  # the other player has a slider of its own
-    chromium.ask(
-        "(() => { const s = document.querySelectorAll('.frame')[1]; s.value = 7; s.dispatchEvent(new Event('input')); })()"
-    )
+    chromium.ask(SET.format(".frame", 1, 7, "input"))
     assert np.array_equal(pixels(chromium, 1), frame_of(kept, 7))
 
 
@@ -485,7 +496,8 @@ def test_a_page_is_never_wider_than_its_window(chromium, shown, width):
         assert chromium.ask("document.documentElement.scrollWidth") <= width
         if closed:
             chromium.ask("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    wide = "[...document.querySelectorAll('canvas')].map(c => c.getBoundingClientRect()).every(b => b.width >= 20 && b.right <= innerWidth)"
+    wide = "[...document.querySelectorAll('canvas')].map(c => c.getBoundingClientRect())"
+    wide += ".every(b => b.width >= 20 && b.right <= innerWidth)"
     assert chromium.ask(wide)
 
 
@@ -509,9 +521,7 @@ def test_a_choice_shows_its_plots_and_the_pointer_its_numbers(chromium, shown):
         "[...document.querySelectorAll('[data-choice]')].filter(e => e.offsetHeight > 0).map(e => e.dataset.choice)"
     )
     assert chromium.ask(visible) == ["frechet_clip"]
-    chromium.ask(
-        "(() => { const s = document.querySelector('.choice'); s.value = 'flicker'; s.dispatchEvent(new Event('change')); })()"
-    )
+    chromium.ask(SET.format(".choice", 0, "flicker", "change"))
     assert chromium.ask(visible) == ["flicker"]
     x, y = chromium.ask(
         "(() => { const v = document.querySelector('[data-choice=flicker] svg'); v.scrollIntoView({block: 'center'});"
