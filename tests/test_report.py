@@ -172,6 +172,15 @@ def test_clips_come_back_pixel_by_pixel(tmp_path):
                 assert np.array_equal(sheet[8 * y : 8 * y + 8, 10 * x : 10 * x + 10], made[clip, frame, ..., 0])
 
 
+def test_a_slice_is_the_brightest_pixel_over_y_and_its_time_runs_down(tmp_path):
+    workdir = make_run(tmp_path / "run")
+    found = [a for a in Page(report.run_page(workdir)).all("img") if a["alt"] == "x-t slice of student_4, clip 2"]
+    (slice_,) = [np.asarray(Image.open(io.BytesIO(base64.b64decode(a["src"].split(",")[1])))) for a in found]
+    made = figures.load_clips(workdir / "evaluate" / "clips.npz")["student_4"][1, ..., 0]
+    assert slice_.shape == (6, 10)
+    assert all(slice_[t, x] == max(made[t, :, x]) for t in range(6) for x in range(10))
+
+
 def test_a_hostile_config_is_only_text(tmp_path):
     workdir = make_run(tmp_path / "run", name="<b onclick=steal()>")
     config = json.loads((workdir / "config.json").read_text())
@@ -299,6 +308,13 @@ def test_points_stand_where_their_values_are():
     (bar,) = [a["d"] for a in page.all("path") if a.get("class", "").endswith("bar")]
     bottom, top = map(float, re.search(r"M[\d.]+ ([\d.]+)m[^V]*V([\d.]+)", bar).groups())
     assert bottom - y[0] == pytest.approx(y[0] - top, abs=0.11) and bottom > top
+
+
+def test_the_eighth_curve_is_told_from_the_first():
+    series = [plots.Series(f"{i}", [plots.Point(0, i), plots.Point(1, i)]) for i in range(9)]
+    page = Page(plots.plot(series, title="t", x="x", y="y"))
+    kinds = [a["class"] for a in page.all("path") if "data-values" in a]
+    assert len(set(kinds)) == 9 and [kind for kind in kinds if "dashed" in kind] == kinds[7:]
 
 
 def test_smoothing_keeps_a_line_and_leaves_out_what_is_not_finite():
