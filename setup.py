@@ -40,6 +40,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["configs*", "diffusion*", "distill*", "experiments*", "models*"]),
+    package_data={"experiments": ["report.css", "report.js"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

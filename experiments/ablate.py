@@ -1,5 +1,7 @@
 """`python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results] [--runs=runs]`: a page with figures.
 
+The page is NAME.md, and NAME.html with all figures inside, which opens anywhere.
+
 --only makes the named sections again and leaves the others of the page as they are. --runs is for a page that is made from
 finished runs: the folder that holds them.
 """
@@ -9,6 +11,7 @@ import sys
 
 import jax
 
+from experiments import report
 from experiments.ablations import ABLATIONS, READS_RUNS
 from experiments.config import ConfigError, choose, nearest
 from experiments.run import fail
@@ -26,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         # Orders of convergence need float64; a context, so that who calls this keeps the precision that they had.
         with jax.enable_x64(True):
             ablation(out, only, **options)
+        report.results(out / f"{name}.md", runs or pathlib.Path("runs"))
     except ConfigError as error:
         return fail(str(error), 2)
     return 0

@@ -130,8 +130,10 @@ def run_round_trip(context: Context, name: str, block: Mapping[str, Any]) -> dic
         context.config["seed"],
     )  # fmt: skip
     shown = min(block.get("shown", 6), num)
-    figures.comparison(folder / "comparison.png", {"real": real[:shown], "decoded": made[:shown]})
-    figures.animate(folder / "comparison.webp", {"real": real[:shown], "decoded": made[:shown]})
+    pictures = {"real": real[:shown], "decoded": made[:shown]}
+    figures.comparison(folder / "comparison.png", pictures)
+    figures.animate(folder / "comparison.webp", pictures)
+    figures.save_clips(folder / "clips.npz", pictures)
     result = {"clips": num, "weights": block["weights"], "metrics": {k: m._asdict() for k, m in found.items()}}
     configs.write_json(folder / "report.json", result)
     for key, m in found.items():

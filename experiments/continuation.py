@@ -102,6 +102,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     figures.comparison(folder / "comparison.png", pictures)
     figures.animate(folder / "comparison.webp", pictures)
     figures.slices(folder / "slices.png", pictures)
+    figures.save_clips(folder / "clips.npz", pictures)
     lines = ["| frame after the history | error of its position, px, median |", "| --- | --- |"]
     lines += [f"| {f} | {m.value:.3g} [{m.low:.3g}, {m.high:.3g}] |" for f, m in errors.items()]
     text = "\n".join([*lines, *(["", metrics.table(curves)] if curves else [])])

@@ -187,6 +187,7 @@ def report(context, name, block, rows, clips, seconds, evaluations, real, classi
     figures.comparison(folder / "comparison.png", pictures)
     figures.animate(folder / "comparison.webp", pictures)
     figures.slices(folder / "slices.png", pictures)
+    figures.save_clips(folder / "clips.npz", pictures)
     for row, videos in clips.items():
         figures.film_strip(folder / f"samples_{row}.png", videos[:shown])
         figures.sample_grid(folder / f"grid_{row}.png", videos[:64])

@@ -252,6 +252,21 @@ def quality_against_seconds(
     _save_figure(path, figure)
 
 
+def save_clips(path: PathLike, rows: Mapping[str, Videos]) -> None:
+    """Clips by row as bytes, exactly what a picture of them shows, in one .npz: a page of a run plays them again."""
+    checked = {name: _checked(videos) for name, videos in rows.items()}
+    buffer = io.BytesIO()
+    # Names as an array of their own: a row may be called as an argument of savez is.
+    np.savez_compressed(buffer, *checked.values(), names=np.array(list(checked)))
+    write_atomically(path, buffer.getvalue())
+
+
+def load_clips(path: PathLike) -> dict[str, UInt8[np.ndarray, "n f h w c"]]:
+    """What `save_clips` saved, in its order."""
+    with np.load(path, allow_pickle=False) as file:
+        return {str(name): file[f"arr_{i}"] for i, name in enumerate(file["names"])}
+
+
 def write_atomically(path: PathLike, data: bytes) -> None:
     """Writes beside `path` and renames: a reader finds the old file or the whole new one."""
     path = pathlib.Path(path)

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from experiments import config as configs
 from experiments import mesh as meshes
-from experiments import stages
+from experiments import report, stages
 from experiments.config import ConfigError
 from experiments.loop import Stopped, duration
 
@@ -154,6 +154,7 @@ def run(context: stages.Context, only: str | None = None) -> None:
             if meshes.leads():
                 configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1), **figures})
                 print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
+                report.attempt(context.workdir)
         meshes.meet(f"{name} is done")
 
 

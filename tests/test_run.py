@@ -80,8 +80,11 @@ def test_a_run_leaves_all_it_promises(undisturbed):
         "samples_student_1.png",
         "grid_student_1.png",
         "loss.png",
+        "clips.npz",
     ):
         assert (workdir / "evaluate" / name).stat().st_size > 200, name
+    page = (workdir / "report.html").read_text()  # written after the last stage: it plays that stage's clips
+    assert page.count("<canvas") >= 4 and "was not written" not in output
     report = json.loads((workdir / "report.json").read_text())
     assert list(report["samplers"]) == ["teacher_4", "student_2", "student_1"]
     assert report["samplers"]["teacher_4"]["evaluations"] == 8  # 4 calls, guided: two evaluations each

@@ -7,5 +7,10 @@ from experiments.ablations import distillation, samplers, video
 ABLATIONS: dict[str, Callable[..., None]] = {
     "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
 }  # fmt: skip
-READS_RUNS = frozenset({"distillation", "video"})
-"""Those that read finished runs, and take `runs`, the folder that holds them."""
+READS_RUNS: dict[str, dict[str, str]] = {
+    "distillation": {"moving digits": "digits/*", "moving digits, latents": "digits_64/*"},
+    "video": {"cascade": "moving_digits_64/cascade"},
+}
+"""Those that read finished runs, and take `runs`, the folder that holds them -> title -> pattern of workdirs in it whose clips
+their HTML page shows.
+"""
