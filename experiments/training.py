@@ -15,6 +15,7 @@ from clu import parameter_overview
 
 from diffusion import schedules
 from distill import FORWARD, GAMES, STUDENTS, Network
+from distill.method import accumulating
 from experiments import beside, data, exact, latents, loop, weights
 from experiments import config as configs
 from experiments import mesh as meshes
@@ -100,7 +101,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
-    return definition, network, method, rounds
+    return definition, network, accumulating(method, block.get("accumulate", 1)), rounds
 
 
 def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
@@ -271,6 +272,7 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
         classifier=classifier,
         optimiser=optimiser,
     )
+    method = accumulating(method, block.get("accumulate", 1))
     key = context.key(name)
     state = method.init(key, classifier.init(jax.random.fold_in(key, 2**31 - 1)))
     record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
