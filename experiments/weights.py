@@ -50,7 +50,10 @@ def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any
     arrays = {k: np.ascontiguousarray(v) for k, v in flatten(jax.device_get(params)).items()}
     if half:
         arrays = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
-    save_file(arrays, beside, metadata={"record": json.dumps(record)})
+    try:
+        save_file(arrays, beside, metadata={"record": json.dumps(record)})
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(f"can't write {path} ({error})") from error
     beside.replace(path)
 
 
