@@ -28,11 +28,11 @@ __all__ = ["KEYS", "KINDS", "Context", "check"]
 
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
-    "log_every", "checkpoint_every", "tensorboard", "threads", "accumulate",
+    "log_every", "checkpoint_every", "tensorboard", "threads", "accumulate", "keep_checkpoints",
 }  # fmt: skip
 TRAINED = ("train", "classifier", "autoencoder")
 """Kinds of stages that run on all devices, and on all processes; the others run on the first device of the first process."""
-WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads", "accumulate"}
+WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads", "accumulate", "keep_checkpoints"}
 KEYS = {
     "train": (
         TRAINING
@@ -47,6 +47,7 @@ KEYS = {
             "heads",
             "features",
             "clips",
+            "validation",
         },
         {"method", "steps", "batch_size"},
     ),
