@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 from diffusion import predictions
 from distill.inputs import Network, clean, condition
 from distill.jumps import guided_teacher
-from distill.method import Loss, Method, Metrics, Term, descend, descent
+from distill.method import Loss, Method, Metrics, Phase, Term, descend, descent
 from distill.regression import by_level, finite, squared_deviation
 from distill.sources import Source, Start
 
@@ -143,11 +143,11 @@ def critic_phase(
     optimiser: optax.GradientTransformation,
     *,
     label_dropout: float = 0.0,
-) -> Callable[..., tuple[GameState, Metrics]]:
+) -> Phase:
     """The critic learns from clips that the student makes, without a gradient in it."""
     begin = play(network, source, label_dropout)
 
-    def step(state: GameState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+    def pose(state: GameState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree) -> Loss:
         key_play, *keys = jax.random.split(key, 1 + len(terms))
         clips, scene = begin(state, frozen, batch, key_play, hyper)
         here = scene(clips(state.params))
@@ -160,10 +160,13 @@ def critic_phase(
                 metrics |= reported
             return value, metrics
 
-        critic, opt, metrics = descend(optimiser, loss, state.critic, state.critic_opt, hyper["learning_rate_scale"])
-        return state._replace(critic=critic, critic_opt=opt), metrics
+        return loss
 
-    return step
+    def move(state: GameState, gradient: PyTree, hyper: PyTree) -> GameState:
+        critic, opt = descend(optimiser, gradient, state.critic, state.critic_opt, hyper["learning_rate_scale"])
+        return state._replace(critic=critic, critic_opt=opt)
+
+    return Phase(pose, lambda state: state.critic, move)
 
 
 def turns(ratio: int, critic_in_student_steps: bool) -> Callable[[int], tuple[str, ...]]:

@@ -5,6 +5,7 @@ A method knows networks only as functions. Everything that may change between tw
 that are not trained here, `hyper` for traced scalars.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,8 +28,8 @@ class Method(NamedTuple):
     """A training method as data.
 
     init(key, params) -> state: a NamedTuple with at least `params`, `ema` and `step`; donated and checkpointed whole.
-    phases: name -> phase(state, frozen, batch, key, hyper) -> (state, metrics). Each is compiled once. `frozen` holds
-        teachers and feature networks (never donated), `hyper` traced scalars.
+    phases: name -> phase(state, frozen, batch, key, hyper) -> (state, metrics), see `Phase`. Each is compiled once. `frozen`
+        holds teachers and feature networks (never donated), `hyper` traced scalars.
     order(step) -> names of the phases of this step, in order.
     next(state, frozen, hyper) -> the same for the next round, or None where a method has a single round.
     alarm(the metrics of all reports) -> a line about a run that has gone wrong without a NaN, or None.
@@ -41,27 +42,87 @@ class Method(NamedTuple):
     alarm: Callable[[Sequence[Mapping[str, float]]], str | None] = lambda history: None
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase as data: (state, frozen, batch, key, hyper) -> (state, metrics with `loss` and `grad_norm`).
+
+    pose: the loss of a batch. weights: state -> the tree that moves. move: (state, gradient of weights(state), hyper) ->
+    state, one update of the optimiser.
+    parts: of how many microbatches the gradient is the mean, one after another, each with a key of its own: the memory is
+    that of one. What a loss measures over its batch (a normaliser, a mean density ratio) is then measured over a microbatch.
+    """
+
+    pose: Term
+    weights: Callable[[State], PyTree]
+    move: Callable[[State, PyTree, PyTree], State]
+    parts: int = 1
+
+    def __call__(self, state: State, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree) -> tuple[State, Metrics]:
+        weights = self.weights(state)
+
+        def slope(batch: PyTree, key: Array) -> tuple[PyTree, Metrics]:
+            loss = self.pose(state, frozen, batch, key, hyper)
+            (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
+            return gradient, {"loss": value, **metrics}
+
+        gradient, metrics = slope(batch, key) if self.parts == 1 else mean_slope(slope, weights, batch, key, self.parts)
+        return self.move(state, gradient, hyper), {**metrics, "grad_norm": optax.global_norm(gradient)}
+
+
+def mean_slope(
+    slope: Callable[[PyTree, Array], tuple[PyTree, Metrics]], weights: PyTree, batch: PyTree, key: Array, parts: int
+) -> tuple[PyTree, Metrics]:
+    """The mean of a batch's `parts` gradients, and its metrics: numbers are averaged, whole numbers and pairs are added up.
+
+    Part i has the rows i, i + parts, ... and fold_in(key, i): of a batch in pieces on many devices each has its share of every
+    part, and no row travels. Raises ValueError for a batch that `parts` does not divide.
+    """
+    size = len(jax.tree.leaves(batch)[0])
+    if size % parts:
+        raise ValueError(f"a batch of {size} is not divisible into {parts} microbatches")
+    pieces = jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), batch)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
+
+    def add(total: PyTree, piece: tuple[PyTree, Array]) -> tuple[PyTree, Metrics]:
+        gradient, metrics = slope(*piece)
+        return jax.tree.map(jnp.add, total, gradient), metrics
+
+    total, seen = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), (pieces, keys))
+
+    def one(rows: Array | tuple[Array, Array]) -> Array | tuple[Array, Array]:
+        if isinstance(rows, tuple):
+            return jnp.sum(rows[0], 0), jnp.sum(rows[1], 0)
+        return jnp.sum(rows, 0) if jnp.issubdtype(rows.dtype, jnp.integer) else jnp.mean(rows, 0)
+
+    return jax.tree.map(lambda g: g / parts, total), {name: one(rows) for name, rows in seen.items()}
+
+
+def accumulating(method: Method, parts: int) -> Method:
+    """The same method with every gradient of its phases made of `parts` microbatches."""
+    if parts == 1:
+        return method
+    return method._replace(
+        phases={name: dataclasses.replace(phase, parts=parts) for name, phase in method.phases.items()}
+    )
+
+
 def descend(
-    optimiser: optax.GradientTransformation, loss: Loss, params: PyTree, opt: Any, scale: Array | float
-) -> tuple[PyTree, Any, Metrics]:
-    """One update: (params, the optimiser's state, metrics with `loss` and `grad_norm`). scale: [], of the learning rate."""
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    optimiser: optax.GradientTransformation, gradient: PyTree, params: PyTree, opt: Any, scale: Array | float
+) -> tuple[PyTree, Any]:
+    """One update: (params, the optimiser's state). scale: [], of the learning rate."""
     update, opt = optimiser.update(gradient, opt, params)
     update = jax.tree.map(lambda u: u * scale, update)
-    params = optax.apply_updates(params, update)
-    return params, opt, {"loss": value, "grad_norm": optax.global_norm(gradient), **metrics}
+    return optax.apply_updates(params, update), opt
 
 
-def descent(
-    terms: Mapping[str, tuple[float, Term]], optimiser: optax.GradientTransformation, *, ema: float
-) -> Callable[..., tuple[State, Metrics]]:
+def descent(terms: Mapping[str, tuple[float, Term]], optimiser: optax.GradientTransformation, *, ema: float) -> Phase:
     """The step of a student: down the weighted sum of its terms, then the average of its weights.
 
     terms: name -> (weight, term); a term's metrics stand under `name_`, those of the one named "" as they are. The state is
     any NamedTuple with params, ema, opt and step, the finished updates. hyper["learning_rate_scale"], [], scales the update.
     """
 
-    def step(state: State, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
+    def pose(state: State, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree) -> Loss:
         keys = jax.random.split(key, len(terms)) if len(terms) > 1 else [key]
         losses = {
             name: (weight, term(state, frozen, batch, key, hyper))
@@ -78,11 +139,14 @@ def descent(
                     metrics[f"{name}_loss" if name else "own_loss"] = part
             return value, metrics
 
-        params, opt, metrics = descend(optimiser, total, state.params, state.opt, hyper["learning_rate_scale"])
-        averaged = exponential_moving_average(state.ema, params, state.step, ema)
-        return state._replace(params=params, ema=averaged, opt=opt, step=state.step + 1), metrics
+        return total
 
-    return step
+    def move(state: State, gradient: PyTree, hyper: PyTree) -> State:
+        params, opt = descend(optimiser, gradient, state.params, state.opt, hyper["learning_rate_scale"])
+        averaged = exponential_moving_average(state.ema, params, state.step, ema)
+        return state._replace(params=params, ema=averaged, opt=opt, step=state.step + 1)
+
+    return Phase(pose, lambda state: state.params, move)
 
 
 def exponential_moving_average(ema: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:

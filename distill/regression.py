@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from diffusion import predictions
 from diffusion.levels import expand
 from distill.inputs import Network, clean
-from distill.method import Method, Metrics, Term, descent
+from distill.method import Method, Metrics, Phase, Term, descent
 
 LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
 """Log-SNR edges of the loss by level: one mean loss hides which noise levels learn."""
@@ -135,7 +135,7 @@ def phase(
     *,
     ema: float,
     metric: Callable[[Array, Array], Array] = squared_error,
-) -> Callable[..., tuple[RegressionState, Metrics]]:
+) -> Phase:
     """The step of a student with one objective and nothing else: (state, frozen, batch, key, hyper) -> (state, metrics)."""
     return descent({"": (1.0, term(network, objective, metric))}, optimiser, ema=ema)
 

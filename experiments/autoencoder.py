@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from distill import regression
 from distill.inputs import clean
-from distill.method import Method, descent
+from distill.method import Method, accumulating, descent
 from experiments import config as configs
 from experiments import data, figures, latents, loop, weights
 from experiments import mesh as meshes
@@ -85,7 +85,8 @@ def plan(context: Context, block: Mapping[str, Any], where: str) -> tuple[dict[s
         raise ConfigError(f"{where}.model.shape is {built.shape}, config.data gives clips of shape {tuple(shape)}")
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
     options = block.get("options", {})
-    return model, built, configs.call(method, options, f"{where}.options", autoencoder=built, optimiser=optimiser)
+    learning = configs.call(method, options, f"{where}.options", autoencoder=built, optimiser=optimiser)
+    return model, built, accumulating(learning, block.get("accumulate", 1))
 
 
 def run(context: Context, name: str, block: Mapping[str, Any]) -> None:

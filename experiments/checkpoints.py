@@ -1,12 +1,18 @@
 """Checkpoints of a running stage: Orbax, asynchronous, with the data's position and the record of what they hold."""
 
+import functools
+import json
 import logging
+import math
 import pathlib
+import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from experiments import mesh as meshes
 from experiments.config import ConfigError
@@ -17,8 +23,11 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """Saves (tree, data position, record) under `folder`/STEP and finds the newest that can be read.
 
-    A checkpoint appears under its name only when it is whole (Orbax writes beside and renames). One that can't be read is
-    named, kept aside as STEP.damaged, and the one before it is used.
+    A checkpoint appears under its name only when it is whole (Orbax writes beside and renames). One that can't be read, or
+    whose numbers are not those that were saved (a flipped bit is no error to the file format), is named, kept aside as
+    STEP.damaged, and the one before it is used. What can't be written is an OSError that names the last whole one.
+
+    keep: of how many steps, the newest ones.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2):
@@ -33,13 +42,14 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, data: dict[str, Any], record: dict[str, Any]) -> None:
         if step in self.manager.all_steps():
             return
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), record=ocp.args.JsonSave(record)
-            ),
-            force=True,
-        )
+        sums = {"state": digest(state), "told": _digest_of_text(data, record)}
+        told = ocp.args.JsonSave({"sums": sums, **record})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), record=told)
+        # Orbax raises whatever its storage layer met, be it that of the save before, which it wrote beside the training.
+        try:
+            self.manager.save(step, args=args, force=True)
+        except Exception as error:  # noqa: BLE001
+            raise self._unwritten(error) from error
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any], dict[str, Any]] | None:
         """(step, state, data position, record) of the newest readable checkpoint, or None where there is none.
@@ -59,10 +69,16 @@ class Checkpoints:
                         record=ocp.args.JsonRestore(),
                     ),
                 )
-                return step, found["state"], found["data"], found["record"]
+                record = dict(found["record"])
+                sums = record.pop("sums", None)  # checkpoints of older versions have none
+                if sums and sums["told"] != _digest_of_text(found["data"], record):
+                    raise ValueError("its record or its data position is not the one that was saved")
+                if sums and sums["state"] != digest(found["state"]):
+                    raise ValueError("its numbers are not those that were saved")
+                return step, found["state"], found["data"], record
             # Orbax raises whatever its storage layer met: a damaged file shows up as ValueError, KeyError, OSError, ...
             except Exception as error:  # noqa: BLE001
-                aside = self.folder / f"{step}.damaged"
+                aside = _free(self.folder / f"{step}.damaged")
                 log.error(
                     "checkpoint %s can't be read (%s); kept aside as %s",
                     self.folder / str(step),
@@ -86,10 +102,53 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def wait(self) -> None:
-        self.manager.wait_until_finished()
+        """Until what was saved is on the disk; OSError if it can't be."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:  # noqa: BLE001
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
-        self.manager.close()
+        """What went wrong with a save that nobody waits for any more is said, not raised: an error is on its way already."""
+        try:
+            self.manager.close()
+        except Exception as error:  # noqa: BLE001
+            log.error("%s", self._unwritten(error))
+
+    def _unwritten(self, error: BaseException) -> OSError:
+        whole = [int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdecimal()]
+        last = f"the last whole one is {self.folder / str(max(whole))}" if whole else "there is none yet"
+        return OSError(f"can't write a checkpoint under {self.folder} ({_line(error)}); {last}")
+
+
+def digest(tree: PyTree) -> int:
+    """A number that a flipped bit anywhere in the arrays changes, and that does not depend on the devices they are spread over:
+    sums of the bits as whole numbers, weighted by their places, modulo 2^32.
+    """
+    sums = [_sum(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum((2 * i + 1) * int(value) for i, value in enumerate(jax.device_get(sums))) % 2**32
+
+
+@jax.jit
+def _sum(leaf: Array) -> Array:
+    width = min(leaf.dtype.itemsize, 4)
+    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * width}").astype(jnp.uint32)
+    steps = [math.prod(bits.shape[axis + 1 :]) % 2**31 for axis in range(bits.ndim)]
+    places = [jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(n) for axis, n in enumerate(steps)]
+    # Odd weights: no multiple of them that a changed bit may cause is 0.
+    weights = 2 * functools.reduce(jnp.add, places, jnp.zeros(bits.shape, jnp.uint32)) + 1
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+
+def _digest_of_text(*values: Any) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def _free(path: pathlib.Path) -> pathlib.Path:
+    """The path, or the next one like it where there is one already: what is kept aside is never written over."""
+    names = (path.with_name(f"{path.name}.{i}") for i in range(2, 2**31))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def _line(error: BaseException) -> str:

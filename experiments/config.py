@@ -243,5 +243,5 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not readable JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise ConfigError(f"{path} is not readable JSON ({error}); remove it or restore it") from None

@@ -98,6 +98,11 @@ def of(source: data.Source, workdir: pathlib.Path, where: str) -> Codec | None:
 
 def codec_of(told: Mapping[str, Any], workdir: pathlib.Path, where: str) -> Codec:
     """The codec that an index of latents, or a model's record, names; refused if its weights are others by now."""
+    for key in ("autoencoder", "fingerprint"):
+        if not isinstance(told.get(key), str):
+            raise ConfigError(
+                f"{where}: what tells of the latents is damaged, it lacks {key}; they must be encoded again"
+            )
     codec = load(told["autoencoder"], workdir, where)
     if codec.fingerprint != told["fingerprint"]:
         raise ConfigError(
@@ -143,7 +148,7 @@ def run_encode(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         source = configs.source(context.config, split)
         counts[split] = block.get(f"{split}_clips", 1024)
         path = folder / f"{split}.array_record"
-        if not path.is_file():
+        if not store.is_whole(path, counts[split]):
             store.write(path, encoded(codec, source, counts[split], size, f"{name}: {split}"))
     write_index(folder, codec, counts, context.config["data"], configs.source(context.config, "train").num_classes)
     print(f"{name}: latents of shape {codec.autoencoder.latent_shape} in {folder}", flush=True)

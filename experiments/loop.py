@@ -1,11 +1,13 @@
 """The loop that runs a method's phases: compiled once, checkpointed, resumed bit for bit, watched for NaN."""
 
+import collections
 import dataclasses
 import json
 import logging
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,8 +27,10 @@ from experiments.writers import Writer
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """SIGTERM came: the run has saved and may be continued."""
+class Stopped(BaseException):
+    """SIGTERM came: what there was to save is saved, and the run may be continued. As KeyboardInterrupt it is no Exception: no
+    library that tries again may take it for an error of its own.
+    """
 
 
 @dataclasses.dataclass
@@ -79,13 +83,27 @@ def train(
     log_every: int,
     checkpoint_every: int,
     on_round: Callable[[Run], None],
+    validate: Callable[[Run, int], dict[str, float]] = lambda run, step: {},
 ) -> Run:
     """Runs `run.rounds` rounds of `run.steps` steps, from the newest checkpoint if there is one.
 
     key: of the stage; step s uses fold_in(key, s). on_round is called with the finished round before the next begins (and
-    again after a kill in between: it must be repeatable). Raises FloatingPointError for a non-finite loss, Stopped after
-    SIGTERM.
+    again after a kill in between: it must be repeatable). validate is called with the steps done before each checkpoint is
+    saved; what it returns is written with the metrics. Raises FloatingPointError for a non-finite loss, Stopped after SIGTERM,
+    OSError where a checkpoint can't be written.
     """
+    with stop_signal() as stopping, Watchdog(name) as watchdog:
+        return _train(
+            run, batches, key, mesh, stopping, watchdog, name=name, checkpoints=checkpoints, make_writer=make_writer,
+            record=record, log_every=log_every, checkpoint_every=checkpoint_every, on_round=on_round, validate=validate,
+        )  # fmt: skip
+
+
+def _train(
+    run: Run, batches: Any, key: jax.Array, mesh: Mesh, stopping: Callable[[], bool], watchdog: "Watchdog",
+    *, name: str, checkpoints: Checkpoints, make_writer: Callable[[int], Writer], record: dict[str, Any], log_every: int,
+    checkpoint_every: int, on_round: Callable[[Run], None], validate: Callable[[Run, int], dict[str, float]],
+) -> Run:  # fmt: skip
     run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
     total = run.steps * run.rounds
     first = 0
@@ -103,7 +121,7 @@ def train(
     history: list[dict[str, float]] = []
     alarmed = False
 
-    def report() -> None:
+    def report(validation: dict[str, float]) -> None:
         """Writes the mean of the metrics since the last time; stops the stage at a loss that is not finite."""
         nonlocal alarmed
         if not seen:
@@ -118,7 +136,7 @@ def train(
                         + (f"{checkpoints.folder / str(last)}" if last is not None else "none: no step was saved yet")
                     )
         scalars = average(values)
-        writer.write_scalars(seen[-1][0], {**scalars, "steps_per_second": progress.speed()})
+        writer.write_scalars(seen[-1][0], {**scalars, **validation, "steps_per_second": progress.speed()})
         writer.flush()
         if meshes.leads():
             progress.line(seen[-1][0], scalars)
@@ -128,37 +146,43 @@ def train(
             log.warning("%s: step %d: %s", name, seen[-1][0], line)
         seen.clear()
 
-    with stop_signal() as stopping:
-        for step in range(first, total):
-            batch = meshes.put_batch(next(batches), mesh, batches.batch_size)
-            hyper = {k: np.float32(v) for k, v in run.hyper.items()}
-            for index, phase in enumerate(run.method.order(step)):
-                step_key = jax.random.fold_in(jax.random.fold_in(key, step), index)
-                run.state, metrics = phases[phase](run.state, run.frozen, batch, step_key, hyper)
-                prefix = f"{phase}/" if len(phases) > 1 else ""
-                seen.append((step + 1, {f"{prefix}{k}": v for k, v in metrics.items()}))
-            done = step + 1
-            end_of_round = done % run.steps == 0
-            pause = end_of_round or done % log_every == 0 or done % checkpoint_every == 0
-            # Several processes must leave at the same step: they ask each other, but not at every one.
-            stop = stopping() if jax.process_count() == 1 else pause and meshes.agreed(stopping())
-            if pause or stop:
-                report()
-            if end_of_round:
-                on_round(run)
-                if done < total:
-                    if run.method.next is None:
-                        raise ConfigError(f"{name}: this method has a single round, {run.rounds} were asked for")
-                    run.state, run.frozen, run.hyper = run.method.next(run.state, run.frozen, run.hyper)
-                    run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
-            if end_of_round or done % checkpoint_every == 0 or stop:
-                checkpoints.save(done, run.tree(), batches.get_state(), record | {"step": done})
-            if stop and done < total:
-                checkpoints.wait()
-                writer.close()
-                raise Stopped(f"{name}: stopped at step {done} of {total}, saved; run the same command to go on")
+    stop = False
+    for step in range(first, total):
+        batch = meshes.put_batch(next(batches), mesh, batches.batch_size)
+        hyper = {k: np.float32(v) for k, v in run.hyper.items()}
+        for index, phase in enumerate(run.method.order(step)):
+            step_key = jax.random.fold_in(jax.random.fold_in(key, step), index)
+            run.state, metrics = phases[phase](run.state, run.frozen, batch, step_key, hyper)
+            prefix = f"{phase}/" if len(phases) > 1 else ""
+            seen.append((step + 1, {f"{prefix}{k}": v for k, v in metrics.items()}))
+        done = step + 1
+        end_of_round = done % run.steps == 0
+        pause = end_of_round or done % log_every == 0 or done % checkpoint_every == 0
+        # Several processes must leave at the same step: they ask each other, but not at every one.
+        stop = stopping() if jax.process_count() == 1 else pause and meshes.agreed(stopping())
+        save = end_of_round or done % checkpoint_every == 0 or stop
+        if pause or stop:
+            # A step at which SIGTERM came is validated only if it would have been without.
+            report(validate(run, done) if save and pause else {})
+        if end_of_round:
+            on_round(run)
+            if done < total:
+                if run.method.next is None:
+                    raise ConfigError(f"{name}: this method has a single round, {run.rounds} were asked for")
+                run.state, run.frozen, run.hyper = run.method.next(run.state, run.frozen, run.hyper)
+                run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
+        if save:
+            checkpoints.save(done, run.tree(), batches.get_state(), record | {"step": done})
+        watchdog.beat(done)
+        if stop and done < total:
+            checkpoints.wait()
+            writer.close()
+            raise Stopped(f"{name}: stopped at step {done} of {total}, saved; run the same command to go on")
     checkpoints.wait()
     writer.close()
+    # It may have come with the last step, or while that was being saved.
+    if stop or (stopping() and jax.process_count() == 1):
+        raise Stopped(f"{name}: stopped after its last step, saved; run the same command to go on")
     return run
 
 
@@ -223,7 +247,12 @@ def duration(seconds: float) -> str:
 
 
 class stop_signal:
-    """A context in which SIGTERM is noted, not obeyed: the loop asks, saves and leaves."""
+    """A context in which SIGTERM is noted, not obeyed: the loop asks, saves and leaves. at_once: it is obeyed, by `Stopped`,
+    as there is nothing to save; contexts inside of this one may still defer it.
+    """
+
+    def __init__(self, *, at_once: bool = False):
+        self._at_once = at_once
 
     def __enter__(self) -> Callable[[], bool]:
         self._noted = False
@@ -231,6 +260,8 @@ class stop_signal:
         def note(number, frame):
             del number, frame
             self._noted = True
+            if self._at_once:
+                raise Stopped("stopped; run the same command to go on")
 
         try:
             self._before = signal.signal(signal.SIGTERM, note)
@@ -238,6 +269,70 @@ class stop_signal:
             self._before = None
         return lambda: self._noted
 
-    def __exit__(self, *unused: Iterable[Any]) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *unused: Any) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+        # One that came after the loop had last asked is handed on.
+        if self._noted and not self._at_once and kind is None and callable(self._before):
+            self._before(signal.SIGTERM, None)
+
+
+class Watchdog:
+    """A context that says so where no step ends for long: for `times` the longest of the last hundred, and `least` seconds.
+
+    Before the first step has ended the limit is that of a compilation, `first` seconds. It says it again each time that the
+    wait has doubled. Raises nothing: what hangs may yet go on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        least: float = 60.0,
+        first: float = 600.0,
+        times: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        every: float = 5.0,
+    ):
+        self.name, self.least, self.first, self.times, self.clock, self.every = name, least, first, times, clock, every
+        self._gaps: collections.deque[float] = collections.deque(maxlen=100)
+        self._step: int | None = None
+        self._last = clock()
+        self._said = 0.0
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self, step: int) -> None:
+        """A step has ended."""
+        now = self.clock()
+        if self._step is not None:  # the first one's time is that of compiling
+            self._gaps.append(now - self._last)
+        self._step, self._last, self._said = step, now, 0.0
+
+    def late(self) -> str | None:
+        """The line, if it is time for one."""
+        waited = self.clock() - self._last
+        limit = max(self.least, self.times * max(self._gaps, default=0.0)) if self._step is not None else self.first
+        if waited < max(limit, 2 * self._said):
+            return None
+        self._said = waited
+        if self._step is None:
+            return f"{self.name}: no step has ended for {duration(waited)}, since the beginning; it may still compile"
+        usual = f", where the longest of the last {len(self._gaps)} took {max(self._gaps):.3g} s" if self._gaps else ""
+        return (
+            f"{self.name}: no step has ended for {duration(waited)}, since step {self._step}{usual}: data, a device or another"
+            " process may hang"
+        )
+
+    def _watch(self) -> None:
+        while not self._leave.wait(self.every):
+            if line := self.late():
+                log.warning("%s", line)
+
+    def __enter__(self) -> "Watchdog":
+        self._last = self.clock()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: Iterable[Any]) -> None:
+        self._leave.set()

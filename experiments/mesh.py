@@ -110,11 +110,18 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def check_batch(batch_size: int, mesh: Mesh, where: str) -> None:
+def check_batch(batch_size: int, mesh: Mesh, where: str, accumulate: int = 1) -> None:
+    """Refuses a batch that doesn't divide into `accumulate` microbatches, each with as many rows on every device."""
+    if batch_size % accumulate:
+        raise ConfigError(
+            f"{where}.batch_size {batch_size} is not divisible by {where}.accumulate {accumulate}; choose"
+            f" {-(-batch_size // accumulate) * accumulate}"
+        )
+    micro = f"{where}.batch_size {batch_size}" + (f" / accumulate {accumulate}" if accumulate > 1 else "")
     parts = math.prod(mesh.shape[axis] for axis in BATCH)
-    if batch_size % parts:
+    if batch_size // accumulate % parts:
         told = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH)
-        raise ConfigError(f"{where}.batch_size {batch_size} is not divisible by the mesh's {told} = {parts} parts")
+        raise ConfigError(f"{micro} is not divisible by the mesh's {told} = {parts} parts")
 
 
 def put(tree: PyTree, mesh: Mesh) -> PyTree:

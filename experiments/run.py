@@ -11,7 +11,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -23,13 +23,15 @@ from experiments import config as configs
 from experiments import mesh as meshes
 from experiments import report, stages
 from experiments.config import ConfigError
-from experiments.loop import Stopped, duration
+from experiments.loop import Stopped, duration, stop_signal
 
 DONE = "done.json"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done (or saved after SIGTERM), 2 a mistake of the user's, 3 a non-finite loss."""
+    """Returns the exit status: 0 done (or saved after SIGTERM), 2 a mistake of the user's, 3 a non-finite loss, 4 a refusal by
+    the system, as of a full disk.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("experiments").setLevel(logging.INFO)
     try:
@@ -37,15 +39,24 @@ def main(argv: list[str] | None = None) -> int:
         if processes is not None:
             join(processes)
         context = stages.Context(config, workdir, meshes.make(config.get("mesh")), source)
-        with exclusively(workdir):
-            run(context, stage)
+        with exclusively(workdir), stop_signal(at_once=True) as stopping:
+            run(context, stage, stopping)
     except ConfigError as error:
         return fail(str(error), 2)
     except FloatingPointError as error:
         return fail(str(error), 3)
+    except OSError as error:
+        return fail(system_line(error), 4)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
     return 0
+
+
+def system_line(error: OSError) -> str:
+    """What the system refused, and of which file; our own remarks as they are."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
 
 
 def fail(message: str, status: int) -> int:
@@ -129,8 +140,10 @@ def _readable(error: BaseException) -> str:
     return f"{head}. {hint[-1]}" if hint else head
 
 
-def run(context: stages.Context, only: str | None = None) -> None:
-    """Checks the whole config and the workdir first; then the stages."""
+def run(context: stages.Context, only: str | None = None, stopping: Callable[[], bool] = lambda: False) -> None:
+    """Checks the whole config and the workdir first; then the stages. stopping: whether SIGTERM came and was passed over (an
+    exception that it raises is lost in a destructor, say).
+    """
     plan = context.config["stages"] if "stages" in context.config else {}
     stages.check(context)
     if only is not None:
@@ -145,6 +158,8 @@ def run(context: stages.Context, only: str | None = None) -> None:
         if (folder / DONE).exists():
             print(f"{name}: already done, skipped", flush=True)
             continue
+        if stopping():
+            raise Stopped(f"stopped before {name}; run the same command to go on")
         begun = time.monotonic()
         if meshes.leads():
             configs.write_json(folder / "config.json", stage_config(context.config, name))

@@ -28,11 +28,11 @@ __all__ = ["KEYS", "KINDS", "Context", "check"]
 
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
-    "log_every", "checkpoint_every", "tensorboard", "threads",
+    "log_every", "checkpoint_every", "tensorboard", "threads", "accumulate", "keep_checkpoints",
 }  # fmt: skip
 TRAINED = ("train", "classifier", "autoencoder")
 """Kinds of stages that run on all devices, and on all processes; the others run on the first device of the first process."""
-WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads"}
+WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads", "accumulate", "keep_checkpoints"}
 KEYS = {
     "train": (
         TRAINING
@@ -47,6 +47,7 @@ KEYS = {
             "heads",
             "features",
             "clips",
+            "validation",
         },
         {"method", "steps", "batch_size"},
     ),
@@ -116,7 +117,7 @@ def check(context: Context) -> None:
                 exact.source_of(config, "train", f"{where}.teacher")
             training.check(context, name, block, earlier)
         if block["kind"] in TRAINED:
-            meshes.check_batch(block["batch_size"], context.mesh, where)
+            meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
         for reference in references:
             stage = reference.split("@")[0]
             if reference.startswith("pretrained:") or reference.endswith(".safetensors"):

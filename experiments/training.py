@@ -15,7 +15,8 @@ from clu import parameter_overview
 
 from diffusion import schedules
 from distill import FORWARD, GAMES, STUDENTS, Network
-from experiments import beside, data, exact, latents, loop, weights
+from distill.method import accumulating
+from experiments import beside, data, exact, latents, loop, validation, weights
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
@@ -40,6 +41,7 @@ def check(context: Context, name: str, block: Mapping[str, Any], earlier: Mappin
     plan(context, name, block)
     check_told(context, block, earlier, where)
     check_clips(context, block, earlier, where)
+    validation.check(context, block, where)
 
 
 def plan(context: Context, name: str, block: Mapping[str, Any]):
@@ -100,7 +102,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
-    return definition, network, method, rounds
+    return definition, network, accumulating(method, block.get("accumulate", 1)), rounds
 
 
 def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
@@ -271,6 +273,7 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
         classifier=classifier,
         optimiser=optimiser,
     )
+    method = accumulating(method, block.get("accumulate", 1))
     key = context.key(name)
     state = method.init(key, classifier.init(jax.random.fold_in(key, 2**31 - 1)))
     record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
@@ -321,16 +324,23 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
     def make_writer(step: int) -> Writer:
         if not meshes.leads():
             return MultiWriter([])
-        writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
+        try:
+            writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
+        except ValueError as error:
+            raise ConfigError(f"{error}; remove that line, or the file") from None
         if block.get("tensorboard", True):
             writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
         return MultiWriter(writers)
 
-    checkpoints = Checkpoints(folder / "checkpoints")
+    validating: dict[str, Any] = {}
+    if "validation" in block:
+        validating["validate"] = validation.Validation(context, name, block, key, run, record)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=block.get("keep_checkpoints", 2))
     try:
         loop.train(
             run, batches, key, context.mesh, name=name, checkpoints=checkpoints, make_writer=make_writer, record=record,
             log_every=block.get("log_every", 50), checkpoint_every=block.get("checkpoint_every", 500), on_round=on_round,
+            **validating,
         )  # fmt: skip
     finally:
         checkpoints.close()

@@ -31,12 +31,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict that `flatten` made flat; ValueError where a name is both an array and a folder of some."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name!r} lies below an array")
+        if leaf in node:
+            raise ValueError(f"{name!r} is an array and holds some")
         node[leaf] = value
     return tree
 
@@ -50,7 +55,10 @@ def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any
     arrays = {k: np.ascontiguousarray(v) for k, v in flatten(jax.device_get(params)).items()}
     if half:
         arrays = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
-    save_file(arrays, beside, metadata={"record": json.dumps(record)})
+    try:
+        save_file(arrays, beside, metadata={"record": json.dumps(record)})
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(f"can't write {path} ({error})") from error
     beside.replace(path)
 
 
@@ -61,8 +69,11 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             record = json.loads((file.metadata() or {})["record"])
+            if not isinstance(record, dict):
+                raise ValueError(f"its record is {type(record).__name__}, no object")
             params = unflatten({name: whole(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    # The last two: nesting without end, and a kind of number that NumPy has no word for.
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError, TypeError) as error:
         raise ConfigError(
             f"{path} is damaged or was not written by this program ({error}); remove it or restore it"
         ) from None
@@ -95,6 +106,8 @@ def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
         if not pathlib.Path(reference).is_file():
             raise ConfigError(f"no weights at {reference}")
         return pathlib.Path(reference)
+    if not all(part.isidentifier() or part.isdecimal() for part in reference.split("@", 1)):
+        raise ConfigError(f"{reference!r} is no STAGE, STAGE@STEPS, pretrained:NAME or path to a .safetensors file")
     path = result_path(workdir, *reference.split("@", 1))
     if not path.is_file():
         raise ConfigError(f"{reference!r} is missing or unfinished: there is no {path}; run that stage first")

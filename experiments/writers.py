@@ -271,9 +271,9 @@ def _complete_lines(path: pathlib.Path) -> list[tuple[bytes, Row]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
-        if not isinstance(row, dict) or not {"step", "stage"} <= row.keys():
+        if not isinstance(row, dict) or type(row.get("step")) is not int or "stage" not in row:
             raise ValueError(f"{path}, line {number}: expected an object with step and stage, got {line[:80]!r}")
         rows.append((line, row))
     return rows

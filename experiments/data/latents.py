@@ -56,7 +56,7 @@ class Latents:
     def _records(self) -> ArrayRecordDataSource:
         try:
             return ArrayRecordDataSource([str(self._file)])
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(
                 f"{self._file}: expected {len(self)} latents, got a missing or damaged file ({error}); encode them again"
             ) from error
@@ -77,19 +77,47 @@ class Latents:
         return self.index["clips"][self.split]
 
     def __getitem__(self, index: int) -> source_lib.Example:
-        record = self._records[source_lib.check_index(index, len(self))]
-        label = np.frombuffer(record, LABEL, 1)[0]
-        return dict(
-            video=np.frombuffer(record, NUMBER, offset=LABEL.itemsize).reshape(self.shape), label=np.int32(label)
-        )
+        place = source_lib.check_index(index, len(self))
+        # The library raises what it likes for a record whose bytes are others than were written.
+        try:
+            record = self._records[place]
+            label = np.frombuffer(record, LABEL, 1)[0]
+            video = np.frombuffer(record, NUMBER, offset=LABEL.itemsize).reshape(self.shape)
+        except Exception as error:  # noqa: BLE001
+            raise ValueError(f"{self._file}: latent {place} is damaged ({error}); encode them again") from error
+        return dict(video=video, label=np.int32(label))
+
+
+def is_whole(file: pathlib.Path, count: int) -> bool:
+    """Whether a file has that many records and an end that tells of them, as a file that was cut off has not."""
+    try:
+        return len(ArrayRecordDataSource([str(file)])) == count
+    except (RuntimeError, ValueError, OSError):
+        return False
+
+
+WRITTEN = {"shape": list, "num_classes": int, "clips": dict, "data": dict}
 
 
 def read_index(path: str) -> dict[str, Any]:
-    """What the latents in a folder are; ValueError where there are none."""
+    """What the latents in a folder are; ValueError where there are none, or where it isn't said."""
     file = pathlib.Path(path) / INDEX
     if not file.is_file():
         raise ValueError(f"no latents in {path}: a stage of kind 'encode' leaves them in its folder")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}); encode them again") from None
+    for key, kind in WRITTEN.items():
+        if not isinstance(index, dict) or not isinstance(index.get(key), kind):
+            got = index.get(key, "nothing") if isinstance(index, dict) else index
+            raise ValueError(
+                f"{file} is damaged: expected {key}, a {kind.__name__}, got {got!r:.80}; encode them again"
+            )
+    numbers = [*index["shape"], index["num_classes"], *index["clips"].values()]
+    if len(index["shape"]) != 4 or not all(type(n) is int and n >= 0 for n in numbers) or 0 in index["shape"]:
+        raise ValueError(f"{file} is damaged: shape, num_classes and clips are {numbers!r:.80}; encode them again")
+    return index
 
 
 def write(path: pathlib.Path, examples: Iterable[Mapping[str, np.ndarray]]) -> int:
