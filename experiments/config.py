@@ -109,7 +109,10 @@ def call(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iter
 
 def check_options(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iterable[str]) -> None:
     """A block's keys held against the function's parameters, but for those in `skip`, which the program gives."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # of a class or a function written in C
+        raise ConfigError(f"{where}: expected a function whose parameters Python knows, got {function!r}") from None
     free = {k: p for k, p in parameters.items() if k not in skip and p.kind is not p.VAR_KEYWORD}
     required = [k for k, p in free.items() if p.default is inspect.Parameter.empty]
     check_keys(block, free, required, where)
@@ -192,7 +195,8 @@ def _frozen(value: Any) -> Any:
 
 def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     """The model of a config, and the same as distillation sees it."""
-    choose(config["prediction"], predictions.PREDICTIONS, "config.prediction")
+    # By name only: weights, their records and what is measured of them speak of it.
+    choose(config["prediction"], dict.fromkeys(predictions.PREDICTIONS), "config.prediction")
     definition = model(config)
     network = Network(
         definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys,
