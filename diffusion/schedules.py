@@ -22,7 +22,7 @@ Papers that write lambda = log(alpha / sigma) use half of this log-SNR.
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -299,12 +299,17 @@ PARTS = {part.__name__: part for part in _PARTS}
 
 
 def record(schedule: Schedule) -> dict[str, Any]:
-    """The schedule as a JSON value, for checkpoints and saved tables; floats keep all their digits."""
+    """The schedule as a JSON value, for checkpoints and saved tables; floats keep all their digits.
+
+    A clock or a scaling of somebody else's is named with its module, "my_module:MyClock".
+    """
 
     def plain(value):
         if dataclasses.is_dataclass(value):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return {"kind": type(value).__name__, **fields}
+            kind = type(value)
+            own = PARTS.get(kind.__name__) is kind
+            return {"kind": kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}", **fields}
         if isinstance(value, tuple):
             return list(value)
         # JSON has no infinity.
@@ -313,22 +318,25 @@ def record(schedule: Schedule) -> dict[str, Any]:
     return plain(schedule)
 
 
-def restore(saved: dict[str, Any]) -> Schedule:
-    """The schedule that `record` wrote."""
+def restore(saved: dict[str, Any], find: Callable[[str], type] | None = None) -> Schedule:
+    """The schedule that `record` wrote. find: "my_module:MyClock" -> the class, for parts that aren't of this file; without it
+    they are refused: a record imports nothing by itself.
+    """
 
     def built(value):
         if isinstance(value, dict):
             fields = {name: built(v) for name, v in value.items() if name != "kind"}
             kind = value.get("kind")
-            if kind not in PARTS:
+            part = find(kind) if find is not None and ":" in str(kind) else PARTS.get(kind)
+            if part is None:
                 near = difflib.get_close_matches(str(kind), PARTS, 1, 0)
                 raise KeyError(
                     f"schedule record: unknown kind {kind!r}, expected one of {sorted(PARTS)}; nearest: {near[0]!r}"
                 )
             try:
-                return PARTS[kind](**fields)
+                return part(**fields)
             except TypeError as error:
-                expected = [f.name for f in dataclasses.fields(PARTS[kind])]
+                expected = [f.name for f in dataclasses.fields(part)]
                 raise ValueError(f"schedule record: {kind} takes {expected}, got {sorted(fields)}") from error
         if isinstance(value, list):
             return tuple(value)

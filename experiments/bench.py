@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill import GAMES
 from distill.method import Method
 from experiments import beside, data, exact, latents, loop, run, stages, training
 from experiments import config as configs
@@ -187,7 +186,7 @@ def begin(
             frozen["previous"] = definition.init(key)
         if block.get("features"):
             frozen["features"] = beside.feature_network(context, block["features"], where)[2](key)
-        denoiser = [frozen["teacher"]] if block["method"] in GAMES and not known else []
+        denoiser = [frozen["teacher"]] if configs.has_critic(block["method"]) and not known else []
         return method.init(key, definition.init(key), *denoiser), frozen
 
     key = context.key(name)

@@ -4,18 +4,22 @@ A config file returns an `ml_collections.ConfigDict`; from here on it is a plain
 name and key is checked before any work starts, and an error names the nearest valid choice.
 """
 
+import dataclasses
+import functools
 import inspect
 import json
 import math
 import pathlib
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from diffusion import grids, levels, predictions, schedules, solvers
-from distill import METHODS, Network
+from distill import METHODS, Method, Network
 from distill import optimiser as make_optimiser
 from experiments import data
 from experiments.data.source import nearest
+from experiments.names import imported, is_outside
 from models import ModelDef
 from models import build as build_model
 
@@ -66,7 +70,15 @@ class ConfigError(ValueError):
 
 
 def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:
-    """choices[name], or an error that names the nearest valid one."""
+    """choices[name], or an error that names the nearest valid one.
+
+    Where the choices are functions, one from outside may be named as "package.module:function".
+    """
+    if is_outside(name) and choices and all(map(callable, choices.values())):
+        try:
+            return imported(name, what)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     if name not in choices:
         raise ConfigError(f"{what} {name!r} is not known; {nearest(name, choices)}")
     return choices[name]
@@ -97,7 +109,10 @@ def call(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iter
 
 def check_options(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iterable[str]) -> None:
     """A block's keys held against the function's parameters, but for those in `skip`, which the program gives."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # of a class or a function written in C
+        raise ConfigError(f"{where}: expected a function whose parameters Python knows, got {function!r}") from None
     free = {k: p for k, p in parameters.items() if k not in skip and p.kind is not p.VAR_KEYWORD}
     required = [k for k, p in free.items() if p.default is inspect.Parameter.empty]
     check_keys(block, free, required, where)
@@ -121,20 +136,67 @@ def chosen(block: Any, choices: Mapping[str, Callable], where: str) -> tuple[Cal
     return choose(options.pop("kind"), choices, f"{where}.kind"), options
 
 
+def made(value: Any, kind: type, where: str) -> Any:
+    """value, if it is of this kind: a function from outside may return anything."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{where}: expected a function that returns a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
 def schedule(config: Mapping[str, Any]) -> schedules.Schedule:
-    return named(config["schedule"], SCHEDULES, "config.schedule")
+    return made(named(config["schedule"], SCHEDULES, "config.schedule"), schedules.Schedule, "config.schedule")
+
+
+def schedule_part(kind: str) -> type:
+    """The class of a schedule's clock or scaling from outside, by the name that its record has. Records travel with weights,
+    so nothing is called but a dataclass that can do what one of the two does.
+    """
+    found = imported(kind, "the schedule's part")
+    clock, scaling = (all(hasattr(found, name) for name in names) for names in (("logsnr", "time"), ("alpha", "sigma")))
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and (clock or scaling)):
+        raise ConfigError(f"the schedule's part {kind!r} is no dataclass with logsnr and time, or with alpha and sigma")
+    return found
 
 
 def model(config: Mapping[str, Any]) -> ModelDef:
+    block = config["model"]
+    if is_outside(block.get("kind")):
+        return _outside_model(json.dumps(dict(block), sort_keys=True))
     try:
-        return build_model(config["model"])
+        return build_model(block)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"config.model: {_text(error)}") from error
 
 
+@functools.lru_cache(maxsize=128)
+def _outside_model(block_json: str) -> ModelDef:
+    """The network of a function from outside; equal blocks give the same one, as models.build does.
+
+    Its name travels with weights, which are no code: only a function that says of itself that it returns a ModelDef is called.
+    """
+    block, where = {k: _frozen(v) for k, v in json.loads(block_json).items()}, "config.model"
+    kind = block.pop("kind")
+    function = choose(kind, {"": build_model}, f"{where}.kind")
+    if not inspect.isfunction(function) or typing.get_type_hints(function).get("return") is not ModelDef:
+        raise ConfigError(f"{where}.kind {kind!r}: expected a function annotated as '-> models.ModelDef'")
+    check_keys(block, block, ("shape", "num_classes"), where)
+    definition = made(call(function, block, where), ModelDef, where)
+    for key in ("shape", "num_classes"):
+        if getattr(definition, key) != block[key]:
+            raise ConfigError(
+                f"{where}: its function made a network of {key} {getattr(definition, key)}, not {block[key]}"
+            )
+    return definition
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
 def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     """The model of a config, and the same as distillation sees it."""
-    choose(config["prediction"], predictions.PREDICTIONS, "config.prediction")
+    # By name only: weights, their records and what is measured of them speak of it.
+    choose(config["prediction"], dict.fromkeys(predictions.PREDICTIONS), "config.prediction")
     definition = model(config)
     network = Network(
         definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys,
@@ -196,9 +258,12 @@ def method(
         # A constructor with a default of its own keeps it.
         chosen_ = options.get(key, default if parameters[key].default is inspect.Parameter.empty else None)
         if chosen_ is not None:
-            needs = {"schedule": network.schedule} if choices is LAWS and _takes_schedule(chosen_) else {}
+            function, _ = chosen(chosen_, choices, f"{where}.options.{key}")
+            takes_it = choices is LAWS and "schedule" in inspect.signature(function).parameters
+            needs = {"schedule": network.schedule} if takes_it else {}
             options[key] = named(chosen_, choices, f"{where}.options.{key}", **needs)
-    return call(constructor, options, f"{where}.options", network=network, optimiser=optimiser, **given)
+    built = call(constructor, options, f"{where}.options", network=network, optimiser=optimiser, **given)
+    return made(built, Method, f"{where}.method {name!r}")
 
 
 def takes(name: str, parameter: str) -> bool:
@@ -212,9 +277,9 @@ def method_option(name: str, options: Mapping[str, Any], option: str) -> Any:
     return options.get(option, None if parameter is None else parameter.default)
 
 
-def _takes_schedule(law: Any) -> bool:
-    kind = law if isinstance(law, str) else law.get("kind")
-    return kind in LAWS and "schedule" in inspect.signature(LAWS[kind]).parameters
+def has_critic(name: str) -> bool:
+    """Whether a method is a game, against a critic that keeps moving."""
+    return takes(name, "critic_optimiser")
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion import cascade, frames, guidance, levels, predictions, sampling, schedules, solvers
 from distill import Network
+from experiments import config as configs
 from experiments import data, latents, weights
 from experiments.config import ConfigError
-from models import build as build_model
 
 THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
 """What keeps estimates of clips in the range of pixels."""
@@ -29,8 +29,8 @@ def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str,
         raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
     if not upsamples and "low" in record.get("cond_keys", ()):
         raise ConfigError(f"{path} upsamples clips and makes none of noise alone: a stage of kind 'cascade' samples it")
-    definition = build_model(record["model"])
-    schedule = schedules.restore(record["schedule"])
+    definition = configs.model(record)
+    schedule = schedules.restore(record["schedule"], configs.schedule_part)
     augmentation = record.get("augmentation")
     network = Network(
         definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys,
@@ -182,7 +182,7 @@ def streamer(
 
     Finished frames are remembered at the schedule's clean end; with guidance each of its two calls has a cache of its own.
     """
-    model, schedule = build_model(record["model"]), network.schedule
+    model, schedule = configs.model(record), network.schedule
     length, *frame = record["shape"]
     level = jnp.float32(schedule.logsnr_end)
     assert model.remember is not None and model.empty_cache is not None  # check_streams

@@ -141,6 +141,8 @@ def _build(block, steps, schedule, where, **asked):
     table = part(block, "solver", given, where)
     if isinstance(table, solvers.Table):
         return table, {}
+    if asks(block, "solver") not in ALONE:
+        configs.made(table, solvers.Table, f"{where}.solver")
     table, record = table
     start, fit = (record["errors"][which]["held_out"]["rmse"] for which in ("start", "fitted"))
     print(f"{where}: RMSE on held-out noises {fit:.4g} fitted, {start:.4g} before", flush=True)

@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 
 from diffusion import schedules
-from distill import FORWARD, GAMES, STUDENTS, Network
+from distill import FORWARD, STUDENTS, Network
 from distill.method import accumulating
 from experiments import beside, data, exact, latents, loop, validation, weights
 from experiments import config as configs
@@ -112,7 +112,7 @@ def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
         raise ConfigError(
             f"{where}.teacher_forcing: the network sees all frames at once; a causal one is a 'dit' with causal=True"
         )
-    if wanted and block["method"] in GAMES:
+    if wanted and configs.has_critic(block["method"]):
         raise ConfigError(
             f"{where}.teacher_forcing: {block['method']} judges clips that have a past of their own; remove it"
         )
@@ -253,7 +253,7 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     if rounds:
         hyper["steps"] = float(rounds[0])
     # A critic of clips that a student will make is a denoiser first: the teacher, where the student begins as something else.
-    denoiser = [frozen["teacher"]] if block["method"] in GAMES and teacher != exact.ORACLE else []
+    denoiser = [frozen["teacher"]] if configs.has_critic(block["method"]) and teacher != exact.ORACLE else []
     state = method.init(key, jax.tree.map(jnp.asarray, params), *denoiser)
     run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
     finish_training(context, name, block, run, source, key, record)

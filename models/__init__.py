@@ -2,7 +2,7 @@
 
 from models.attention import ATTENTION, JVP_KINDS, require_jvp
 from models.builders import KINDS, build
-from models.definition import INPUTS, ModelDef, Params, inherit
+from models.definition import INPUTS, ModelDef, Params, define, inherit
 from models.heads import HeadsDef, build_heads
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Params",
     "build",
     "build_heads",
+    "define",
     "inherit",
     "require_jvp",
 ]

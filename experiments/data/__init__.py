@@ -7,7 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.data.pipeline import Batches
-from experiments.data.source import Source, check_split, from_config, low_shape, nearest
+from experiments.data.source import Source, check_split, checked, from_config, low_shape, nearest
+from experiments.names import imported, is_outside
 
 __all__ = ["KINDS", "Batches", "Source", "build", "low_shape"]
 
@@ -25,12 +26,15 @@ KINDS = {
 def build(config: ConfigDict | Mapping[str, Any], split: str = "train") -> Source:
     """The source that `config` (an `ml_collections.ConfigDict`, or a dict) describes.
 
-    `config.kind` is a key of KINDS; the other keys are the fields of that kind's dataclass. Raises KeyError,
-    naming the nearest valid choice, for an unknown kind and for an unknown or missing key; ValueError for a
-    value out of range and an unknown split.
+    `config.kind` is a key of KINDS, or "package.module:Class" for a dataclass of your own; the other keys are the fields of
+    that kind's dataclass. Raises KeyError, naming the nearest valid choice, for an unknown kind and for an unknown or missing
+    key; ValueError for a value out of range, an unknown split, and a class that is no source.
     """
     if "kind" not in config:
         raise KeyError(f"config.data lacks the key kind; {nearest('', KINDS)}")
+    if is_outside(config["kind"]):
+        check_split(split)
+        return checked(from_config(imported(config["kind"], "config.data.kind"), config, split))
     if config["kind"] not in KINDS:
         raise KeyError(f"unknown config.data.kind {config['kind']!r}; {nearest(config['kind'], KINDS)}")
     check_split(split)

@@ -47,8 +47,11 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 def from_config(kind: type, config: ConfigDict | Mapping[str, Any], split: str) -> Any:
     """Makes the dataclass `kind` from a config whose keys are its fields (all but `split`, which is given).
 
-    Raises KeyError for a key that is not a field and for a field without default that the config lacks.
+    Raises KeyError for a key that is not a field and for a field without default that the config lacks, ValueError for what is
+    no dataclass.
     """
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"config.data.kind {config['kind']!r}: expected a dataclass, got {kind!r}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init and field.name != "split"}
     options = {key: config[key] for key in config if key != "kind"}
     name = config["kind"]
@@ -59,6 +62,15 @@ def from_config(kind: type, config: ConfigDict | Mapping[str, Any], split: str) 
         if key not in options and field.default is dataclasses.MISSING:
             raise KeyError(f"config.data lacks the key {key!r}, which kind {name!r} needs")
     return kind(**options, split=split)
+
+
+def checked(source: Any) -> Source:
+    """source, if it has what a source has and its first example is what it says; ValueError if not."""
+    needed = ("shape", "num_classes", "__len__", "__getitem__")
+    if lacking := [name for name in needed if not hasattr(source, name)]:
+        raise ValueError(f"{type(source).__name__} is no data source: it lacks {', '.join(lacking)}")
+    check_example(source[0], source)
+    return source
 
 
 def check_split(split: str) -> None:
