@@ -354,6 +354,15 @@ def test_a_metric_that_is_not_measured_is_named(tmp_path):
     assert not list((tmp_path / "run/teacher").glob("weights*"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    """Many small programs: optimising them takes longer than running them."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True)
 def _messages(caplog):
     """The program sets up logging for itself; tests read it."""
