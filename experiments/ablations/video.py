@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from experiments.ablations import cascades, page
+from experiments.ablations.faults import section as corruptions
 from experiments.ablations.matrices import section as matrices
 from experiments.ablations.memory import section as memory
 from experiments.ablations.ties import section as ties
@@ -22,6 +23,7 @@ def sections(runs: pathlib.Path) -> dict[str, page.Section]:
         "memory": memory,
         "noise": ties,
         "windows": windows,
+        "corruptions": corruptions,
         "cascade": functools.partial(cascades.section, runs),
     }
 
