@@ -216,7 +216,7 @@ def loss_by_level(
     return validation.loss_by_level(
         lambda x, logsnr: _answer(denoise, x, logsnr),
         network.schedule,
-        clean(batch),
+        clean({"video": jax.numpy.asarray(batch["video"])}),
         jax.random.key(seed),
         levels=block.get("loss_levels", validation.LEVELS),
         bootstrap=block.get("bootstrap", 100),
