@@ -147,8 +147,9 @@ def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) 
     count = 1
     if wide is not None:
         configs.check_keys(wide, {"stride", "weights"}, {"stride"}, f"{where}.windows")
-        # FIFO's windows see a part of the wave each, and are made for it; averages of such parts are not.
-        wave = {} if wide.get("weights") == "earliest" else {"matrix": matrix}
+        # FIFO's windows see a part of the wave each, and are made for it, as is blending where all frames have one level.
+        alike = bool((matrix[:, :, history:] == matrix[:, :, -1:]).all())
+        wave = {} if alike or wide.get("weights") == "earliest" else {"matrix": matrix}
         try:
             frames.windowed(lambda x, logsnr: x, history + width, window, **wide, **wave)
         except ValueError as error:
