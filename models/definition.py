@@ -136,9 +136,9 @@ def define(
 
     nothing = jnp.zeros((1, *shape))
     given = {"low": nothing} if "low" in cond_keys else {}
-    maps = jax.eval_shape(lambda: features(init(jax.random.key(0)), nothing, 0.0, given))
+    seen = jax.eval_shape(lambda: features(init(jax.random.key(0)), nothing, 0.0, given))
     jvp = attention in (NO_ATTENTION, *JVP_KINDS)
-    channels = tuple(x.shape[-1] for x in maps)
+    channels = tuple(x.shape[-1] for x in seen)
     made = ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
     if not caches:
         return made
