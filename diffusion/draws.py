@@ -1,6 +1,7 @@
 """How noise levels are drawn together: uniform variables in (0, 1), open at both ends, over a batch and over its frames.
 
-A **draw** is a function (key, shape) -> uniforms, of shape [b] for a level per clip, [b, f] for one per frame. A law of
+A **draw** is a function (key, shape) -> uniforms, of shape [b] for a level per clip, [b, f] for one per frame, [b, f, h, w] for
+one per pixel. A law of
 `levels` turns each into a log-SNR by its quantile function, 0 being clean and 1 noise, so a draw says how the levels of a
 batch, or of the frames of a clip, hang together, whatever law each of them has (a copula, where they stay uniform).
 """
@@ -135,6 +136,35 @@ def blocks(block: int, of: Named = "independent") -> Draw:
     return draw
 
 
+def squares(size: int, of: Named = "independent") -> Draw:
+    """One level for every square of size x size pixels of every frame, those of the squares drawn by `of`: [b, f, h, w]."""
+    if not (isinstance(size, int) and size >= 1):
+        raise ValueError(f"squares: expected a whole number of pixels from 1 up, got size {size}")
+    drawn = named(of)
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f h w"]:
+        _pixels("squares", shape)
+        if shape[2] % size or shape[3] % size:
+            raise ValueError(
+                f"squares: expected a divisor of the frame's {shape[2]} x {shape[3]} pixels, got size {size}"
+            )
+        coarse = drawn(key, (*shape[:2], shape[2] // size, shape[3] // size))
+        return jnp.repeat(jnp.repeat(coarse, size, axis=2), size, axis=3)
+
+    return draw
+
+
+def whole_frames(of: Named = "independent") -> Draw:
+    """One level for all pixels of a frame, those of the frames drawn by `of`: levels [b, f, h, w]."""
+    drawn = named(of)
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f h w"]:
+        _pixels("whole_frames", shape)
+        return jnp.broadcast_to(drawn(key, shape[:2])[..., None, None], shape)
+
+    return draw
+
+
 def mixture(parts: Sequence[Sequence[Any]]) -> Draw:
     """Every clip drawn by one of `parts`, (weight, draw) each."""
     weights, draws = [float(weight) for weight, _ in parts], [named(draw) for _, draw in parts]
@@ -160,6 +190,8 @@ MADE: dict[str, Callable[..., Draw]] = {
     "rolling": rolling,
     "with_history": with_history,
     "blocks": blocks,
+    "squares": squares,
+    "whole_frames": whole_frames,
     "mixture": mixture,
 }
 """Draws that have options, by name."""
@@ -195,3 +227,8 @@ def _frames(name: str, shape: tuple[int, ...], least: int = 1) -> None:
         raise ValueError(
             f"draw {name!r}: expected a level per frame, [b, f] with f of at least {least}, got shape {shape}"
         )
+
+
+def _pixels(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 4:
+        raise ValueError(f"draw {name!r}: expected a level per pixel, [b, f, h, w], got shape {shape}")

@@ -61,6 +61,22 @@ def trapezoid(grid: Grid, frames: int, lag: float | int) -> Matrix:
     return _staggered(grid, np.minimum(place, place[::-1]), lag)
 
 
+def sweep(grid: Grid, frames: int, height: int, width: int, lag: float | int, axis: str = "columns") -> np.ndarray:
+    """A level for every pixel, [rows + 1, 1, frames, height, width]: rows, or columns, of the picture `lag` steps one behind
+    the other, the same in all frames; of frames that is `pyramid`. For networks whose levels are maps.
+    """
+    sides = {"frames": frames, "rows": height, "columns": width}
+    for name, size in sides.items():
+        _whole(name, size, 1)
+    if axis not in sides:
+        raise ValueError(f"sweep: expected axis to be one of {', '.join(sides)}, got {axis!r}")
+    matrix = _staggered(grid, np.arange(sides[axis]), lag)[:, 0]
+    place = list(sides).index(axis)
+    shape = [len(matrix), 1, 1, 1, 1]
+    shape[2 + place] = sides[axis]
+    return np.broadcast_to(matrix.reshape(shape), (len(matrix), 1, frames, height, width))
+
+
 def rolling(grid: Grid, lag: int, block: int = 1) -> Matrix:
     """`lag` steps of a window that rolls on: the endless pyramid between the moments at which a block is finished.
 
@@ -131,7 +147,7 @@ def wave(matrix: Matrix) -> int:
     far worse than less context.
     """
     matrix = np.asarray(matrix)[:, 0]
-    matrix = matrix[:, np.ptp(matrix, axis=0) > 0]  # frames that are given have no part in it
+    matrix = matrix[:, (matrix != matrix[0]).any(0)]  # frames that are given have no part in it
     under_way = (matrix > matrix.min()) & (matrix < matrix.max())
     length = [np.ptp(np.flatnonzero(row)) + 1 if row.any() else 1 for row in under_way]
     return int(max(length))

@@ -81,6 +81,21 @@ def guided(
     return Partial(_Guided(schedule), sampling.tree(denoise), known, _mask(where, known), eps, weights, np.stack(shown))
 
 
+def within(
+    way: Callable[..., Partial], denoise: Denoiser, schedule: Schedule, history: int, eps: Clip, **options: Any
+) -> Partial:
+    """`way` (`replacement`, `reconstruction` or `guided`, with its options) for a window that rolls on (`frames.roll_out`):
+    known is what stands, clean, in the window's first `history` frames at each call.
+
+    Replacement and reconstruction, for networks of one level, tell the network that of the window's last frame for all.
+    """
+    if history < 1:
+        raise ValueError(f"within: expected at least one known frame, got history {history}")
+    parts = {"parts": tuple((w, tuple(np.ravel(level))) for w, level in options["parts"])} if "parts" in options else {}
+    static = tuple(sorted((options | parts).items()))
+    return Partial(_Within(schedule, way, history, static), sampling.tree(denoise), eps)
+
+
 def vanilla(scale: float, clean: float = math.inf, hidden: float = -math.inf) -> list[tuple[float, float]]:
     """g in u + g (c - u): history shown clean, against none (HG-v)."""
     return [(1.0, clean)] if scale == 1.0 else [(scale, clean), (1.0 - scale, hidden)]
@@ -141,6 +156,24 @@ class _Guided(_Shown):
             seen = self.show(known, mask, eps, x, level), jnp.where(mask > 0, level, own)
             total = total + weight * denoise(*seen, *rest)
         return _put(mask, known, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Within(_Shown):
+    way: Callable[..., Partial]
+    history: int
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, denoise, eps, x, logsnr, *rest):
+        options = dict(self.options)
+        if self.way is not guided:
+            logsnr = jnp.asarray(logsnr)
+            logsnr = logsnr[:, -1:] if logsnr.ndim > 1 else logsnr
+        else:
+            options["parts"] = [(w, level[0] if len(level) == 1 else level) for w, level in options["parts"]]
+        where = np.arange(x.shape[1]) < self.history
+        eps = jnp.broadcast_to(eps, x.shape).astype(x.dtype)
+        return self.way(denoise, self.schedule, x, where, eps, **options)(x, logsnr, *rest)
 
 
 def _put(mask, known, denoised):

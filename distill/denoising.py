@@ -13,19 +13,29 @@ from distill.method import Method
 
 
 def objective(
-    network: Network, *, law: Callable, weight: Callable, label_dropout: float = 0.1, per_frame: bool = False
+    network: Network,
+    *,
+    law: Callable,
+    weight: Callable,
+    label_dropout: float = 0.1,
+    per_frame: bool = False,
+    per_pixel: bool = False,
 ) -> Callable[..., regression.Problem]:
     """The target is the clean clip.
 
     law: (key, shape) -> log-SNR of the noise; weight: log-SNR -> factor of the squared x0 error (SNR + 1 is the plain
-    v-loss). per_frame: an independent level for every frame, [b, f] (Diffusion Forcing, Chen et al. 2024).
+    v-loss). per_frame: an independent level for every frame, [b, f] (Diffusion Forcing, Chen et al. 2024). per_pixel: for every
+    pixel of every frame, [b, f, h, w].
     """
+    if per_frame and per_pixel:
+        raise ValueError("per_frame and per_pixel exclude each other: a level per pixel is one per frame, too")
+    axes = 4 if per_pixel else 2 if per_frame else 1
 
     def construct(state, frozen, batch, key, hyper) -> regression.Problem:
         del state, frozen, hyper
         key_level, key_noise, key_label = jax.random.split(key, 3)
         x0 = clean(batch)
-        logsnr = law(key_level, x0.shape[:2] if per_frame else x0.shape[:1])
+        logsnr = law(key_level, x0.shape[:axes])
         eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, logsnr, network.schedule)
 
@@ -48,7 +58,10 @@ def method(
     ema: float = 0.999,
     label_dropout: float = 0.1,
     per_frame: bool = False,
+    per_pixel: bool = False,
 ) -> Method:
     """Denoising as a `Method` with the one phase `train`."""
-    target = objective(network, law=law, weight=weight, label_dropout=label_dropout, per_frame=per_frame)
+    target = objective(
+        network, law=law, weight=weight, label_dropout=label_dropout, per_frame=per_frame, per_pixel=per_pixel
+    )
     return regression.method(network, target, optimiser, ema=ema)

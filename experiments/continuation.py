@@ -2,11 +2,17 @@
 
 A clip that begins with a moving digit's first frames has one future, so the error of every frame is known. Beyond a clip's
 length the video rolls on from its own last frames, and is measured chunk by chunk against real clips: drift.
+
+`way` is how the network is held to the known frames: shown (a clean column of the schedule matrix, or one at log-SNR `level`),
+replaced, guided towards (reconstruction), or shown at several levels at once (history guidance: vanilla, fractional, temporal).
+`windows` makes a denoiser of long clips of the model's: with a rolling matrix the queue may be longer than the model's clip
+(FIFO-Diffusion: lag 1, weights "earliest"); with any other the whole video is sampled at once, blended where windows overlap.
 """
 
+import inspect
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +20,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from diffusion import frames, levels, sampling
+from diffusion import history as histories
 from diffusion.schedules import Schedule
 from distill.inputs import clean
 from experiments import config as configs
@@ -25,9 +32,54 @@ from experiments.metrics import drift, motion, report
 
 KEYS = {
     "weights", "history", "level", "frames", "steps", "guidance", "told_label", "num_clips", "num_reference", "batch_size",
-    "classifier", "bootstrap", "shown", *tables.PARTS,
+    "classifier", "bootstrap", "shown", "way", "windows", *tables.PARTS,
 }  # fmt: skip
-MATRICES = {**tables.MATRICES, "rolling": frames.rolling}
+MATRICES = {name: f for name, f in tables.MATRICES.items() if f is not frames.sweep} | {"rolling": frames.rolling}
+Way = tuple[Callable[..., Any], dict[str, Any]] | None
+"""A wrapper of `diffusion.history` with its options; None: the network is shown the known frames as they are."""
+
+
+def shown() -> Way:
+    """The known frames are columns of one level in the schedule matrix: for networks with levels per frame."""
+    return None
+
+
+def replacement() -> Way:
+    return histories.replacement, {}
+
+
+def reconstruction(weight: float = 2.0) -> Way:
+    if not (isinstance(weight, int | float) and np.isfinite(weight) and weight >= 0):
+        raise ValueError(f"expected a weight from 0 up, got {weight!r}")
+    return histories.reconstruction, dict(weight=float(weight))
+
+
+def vanilla(scale: float, clean: float, hidden: float) -> Way:
+    return histories.guided, dict(parts=histories.vanilla(_number("scale", scale), clean, hidden))
+
+
+def fractional(scale: float, partly: float, clean: float, hidden: float) -> Way:
+    given = _number("scale", scale), _number("partly", partly)
+    return histories.guided, dict(parts=histories.fractional(*given, clean, hidden))
+
+
+def temporal(memories: Sequence[Any], known: int, total: int, clean: float, hidden: float) -> Way:
+    """memories: (weight, the known frames that it has, from 0) each."""
+    pairs = []
+    for weight, kept in memories:
+        if not kept or not all(isinstance(f, int) and 0 <= f < known for f in kept):
+            raise ValueError(f"expected memories of known frames 0 to {known - 1}, got {kept!r}")
+        pairs.append((_number("a weight", weight), np.isin(np.arange(total), kept)))
+    return histories.guided, dict(parts=histories.temporal(pairs, clean, hidden))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"expected {name} to be a finite number, got {value!r}")
+    return float(value)
+
+
+WAYS = {f.__name__: f for f in (shown, replacement, reconstruction, vanilla, fractional, temporal)}
 
 
 def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -54,28 +106,75 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     plan(block, configs.schedule(config), window, where)
 
 
-def plan(
-    block: Mapping[str, Any], schedule: Schedule, window: int, where: str
-) -> tuple[frames.Matrix | None, frames.Matrix, int]:
-    """(the matrix of how a rolling window begins, that of a period, the frames handed out in one)."""
-    told, history = block.get("matrix", "full"), block["history"]
+class Plan(NamedTuple):
+    """begin: the matrix of how a rolling window begins, or None; matrix: of a period, which hands out `advance` frames; count:
+    the windows of the model that a call has.
+    """
+
+    begin: frames.Matrix | None
+    matrix: frames.Matrix
+    advance: int
+    way: Way
+    windows: dict[str, Any] | None
+    count: int
+
+
+def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) -> Plan:
+    """How a video goes on, before any work."""
+    told, history, wide = block.get("matrix", "full"), block["history"], block.get("windows")
     kind = told if isinstance(told, str) else told.get("kind")
     grid = tables.part(block, "grid", {"schedule": schedule, "num_steps": block["steps"]}, where)
-    given = {"grid": grid} if kind == "rolling" else {"grid": grid, "frames": window - history}
-    matrix = configs.named(told, MATRICES, f"{where}.matrix", **given)
-    if matrix.shape[2] != window - history:
+    new = window - history if wide is None else block["frames"]
+    matrix = configs.named(
+        told, MATRICES, f"{where}.matrix", **({"grid": grid} if kind == "rolling" else {"grid": grid, "frames": new})
+    )
+    width = matrix.shape[2]
+    if wide is None and width != window - history:
         raise ConfigError(
-            f"{where}.matrix: its window is {matrix.shape[2]} frames and {history} of history, the model's clip has {window}"
+            f"{where}.matrix: its window is {width} frames and {history} of history, the model's clip has {window}"
         )
-    advance, begin = window - history, None
+    advance, begin = width, None
     if kind == "rolling":
         options = {k: v for k, v in told.items() if k != "kind"} if isinstance(told, Mapping) else {}
         advance = options.get("block", 1)
-        if advance < window - history:
+        if advance < width:
             begin = frames.rolling_start(grid, **options)
-    level = block.get("level")
+    way = planned_way(block, kind, width + history, schedule, where)
+    # Guidance shows the history at levels of its own, of which `level` is the cleanest; it stays clean in the window.
+    level = None if way is not None else block.get("level")
     given = dict(before=history, level=np.inf if level is None else level)
-    return begin if begin is None else frames.known(begin, **given), frames.known(matrix, **given), advance
+    begin, matrix = begin if begin is None else frames.known(begin, **given), frames.known(matrix, **given)
+    count = 1
+    if wide is not None:
+        configs.check_keys(wide, {"stride", "weights"}, {"stride"}, f"{where}.windows")
+        # FIFO's windows see a part of the wave each, and are made for it, as is blending where all frames have one level.
+        alike = bool((matrix[:, :, history:] == matrix[:, :, -1:]).all())
+        wave = {} if alike or wide.get("weights") == "earliest" else {"matrix": matrix}
+        try:
+            frames.windowed(lambda x, logsnr: x, history + width, window, **wide, **wave)
+        except ValueError as error:
+            raise ConfigError(f"{where}.windows: {error}") from None
+        count = (history + width - window) // wide["stride"] + 1
+    return Plan(begin, matrix, advance, way, None if wide is None else dict(wide), count)
+
+
+def planned_way(block: Mapping[str, Any], kind: Any, total: int, schedule: Schedule, where: str) -> Way:
+    told, level = block.get("way", "shown"), block.get("level")
+    name, _ = configs.chosen(told, WAYS, f"{where}.way")
+    known = {
+        "clean": np.inf if level is None else float(level), "hidden": schedule.logsnr_start, "known": block["history"],
+        "total": total,
+    }  # fmt: skip
+    takes = inspect.signature(name).parameters
+    way = configs.named(told, WAYS, f"{where}.way", **{k: v for k, v in known.items() if k in takes})
+    if name in (replacement, reconstruction):
+        if level is not None:
+            raise ConfigError(
+                f"{where}.level: {name.__name__} shows known frames at the level of all others; remove it"
+            )
+        if kind != "full":
+            raise ConfigError(f"{where}.matrix {kind!r}: {name.__name__} is for one level of all frames; choose 'full'")
+    return way
 
 
 def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +186,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     source = data.build({**config["data"], "frames": history + block["frames"]}, "test")
     real = data.Batches(source, num + block.get("num_reference", 1024), seed=seed).batch_at(0)
     truth, labels, others = real["video"][:num], real["label"][:num], real["video"][num:, :window]
-    made, advance, calls = continued(context, name, block, truth[:, :history], labels)
+    made, advance, calls, evaluations = continued(context, name, block, truth[:, :history], labels)
     come = truth[:, history:]
     errors = position_errors(made, come, min(window - history, made.shape[1]), bootstrap, seed)
     curves = {}
@@ -107,7 +206,8 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     lines += [f"| {f} | {m.value:.3g} [{m.low:.3g}, {m.high:.3g}] |" for f, m in errors.items()]
     text = "\n".join([*lines, *(["", metrics.table(curves)] if curves else [])])
     result = {
-        "clips": num, "calls_per_period": calls, "frames_per_period": advance, "weights": block["weights"],
+        "clips": num, "calls_per_period": calls, "evaluations_per_period": evaluations, "frames_per_period": advance,
+        "weights": block["weights"],
         "position_error": {str(f): m._asdict() for f, m in errors.items()},
         "drift": {row: {k: m._asdict() for k, m in found.items()} for row, found in curves.items()},
     }  # fmt: skip
@@ -124,13 +224,15 @@ def continued(
     block: Mapping[str, Any],
     known: UInt8[np.ndarray, "n p h w c"],
     labels: Int[np.ndarray, " n"],
-) -> tuple[UInt8[np.ndarray, "n f h w c"], int, int]:
-    """(block["frames"] frames after those that are known, the frames and the calls of a period)."""
+) -> tuple[UInt8[np.ndarray, "n f h w c"], int, int, int]:
+    """(block["frames"] frames after those that are known; the frames, calls and network evaluations of a period)."""
     where = f"config.stages.{name}"
     params, network, record = drawing.load_network(weights.find(block["weights"], context.workdir))
     drawing.check_space(record, None, f"{where}.weights")
     schedule, level, history = network.schedule, block.get("level"), known.shape[1]
-    begin, matrix, advance = plan(block, schedule, record["shape"][0], where)
+    window = record["shape"][0]
+    begin, matrix, advance, way, wide, count = plan(block, schedule, window, where)
+    level = None if way is not None else level
     start = matrix if begin is None else begin
     batch, made, progress = block.get("batch_size", 64), [], Progress(name, len(known))
 
@@ -143,11 +245,18 @@ def continued(
         label = None
         if network.num_classes:
             label = jnp.asarray(labels[part]) if block.get("told_label") else jnp.full((batch,), network.num_classes)
+            label = jnp.repeat(label, count)  # of every window of a clip
         denoise = drawing.denoiser(network, params, label, block.get("guidance", 1.0))
+        if wide is not None:
+            denoise = frames.windowed(denoise, start.shape[2], window, **wide)
         seen = clean({"video": jnp.asarray(known[part])})
         if level is not None:
             seen = levels.forward(seen, jax.random.normal(known_key, seen.shape), jnp.float32(level), schedule)
         new = jax.random.normal(new_key, (batch, start.shape[2] - history, *seen.shape[2:]))
+        if way is not None:
+            shape = (1, start.shape[2], *seen.shape[2:])
+            wrap, options = way
+            denoise = histories.within(wrap, denoise, schedule, history, jax.random.normal(known_key, shape), **options)
         x = jnp.concatenate([seen, new * float(schedule.sigma(start[0, 0, -1]))], axis=1)
         if begin is not None:
             x = sampling.sample(denoise, table(begin), x, begin_key)
@@ -157,7 +266,9 @@ def continued(
         )  # fmt: skip
         made.append(figures.to_uint8(np.clip(np.asarray(video)[:, : block["frames"]], -1, 1)))
         progress(first + batch)
-    return np.concatenate(made), advance, len(matrix) - 1
+    calls, guided = len(matrix) - 1, block.get("guidance", 1.0) != 1.0 and "guidance" not in network.cond_keys
+    parts = 1 if way is None else len(way[1].get("parts", [1]))
+    return np.concatenate(made), advance, calls, calls * count * parts * (2 if guided else 1)
 
 
 def position_errors(

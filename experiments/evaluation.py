@@ -12,17 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill.inputs import clean
 from experiments import config as configs
 from experiments import data, drawing, figures, latents, metrics, tables, weights, writers
 from experiments.config import ConfigError
 from experiments.data.source import check_whole
-from experiments.metrics import classifier_training
+from experiments.metrics import classifier_training, validation
 from models.classifier import build_classifier
 
 CLASSIFIERS = {16: "pretrained:moving_digits/classifier", 64: "pretrained:moving_digits_64/classifier"}
 """The metric network by the side of a frame."""
 KEYS = {
-    "samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "seed_offset", "shown", "latency",
+    "samplers", "num_clips", "num_reference", "num_training", "batch_size", "classifier", "bootstrap", "seed_offset", "shown",
+    "latency", "loss_levels",
 }  # fmt: skip
 SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", "stream", *tables.PARTS}
 QUALITY = "frechet_clip"
@@ -36,11 +38,28 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
     if num % batch:  # all batches of one size: one compiled program, and seconds that mean something
         raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    check_judging(block, config, where)
     for name, sampler in block["samplers"].items():
         here = f"{where}.samplers.{name}"
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
         check_threshold(sampler, config, here)
         tables.check(table_block(sampler), sampler["steps"], configs.schedule(config), here)
+
+
+def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """The training clips that memorisation is measured against, and the levels of the validation loss."""
+    count, levels = block.get("num_training", 1024), block.get("loss_levels", validation.LEVELS)
+    try:
+        check_whole(f"{where}.num_training (0: no memorisation)", count, 0)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    have = len(data.build(latents.pixels(config), "train"))
+    if "num_training" in block and count > have:
+        raise ConfigError(f"{where}.num_training asks for {count} clips, the train split has {have}; nearest: {have}")
+    if not isinstance(levels, list | tuple) or any(
+        isinstance(level, bool) or not isinstance(level, int | float) or not np.isfinite(level) for level in levels
+    ):
+        raise ConfigError(f"{where}.loss_levels must be numbers, log-SNRs as [-4, 0, 4] ([]: none), got {levels!r}")
 
 
 def check_streams(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
@@ -137,8 +156,11 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     noise = np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32)
     labels = other["label"]
     # Described once: every sampler is judged against the same clips.
-    real_sample = metrics.describe(reference["video"], classify)
-    floor_sample = metrics.describe(other["video"], classify, other["label"])
+    seen = training_clips(config, block)
+    known = None if seen is None else metrics.describe(seen, classify)
+    real_sample = metrics.describe(reference["video"], classify, training=known)
+    floor_sample = metrics.describe(other["video"], classify, other["label"], known)
+    losses = {}
     rows, clips, seconds, evaluations, networks, told = {}, {}, {}, {}, {}, {}
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
@@ -148,6 +170,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         params, network, record = networks[path]
         where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
         drawing.check_space(record, codec and codec.record, where)
+        if sampler["weights"] not in losses:
+            losses[sampler["weights"]] = loss_by_level(network, params, source, block, config["seed"])
         scale = sampler.get("guidance", 1.0)
         model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key)
         table = tables.make(
@@ -170,18 +194,56 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         evaluations[row] = calls * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
         rows[row] = metrics.evaluate(
             clips[row], real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
-            floor_labels=other["label"], bootstrap=block.get("bootstrap", 100), seed=config["seed"],
+            floor_labels=other["label"], training=known, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
-    report(context, name, block, rows, clips, seconds, evaluations, other["video"], classifier_path.name, told)
+    report(context, name, block, rows, clips, seconds, evaluations, other["video"], classifier_path.name, told, losses)
 
 
-def report(context, name, block, rows, clips, seconds, evaluations, real, classifier: str, extra=None) -> None:
-    """Writes what was measured, as JSON, Markdown and pictures. extra: further lines of the table, name -> row -> number."""
+def training_clips(config: Mapping[str, Any], block: Mapping[str, Any]) -> np.ndarray | None:
+    """Clips of pixels that the run's networks learn from, to measure memorisation against: by default 1,024 of them."""
+    source = data.build(latents.pixels(config), "train")
+    count = min(block.get("num_training", 1024), len(source))
+    return data.Batches(source, count, seed=config["seed"]).batch_at(0)["video"] if count else None
+
+
+def loss_by_level(
+    network, params, source: data.Source, block: Mapping[str, Any], seed: int
+) -> dict[str, metrics.Measure]:
+    """validation.loss_by_level of a batch of held-out clips, with their classes told: the same for all networks of a run."""
+    batch = data.Batches(source, min(block.get("batch_size", 64), len(source)), seed=seed).batch_at(0)
+    labels = jax.numpy.asarray(batch["label"]) if network.num_classes else None
+    denoise = drawing.denoiser(network, params, labels, 1.0)
+    return validation.loss_by_level(
+        lambda x, logsnr: _answer(denoise, x, logsnr),
+        network.schedule,
+        clean({"video": jax.numpy.asarray(batch["video"])}),
+        jax.random.key(seed),
+        levels=block.get("loss_levels", validation.LEVELS),
+        bootstrap=block.get("bootstrap", 100),
+        seed=seed,
+    )
+
+
+@jax.jit
+def _answer(denoise, x, logsnr):
+    return denoise(x, logsnr)
+
+
+def report(
+    context, name, block, rows, clips, seconds, evaluations, real, classifier: str, extra=None, losses=None
+) -> None:
+    """Writes what was measured, as JSON, Markdown and pictures. extra: further lines of the table, name -> row -> number.
+    losses: weights -> log-SNR -> the validation loss there.
+    """
     folder = context.workdir / name
     table = metrics.table(
         rows,
         extra={"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}, **(extra or {})},
     )
+    losses = {weights: by_level for weights, by_level in (losses or {}).items() if by_level}
+    if losses:
+        columns = {w: {f"loss at log-SNR {level}": m for level, m in found.items()} for w, found in losses.items()}
+        table += "\n\n" + metrics.table(columns)
     shown = min(block.get("shown", 8), len(real))
     pictures = {"real": real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
     figures.comparison(folder / "comparison.png", pictures)
@@ -219,6 +281,7 @@ def report(context, name, block, rows, clips, seconds, evaluations, real, classi
             }
             for row, measures in rows.items()
         },
+        "loss_by_level": {w: {level: m._asdict() for level, m in found.items()} for w, found in losses.items()},
     }  # fmt: skip
     configs.write_json(folder / "report.json", result)
     (folder / "report.md").write_text(table + "\n", encoding="utf-8")

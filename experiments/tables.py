@@ -67,7 +67,7 @@ ALONE = {"best": solvers.best, "fitted": fitted.fit_recorded}
 ASKING = {**ALONE, "dpm_solver_v3": dpm_solver_v3, "optimised": optimised.optimised}
 SOLVERS = {**configs.SOLVERS, **ALONE, "dpm_solver_v3": dpm_solver_v3}
 GRIDS = {**configs.GRIDS, "optimised": optimised.optimised, "levels": written, SEARCHED: from_weights}
-MATRICES = {f.__name__: f for f in (frames.full, frames.autoregressive, frames.pyramid, frames.trapezoid)}
+MATRICES = {f.__name__: f for f in (frames.full, frames.autoregressive, frames.pyramid, frames.trapezoid, frames.sweep)}
 CHOICES = {"solver": ("ddim", SOLVERS), "grid": ("uniform_time", GRIDS), "matrix": ("full", MATRICES)}
 GIVEN = ("schedule", "grid", "nfe", "num_steps", *Model._fields)
 
@@ -111,7 +111,8 @@ def make(
     names = [name for part in ("solver", "grid") if (name := asks(block, part))]
     if not names:
         # Without a model a block is only checked, and no matrix is wrong by the number of its frames.
-        return _build(block, steps, schedule, where, frames=2 if model is None else model.shape[0])[0]
+        frames, height, width = (2, 2, 2) if model is None else (*model.shape, 1, 1)[:3]
+        return _build(block, steps, schedule, where, frames=frames, height=height, width=width)[0]
     if model is None:
         raise ConfigError(f"{where}: {' and '.join(names)} must ask the network, and there is none here")
     made_for = {

@@ -85,6 +85,7 @@ def _build(items: tuple[tuple[str, Any], ...]) -> ModelDef:
         attention=options["attention"],
         dropout=options["dropout"],
         caches=options.get("causal", False),
+        maps=options["kind"] != "mlp",
     )
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from models.attention import JVP_KINDS, NO_ATTENTION
-from models.layers import Normals
+from models.layers import Normals, averaged
 
 Params = dict[str, Any]
 
@@ -26,11 +26,11 @@ class ModelDef(NamedTuple):
 
     `init(key) -> params`: a nested dict of float32 arrays, with string keys and nothing else in it.
     `apply(params, x, logsnr, cond, *, key=None, train=False) -> prediction`: x is [b, f, h, w, c], as is the
-    prediction, in float32; logsnr is [], [b|1] or [b|1, f] (trailing ones allowed), of any value up to both
-    infinities; cond is a dict with some of `cond_keys`, or None. `key` is the dropout key, needed when training
-    with dropout.
+    prediction, in float32; logsnr is [], [b|1] or [b|1, f], or, but for an MLP, a map [b|1, f|1, h|1, w|1, c|1] (trailing
+    ones may be left out), of any value up to both infinities; cond is a dict with some of `cond_keys`, or None. `key` is the
+    dropout key, needed when training with dropout.
     cond_keys: "label", integers [b]; left out it means "no class", as does the index `num_classes`. "logsnr_to",
-    the level to jump to, shaped as a level; left out it is logsnr itself, a jump of no length, whose answer is the
+    the level to jump to, of any shape of a level; left out it is logsnr itself, a jump of no length, whose answer is the
     denoiser's (Kim et al. 2023, consistency trajectory models, section 3.1). "guidance", the scale g, [] or [b];
     left out it is 1, none. "low", the clip to upsample, of x's shape; such a network can't do without. "aug_logsnr", the
     level of the noise in it, shaped as a level; left out there is none (Ho et al. 2021, cascaded diffusion models, section 4).
@@ -96,8 +96,10 @@ def define(
     attention: str,
     dropout: float,
     caches: bool = False,
+    maps: bool = True,
 ) -> ModelDef:
-    """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`.
+    """The ModelDef of a module whose call is `module(x, level [b|1, f], cond, key)`; of one that takes `maps` the level is
+    [b|1, f, h, w] where it differs within a frame, as may be "logsnr_to".
 
     In cond the module finds all of `inputs`, of `INPUTS`: levels as [b|1, f], the scale as [b|1, 1], the low clip as x.
     `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps.
@@ -109,8 +111,8 @@ def define(
     def checked(x: Array, logsnr: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
         x = jnp.asarray(x)
         _check_clip(x, shape)
-        level = frame_level(logsnr, x.shape[0], x.shape[1])
-        return x, level, _checked_cond(cond, cond_keys, level, x.shape)
+        level = (level_map if maps else frame_level)(logsnr, *(x.shape if maps else x.shape[:2]))
+        return x, level, _checked_cond(cond, cond_keys, level, x.shape, maps)
 
     def apply(
         params: Params,
@@ -134,9 +136,9 @@ def define(
 
     nothing = jnp.zeros((1, *shape))
     given = {"low": nothing} if "low" in cond_keys else {}
-    maps = jax.eval_shape(lambda: features(init(jax.random.key(0)), nothing, 0.0, given))
+    seen = jax.eval_shape(lambda: features(init(jax.random.key(0)), nothing, 0.0, given))
     jvp = attention in (NO_ATTENTION, *JVP_KINDS)
-    channels = tuple(x.shape[-1] for x in maps)
+    channels = tuple(x.shape[-1] for x in seen)
     made = ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
     if not caches:
         return made
@@ -194,13 +196,42 @@ def frame_level(logsnr: Float[Array, "..."], batch: int, frames: int) -> Float[A
     return jnp.broadcast_to(level.reshape(level.shape[0], -1), (level.shape[0], frames))
 
 
+def level_map(
+    logsnr: Float[Array, "..."], batch: int, frames: int, height: int, width: int, channels: int
+) -> Float[Array, "b f ..."]:
+    """As `frame_level`, but of a level per pixel, [b|1, f|1, h|1, w|1] or with channels behind, [b|1, frames, h, w].
+
+    Of a level per channel a network is told the mean log-SNR over the channels, each clipped to the range that it tells
+    apart: enough where the mean tells the rest, as with fixed distances between channels; where it doesn't, the network
+    learns the mean of what is possible.
+    """
+    level = jnp.asarray(logsnr, jnp.float32)
+    if level.ndim < 3 or level.ndim > 5 or all(length == 1 for length in level.shape[2:]):
+        return frame_level(level, batch, frames)
+    per_frame = frame_level(level[(slice(None), slice(None), *(0,) * (level.ndim - 2))], batch, frames)
+    for axis, (name, size) in enumerate(
+        zip(("rows", "columns", "channels"), (height, width, channels), strict=True), 2
+    ):
+        if axis < level.ndim and level.shape[axis] not in (1, size):
+            raise ValueError(f"a level's axis {axis} must have length 1 or the clip's {size} {name}, got {level.shape}")
+    level = level.reshape(level.shape + (1,) * (5 - level.ndim))
+    level = (averaged(level, (4,)) if level.shape[4] > 1 else level)[..., 0]
+    if level.shape[2:] == (1, 1):
+        return jnp.broadcast_to(level[:, :, 0, 0], per_frame.shape)
+    return jnp.broadcast_to(level, (*per_frame.shape, height, width))
+
+
 def _check_clip(x: Array, shape: tuple[int, int, int, int]) -> None:
     if x.ndim != 5 or x.shape[-1] != shape[-1]:
         raise ValueError(f"this model takes clips [b, f, h, w, {shape[-1]}], got shape {x.shape}")
 
 
 def _checked_cond(
-    cond: Mapping[str, Any] | None, keys: tuple[str, ...], level: Float[Array, "b f"], shape: tuple[int, ...]
+    cond: Mapping[str, Any] | None,
+    keys: tuple[str, ...],
+    level: Float[Array, "b f ..."],
+    shape: tuple[int, ...],
+    maps: bool,
 ) -> dict[str, Any]:
     """What the module gets: the known keys, checked, with the defaults of `INPUTS` filled in. shape: of x."""
     cond, (batch, frames) = dict(cond or {}), shape[:2]
@@ -221,7 +252,8 @@ def _checked_cond(
         cond["label"] = checked_label(cond["label"], batch, "cond['label']")
     if "logsnr_to" in keys:
         target = cond.get("logsnr_to")
-        cond["logsnr_to"] = level if target is None else frame_level(target, batch, frames)
+        told = level_map if maps else frame_level
+        cond["logsnr_to"] = level if target is None else told(target, *(shape if maps else shape[:2]))
     if "guidance" in keys:
         scale = 1.0 if cond.get("guidance") is None else cond["guidance"]
         scale = jnp.asarray(scale, jnp.float32)

@@ -1,4 +1,4 @@
-"""A video diffusion transformer: joint attention over space and time, conditioned per frame.
+"""A video diffusion transformer: joint attention over space and time, conditioned per frame, or per token by maps of levels.
 
 After Peebles & Xie 2023 (DiT, section 3.2: adaLN-Zero) with the modulation of all blocks made by one layer
 and a learned table per block (Chen et al. 2023, PixArt-alpha, section 2.3: adaLN-single), rotary positions,
@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention, Order
-from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, rms_normalise
+from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, per_frame, rms_normalise
 from models.parallel import TENSOR, constrain, over_context
 from models.rope import grid_angles, rotate
 from models.unet import depth_to_space, space_to_depth
@@ -108,18 +108,18 @@ class DiT(Conditioned):
         self.final_table = nnx.Param(jnp.zeros((2, width), jnp.float32))
         self.head = Linear(width, channels * patch**2, rngs, scale=0.0)
 
-    def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+    def __call__(self, x: Clip, level: Float[Array, "b f ..."], cond: dict, key: PRNGKeyArray | None) -> Clip:
         h, _, embedding = self.run(x, level, cond, key)
-        shift, scale = jnp.moveaxis(embedding[:, :, None] + self.final_table[...], 2, 0)[:, :, :, None, None]
+        shift, scale = (per_frame(x) for x in jnp.moveaxis(embedding[..., None, :] + self.final_table[...], -2, 0))
         h = self.head(adaptive_norm(h, scale, shift))
         return depth_to_space(h, self.patch).astype(jnp.float32)
 
-    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip, ...]:
+    def features(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> tuple[Clip, ...]:
         """The tokens after each layer: heads on several layers, as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
         maps = self.run(x, level, cond, None, collect=lambda h, keys, values: h)[1]
         return tuple(maps[i] for i in range(self.depth))
 
-    def remember(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> dict[str, Array]:
+    def remember(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> dict[str, Array]:
         """cond['cache'] with these frames behind its own: what later frames read instead of running them again.
 
         Keys are kept before they are turned: a frame's position is its place in the cache, so positions stay within
@@ -139,7 +139,7 @@ class DiT(Conditioned):
         keys, values = (jnp.take(part, kept, axis=2) for part in joined)
         return {**cache, "keys": keys, "values": values, "filled": jnp.minimum(filled + frames, slots)}
 
-    def read(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Array, Array]:
+    def read(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> tuple[Array, Array]:
         """Keys and values of these frames as a cache keeps them, [layer, b, f, tokens, heads, d]."""
         found = self.run(x, level, cond, None, collect=lambda h, keys, values: (keys, values))[1]
         keys, values = (part.reshape(*part.shape[:2], x.shape[1], -1, *part.shape[3:]) for part in found)
@@ -155,18 +155,18 @@ class DiT(Conditioned):
     def run(
         self,
         x: Clip,
-        level: Float[Array, "b f"],
+        level: Float[Array, "b f ..."],
         cond: dict,
         key: PRNGKeyArray | None,
         collect: Callable[[Clip, Array, Array], Any] = lambda h, keys, values: None,
-    ) -> tuple[Clip, Any, Float[Array, "b f d"]]:
+    ) -> tuple[Clip, Any, Float[Array, "b f ... d"]]:
         """(the tokens after the last layer; collect(tokens, keys, values) of every layer, stacked; the embedding)."""
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
-        embedding = self.condition(level, cond)
-        # float32, [b|1, f, 6, d]; each layer adds its own table, which costs nothing per frame.
+        embedding = self.condition(level, cond, self.patch)
+        # float32, [b|1, f, 6, d], or per token; each layer adds its own table, which costs nothing per frame.
         modulation = self.modulation(jax.nn.silu(embedding))
-        modulation = modulation.reshape(*modulation.shape[:2], 6, -1)
+        modulation = modulation.reshape(*modulation.shape[:-1], 6, -1)
 
         h = self.embed(space_to_depth(x.astype(self.dtype), self.patch))
         if self.low is not None:
@@ -233,17 +233,17 @@ class DiT(Conditioned):
         self,
         weights: dict[str, Array],
         h: Clip,
-        modulation: Float[Array, "b f 6 d"],
+        modulation: Float[Array, "b f ... 6 d"],
         angles: Float[np.ndarray, "n half"],
         attend: Callable[[Array, Array, Array], Array],
         past: tuple[Array, Array] | None,
         key: PRNGKeyArray | None,
     ) -> tuple[Clip, Array, Array]:
-        """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame; and its keys and values. With
-        a past the keys are as it keeps them, normed and not turned; without one nobody collects them.
+        """One layer: h + gate attention(norm), then h + gate mlp(norm), modulated per frame or token; and its keys and values.
+        With a past the keys are as it keeps them, normed and not turned; without one nobody collects them.
         """
         h = over_context(h, 1, 2, 3)
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)[:, :, :, None, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = (per_frame(x) for x in jnp.moveaxis(modulation, -2, 0))
         weights = {name: leaf.astype(h.dtype) for name, leaf in weights.items()}
         first, second = (None, None) if key is None else jax.random.split(key)
 

@@ -118,6 +118,26 @@ def clipped_logsnr(logsnr: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(level < -LOGSNR_LIMIT, -LOGSNR_LIMIT, jnp.where(level > LOGSNR_LIMIT, LOGSNR_LIMIT, level))
 
 
+def averaged(level: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
+    """The mean log-SNR, clipped, over some axes, which stay with length 1; equal levels give that level to the last bit."""
+    level = clipped_logsnr(level)
+    first = level[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(level.ndim))]
+    return first + jnp.mean(level - first, axes, keepdims=True)
+
+
+def pooled(level: Float[Array, "b f ..."], size: int) -> Float[Array, "b f ..."]:
+    """A map of levels [b, f, h, w] on a grid that is `size` times as coarse; a level per frame, [b, f], as it is."""
+    if level.ndim == 2 or size == 1:
+        return level
+    b, f, h, w = level.shape
+    return averaged(level.reshape(b, f, h // size, size, w // size, size), (3, 5))[:, :, :, 0, :, 0]
+
+
+def per_frame(x: Float[Array, "b f ..."], ndim: int = 5) -> Float[Array, "b f ..."]:
+    """What is known of frames, [b, f, d], with axes for the rows and columns that maps [b, f, h, w, d] have."""
+    return x[:, :, None, None] if x.ndim < ndim else x
+
+
 def angle(logsnr: Float[Array, "..."]) -> Float[Array, "..."]:
     """arctan(sigma / alpha), from 0 at clean data to pi/2 at noise: the t of TrigFlow (Lu & Song 2024, section 3)."""
     return jnp.arctan(jnp.exp(-clipped_logsnr(logsnr) / 2))
@@ -150,7 +170,8 @@ class Sinusoids(nnx.Module):
 
 
 class Conditioned(nnx.Module):
-    """A network's conditioning, one embedding per frame: the sum of its level's, its class's and its optional inputs'.
+    """A network's conditioning, one embedding per frame, or per pixel where levels are maps: the sum of its level's, its
+    class's and its optional inputs'.
 
     `inputs` may hold "logsnr_to", the level to jump to, "guidance", a scale, and "aug_logsnr", the level of the noise in the
     clip to upsample. Their paths end in zeros: at the start they change nothing, so that a network with them and the weights
@@ -168,20 +189,32 @@ class Conditioned(nnx.Module):
         self.guidance = Sinusoids(1, 0.1, 2.0, width, rngs, scale=0.0) if "guidance" in inputs else None
         self.aug_logsnr = Sinusoids(1, low, high, width, rngs, scale=0.0) if "aug_logsnr" in inputs else None
 
-    def condition(self, level: Float[Array, "b f"], cond: dict) -> Float[Array, "b f d"]:
-        """`cond` holds every optional input that the network takes; a label may be missing."""
-        here = self.coordinate(level)
-        embedding = self.level(here)
+    def condition(self, level: Float[Array, "b f ..."], cond: dict, size: int = 1) -> Float[Array, "b f ... d"]:
+        """`cond` holds every optional input that the network takes; a label may be missing. Levels are [b|1, f], or maps
+        [b|1, f, h, w], whose embedding is one too, on a grid `size` times as coarse: the mean log-SNR of what a cell holds.
+        """
+        parts, maps = [], self.maps(level, cond)
+        here = self.coordinate(pooled(level, size))
+        parts.append(self.level(here))
         if self.label is not None:
             label = self.label(cond["label"]) if "label" in cond else self.label.no_class()
-            embedding = embedding + label[:, None]
+            parts.append(label[:, None])
         if self.logsnr_to is not None:
-            embedding = embedding + self.logsnr_to(here, self.coordinate(cond["logsnr_to"]))
+            there = self.coordinate(pooled(cond["logsnr_to"], size))
+            parts.append(self.logsnr_to(*((per_frame(x, 4) for x in (here, there)) if maps else (here, there))))
         if self.guidance is not None:
-            embedding = embedding + self.guidance(cond["guidance"])
+            parts.append(self.guidance(cond["guidance"]))
         if self.aug_logsnr is not None:
-            embedding = embedding + self.aug_logsnr(self.coordinate(cond["aug_logsnr"]))
+            parts.append(self.aug_logsnr(self.coordinate(cond["aug_logsnr"])))
+        embedding = per_frame(parts[0]) if maps else parts[0]
+        for part in parts[1:]:
+            embedding = embedding + (per_frame(part) if maps else part)
         return embedding
+
+    @staticmethod
+    def maps(level: Float[Array, "b f ..."], cond: dict) -> bool:
+        """Whether a level is told for every pixel."""
+        return level.ndim > 2 or ("logsnr_to" in cond and cond["logsnr_to"].ndim > 2)
 
 
 def fan_in_normal(rngs: Rngs, shape: tuple[int, ...], scale: float = 1.0) -> Float[Array, "..."]:

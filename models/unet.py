@@ -13,14 +13,25 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention
-from models.layers import Conditioned, Conv, Linear, RMSNorm, Rngs, TemporalMix, dropout, modulate, rms_normalise
+from models.layers import (
+    Conditioned,
+    Conv,
+    Linear,
+    RMSNorm,
+    Rngs,
+    TemporalMix,
+    dropout,
+    modulate,
+    per_frame,
+    rms_normalise,
+)
 from models.rope import grid_angles, rotate
 
 Clip = Float[Array, "b f h w c"]
 
 
 class Block(nnx.Module):
-    """x + convolution(temporal mix(convolution(x))), scaled and shifted per frame by the level and class."""
+    """x + convolution(temporal mix(convolution(x))), scaled and shifted by the level and class, per frame or pixel."""
 
     def __init__(self, inputs: int, outputs: int, embed: int, rate: float, rngs: Rngs):
         self.norm = RMSNorm(inputs)
@@ -31,8 +42,8 @@ class Block(nnx.Module):
         self.skip = Linear(inputs, outputs, rngs) if inputs != outputs else None
         self.rate = rate
 
-    def __call__(self, x: Clip, embedding: Float[Array, "b f e"], key: PRNGKeyArray | None) -> Clip:
-        scale, shift = jnp.split(self.condition(embedding)[:, :, None, None], 2, axis=-1)
+    def __call__(self, x: Clip, embedding: Float[Array, "b f ... e"], key: PRNGKeyArray | None) -> Clip:
+        scale, shift = jnp.split(per_frame(self.condition(embedding)), 2, axis=-1)
         h = self.space(jax.nn.silu(self.norm(x)))
         h = jax.nn.silu(modulate(rms_normalise(h), scale, shift))
         h = jax.nn.silu(rms_normalise(self.time(h)))
@@ -105,41 +116,44 @@ class UNet(Conditioned):
         self.norm = RMSNorm(widths[0])
         self.head = Conv(widths[0], channels * patch**2, rngs, scale=0.0)
 
-    def __call__(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Clip:
+    def __call__(self, x: Clip, level: Float[Array, "b f ..."], cond: dict, key: PRNGKeyArray | None) -> Clip:
         keys = one_by_one(key)
-        h, skips, embedding = self.encode(x, level, cond, keys)
-        for stack, grow in reversed(list(zip(self.up, self.grow, strict=True))):
+        h, skips, embeddings = self.encode(x, level, cond, keys)
+        for stack, grow, embedding in reversed(list(zip(self.up, self.grow, embeddings[:-1], strict=True))):
             h = run(stack, jnp.concatenate([depth_to_space(grow(h), 2), skips.pop()], axis=-1), embedding, keys)
         h = self.head(jax.nn.silu(self.norm(h)))
         return depth_to_space(h, self.patch).astype(jnp.float32)
 
-    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip]:
+    def features(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> tuple[Clip]:
         """The bottleneck, what DMD2 puts its discriminator on (Yin et al. 2024, arXiv 2405.14867, section 4.3)."""
         return (self.encode(x, level, cond, one_by_one(None))[0],)
 
     def encode(
-        self, x: Clip, level: Float[Array, "b f"], cond: dict, keys: Iterator[PRNGKeyArray | None]
-    ) -> tuple[Clip, list[Clip], Float[Array, "b f e"]]:
-        """(what goes up from the lowest level, what crosses over at each level above it, the embedding)."""
+        self, x: Clip, level: Float[Array, "b f ..."], cond: dict, keys: Iterator[PRNGKeyArray | None]
+    ) -> tuple[Clip, list[Clip], list[Float[Array, "b f ... e"]]]:
+        """(what goes up from the lowest level, what crosses over at each level above it, the embedding at each level)."""
         factor = self.patch * 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}")
-        embedding = jax.nn.silu(self.condition(level, cond))
+        # One for all levels of the network, unless it is a map: then at the resolution of each.
+        sizes = [self.patch * 2**i for i in range(1 + (len(self.down) if self.maps(level, cond) else 0))]
+        embeddings = [jax.nn.silu(self.condition(level, cond, size)) for size in sizes]
+        embeddings += embeddings[:1] * (1 + len(self.down) - len(embeddings))
 
         h = self.stem(space_to_depth(x.astype(self.dtype), self.patch))
         if self.low is not None:
             h = h + self.low(space_to_depth(cond["low"].astype(self.dtype), self.patch))
         skips = []
-        for stack, shrink in zip(self.down, self.shrink, strict=True):
+        for stack, shrink, embedding in zip(self.down, self.shrink, embeddings[:-1], strict=True):
             h = run(stack, h, embedding, keys)
             skips.append(h)
             h = shrink(space_to_depth(h, 2))
-        h = run(self.middle[: self.before], h, embedding, keys)
+        h = run(self.middle[: self.before], h, embeddings[-1], keys)
         h = h if self.attention is None else self.attention(h)
-        return run(self.middle[self.before :], h, embedding, keys), skips, embedding
+        return run(self.middle[self.before :], h, embeddings[-1], keys), skips, embeddings
 
 
-def run(stack: nnx.List, h: Clip, embedding: Float[Array, "b f e"], keys: Iterator[PRNGKeyArray | None]) -> Clip:
+def run(stack: nnx.List, h: Clip, embedding: Float[Array, "b f ... e"], keys: Iterator[PRNGKeyArray | None]) -> Clip:
     """The blocks of a level, one after the other, each with a key of its own."""
     for block in stack:
         h = block(h, embedding, next(keys))

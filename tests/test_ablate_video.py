@@ -8,7 +8,8 @@ import pytest
 
 from diffusion import frames, noise, oracles, solvers
 from experiments import ablate
-from experiments.ablations import cascades, gaussian, matrices, memory, ties, windows
+from experiments.ablations import cascades, faults, gaussian, matrices, memory, ties, windows
+from experiments.metrics.corruptions import MUST_NOT_REACT, MUST_REACT, Reading
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +97,16 @@ def test_a_cascade_is_read_from_its_run(tmp_path):
     assert "| students, base only, bicubic and repeated | 4 | 8 | 500 | 9 [8, 10] |" in text
     assert "in 1 of 8 metrics; worse in flicker; no better, within the intervals, in label_accuracy" in text
     assert "- flicker: most frames" in text and "- label_accuracy: not explained." in text
+
+
+def test_a_corruption_is_listed_with_what_reacts_and_what_fails_to():
+    found = {m: Reading(1.0, 5.0) for m in MUST_REACT["jitter"]} | {
+        m: Reading(1.0, 0.5) for m in MUST_NOT_REACT["jitter"]
+    }
+    name, react, to, not_to = faults.rows({"jitter": found | {"warping_error": Reading(1.0, -9.0)}})[0]
+    assert name == "jitter" and react.split(", ")[0] == "warping_error" and "mass" not in react
+    count, still = len(MUST_REACT["jitter"]), len(MUST_NOT_REACT["jitter"])
+    assert to == f"{count} of {count}" and not_to == f"{still} of {still}"
+    broken = found | {"acceleration": Reading(0.0, 1.9), "mass": Reading(0.0, -2.1)}
+    *_, to, not_to = faults.rows({"jitter": broken})[0]
+    assert to == f"{count - 1} of {count} (not acceleration)" and not_to == f"{still - 1} of {still} (but mass)"

@@ -7,8 +7,12 @@ import re
 import numpy as np
 import pytest
 
+from diffusion import schedules
+from experiments import config as configs
 from experiments import continuation, data
+from experiments import mesh as meshes
 from experiments import run as program
+from experiments.context import Context
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "tests/configs/tiny_forcing.py")
@@ -55,6 +59,57 @@ def test_known_frames_are_the_beginning_of_the_longer_clip():
     """A longer clip of the same index goes on where the shorter ends: its future is the true one."""
     short, long = (data.build(dict(kind="moving_digits", size=16, frames=f, digits=1), "test") for f in (4, 9))
     np.testing.assert_array_equal(short[5]["video"], long[5]["video"][:4])
+
+
+def held(workdir, **given):
+    """What `continued` makes of two frames of real clips with these keys."""
+    config = configs.read_json(workdir / "config.json")
+    block = config["stages"]["chunks"] | dict(num_clips=8, history=2) | given
+    context = Context(config, workdir, meshes.make(None))
+    real = data.Batches(data.build(config["data"], "test"), 8).batch_at(0)
+    return continuation.continued(context, "chunks", block, real["video"][:, :2], real["label"])
+
+
+def test_a_history_is_guided_by_and_a_long_video_blended_or_queued(workdir):
+    plain, advance, calls, evaluations = held(workdir, frames=3)
+    assert plain.shape == (8, 3, 16, 16, 1) and (advance, calls, evaluations) == (1, 2, 2)
+    once, *_, evaluations = held(workdir, frames=3, way=dict(kind="vanilla", scale=1.0))
+    assert evaluations == 2 and np.abs(once.astype(int) - plain).max() <= 1
+    *_, evaluations = held(workdir, frames=3, way=dict(kind="fractional", scale=2.0, partly=0.0))
+    assert evaluations == 2 * 3
+    # Windows of 3 over 2 + 4 frames, every frame: 4 of them.
+    blended, advance, calls, evaluations = held(workdir, frames=4, windows=dict(stride=1))
+    assert blended.shape[1] == 4 and (advance, calls, evaluations) == (4, 2, 2 * 4)
+    # FIFO's diagonal: a queue of 4 frames, after 2 known ones, of which each window sees 3.
+    fifo = dict(frames=6, steps=4, matrix=dict(kind="rolling", lag=1), windows=dict(stride=3, weights="earliest"))
+    queued, advance, calls, evaluations = held(workdir, **fifo)
+    assert queued.shape[1] == 6 and (advance, calls, evaluations) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "given, error",
+    [
+        (dict(way="vanila"), "did you mean 'vanilla'|nearest.*vanilla"),
+        (dict(way=dict(kind="vanilla")), "scale"),
+        (dict(way=dict(kind="vanilla", scale="2")), "scale to be a finite number, got '2'"),
+        (dict(way=dict(kind="temporal", memories=[[1.0, [2]]])), "memories of known frames 0 to 1, got .2."),
+        (dict(way=dict(kind="reconstruction", weight=-1.0)), "a weight from 0 up, got -1.0"),
+        (dict(way="replacement", level=4.0), "level: replacement shows known frames at the level of all others"),
+        (dict(way="replacement", matrix="autoregressive"), "replacement is for one level of all frames; choose 'full'"),
+        (dict(windows=dict(strid=2)), "stride"),
+        (dict(windows=dict(stride=4)), "windows: .*stride"),
+        (dict(windows=dict(stride=3), frames=5), "windows of 3 every 3 end at frame 6 of 7"),
+        (dict(windows=dict(stride=1, weights="flatt")), "weights to be one of flat, pyramid, earliest"),
+        (
+            dict(windows=dict(stride=1), matrix=dict(kind="pyramid", lag=0.25), frames=9),
+            "wave of this schedule matrix is 4 frames long, the window has 3",
+        ),
+    ],
+)
+def test_ways_and_windows_that_do_not_fit_are_refused(given, error):
+    block = dict(history=2, frames=6, steps=2) | given
+    with pytest.raises(configs.ConfigError, match=error):
+        continuation.plan(block, schedules.vp_cosine(), 3, "config.stages.chunks")
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_each_frame_is_conditioned_on_its_own_level(kind):
         ((4,), r"leading length must be 1 or the batch's 2, got shape \(4,\); levels per frame are \[1, f\]"),
         ((3, 4), r"leading length must be 1 or the batch's 2, got shape \(3, 4\)"),
         ((2, 3), r"axis 1 must have length 1 or the clip's 4 frames, got \(2, 3\)"),
-        ((1, 4, 8, 8, 1), r"takes one level per frame, \[b\|1, f\], got shape \(1, 4, 8, 8, 1\)"),
+        ((1, 4, 8, 7), r"axis 3 must have length 1 or the clip's 8 columns|takes one level per frame"),
+        ((1, 4, 8, 8, 1, 1), r"takes one level per frame, \[b\|1, f\], got shape \(1, 4, 8, 8, 1, 1\)"),
         ((0,), r"leading length must be 1 or the batch's 2, got shape \(0,\)"),
     ],
 )

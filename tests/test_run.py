@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from experiments import evaluation
 from experiments import run as program
+from experiments.config import ConfigError
+from tests.configs import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests/configs/tiny.py")
@@ -93,6 +97,13 @@ def test_a_run_leaves_all_it_promises(undisturbed):
         assert sampler["seconds_per_clip"] > 0
         assert np.isfinite(sampler["metrics"]["frechet_clip"]["value"])
         assert sampler["metrics"]["frechet_clip"]["floor"] is not None
+        assert 0.7 < sampler["metrics"]["memorisation"]["floor"] < 1.4 < sampler["metrics"]["memorisation"]["value"]
+    # By weights, not by sampler; a network that has learnt nothing yet answers v = 0, whose error is that of the clips.
+    assert list(report["loss_by_level"]) == ["teacher", "student@2", "student"]
+    for found in report["loss_by_level"].values():
+        assert list(found) == ["-8", "-6", "-4", "-2", "0", "2", "4", "6", "8"]
+        assert all(0 < m["low"] < m["value"] < m["high"] < 2 for m in found.values())
+    assert "| loss at log-SNR -8 ↓ |" in (workdir / "evaluate/report.md").read_text()
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"teacher", "student", "classifier"}
     assert [row["step"] for row in rows if row["stage"] == "teacher"] == [2, 4, 6]
@@ -210,6 +221,25 @@ def test_a_mistake_is_one_clear_line_before_any_work(arguments, expected, tmp_pa
     for word in expected:
         assert word in error
     assert not list(workdir.glob("*/checkpoints")), "nothing may have begun"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (dict(num_training=-1), "num_training (0: no memorisation) must be at least 0, got -1"),
+        (dict(num_training=600), "num_training asks for 600 clips, the train split has 512; nearest: 512"),
+        (dict(loss_levels=3.0), r"loss_levels must be numbers, log-SNRs as [-4, 0, 4]"),
+        (dict(loss_levels=[0.0, float("inf")]), "loss_levels must be numbers"),
+    ],
+)
+def test_what_judges_beside_the_samples_is_checked(given, expected):
+    config = tiny.get_config().to_dict()
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        evaluation.check(config["stages"]["evaluate"] | given, config, "config.stages.evaluate")
+    for nothing in (dict(num_training=0), dict(loss_levels=[])):
+        evaluation.check(config["stages"]["evaluate"] | nothing, config, "config.stages.evaluate")
+    assert evaluation.training_clips(config, dict(num_training=0)) is None
+    assert len(evaluation.training_clips(config, {})) == 512
 
 
 def test_a_missing_config_and_a_missing_workdir(tmp_path, capsys):

@@ -7,7 +7,8 @@ import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from experiments.ablations import cascades, page
+from experiments.ablations import cascades, drifting, hold, page, steps
+from experiments.ablations.faults import section as corruptions
 from experiments.ablations.matrices import section as matrices
 from experiments.ablations.memory import section as memory
 from experiments.ablations.ties import section as ties
@@ -22,6 +23,12 @@ def sections(runs: pathlib.Path) -> dict[str, page.Section]:
         "memory": memory,
         "noise": ties,
         "windows": windows,
+        "level": hold.levels,
+        "guidance": hold.guidance,
+        "steps": steps.section,
+        "stochastic": steps.noisy,
+        "drift": drifting.section,
+        "corruptions": corruptions,
         "cascade": functools.partial(cascades.section, runs),
     }
 
@@ -31,11 +38,16 @@ def run(folder: pathlib.Path, only: Sequence[str] = (), runs: pathlib.Path = RUN
     page.write("video", introduction(), sections(runs), folder, only)
 
 
+EXACT = ("matrices", "memory", "noise", "windows", "level", "guidance")
+
+
 def introduction() -> str:
     text = (
         "`--only=NAME` makes one section again: "
         + ", ".join(sections(RUNS))
-        + f". The last is read from a finished run (`--runs`, `{RUNS}`). In the others the video is Gaussian, 16 frames, its "
+        + f". The last is read from a finished run (`--runs`, `{RUNS}`); the four before it are of moving digits. In "
+        + ", ".join(EXACT)
+        + " the video is Gaussian, 16 frames, its "
         "denoiser exact under any level per frame (`oracles.gaussian_process`), so a deterministic sampler is a matrix, the "
         "law of what it makes is read off, and its 2-Wasserstein distance to the truth has no noise. OU is Ornstein-Uhlenbeck "
         "with a correlation of .95 from frame to frame (rough, Markov), RBF a squared exponential of length 3 (smooth). Cosine "

@@ -264,10 +264,15 @@ def read(
     return known, readings
 
 
+def shipped(clips: int = 192) -> tuple[dict[str, report.Measure], dict[str, dict[str, Reading]]]:
+    """`read` with the shipped classifier of 64x64 frames."""
+    params, record = weights_lib.load(weights_lib.find("pretrained:moving_digits_64/classifier", None))
+    return read(classify_fn(build_classifier(record["model"]), params), clips=clips)
+
+
 def table(clips: int = 192) -> str:
     """Markdown: a line per metric, a column per corruption, bold where the metric reacts. 64x64 digits, 20 frames."""
-    params, record = weights_lib.load(weights_lib.find("pretrained:moving_digits_64/classifier", None))
-    known, readings = read(classify_fn(build_classifier(record["model"]), params), clips=clips)
+    known, readings = shipped(clips)
     lines = [["metric", "real", "real, others", *readings], ["---", *["---:"] * (len(readings) + 2)]]
     for name, measure in known.items():
         cells = [report.digits(n) for n in (measure.value, measure.floor)]

@@ -1,0 +1,83 @@
+"""Clips of the shipped networks of moving digits, and what is measured on them: for sections that no exact law answers."""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from experiments import data, drawing, evaluation, tables, weights
+from experiments.ablations import page
+from experiments.metrics import METRICS, Measure, Sample, describe, distances
+from experiments.metrics.report import interval, statistics
+
+CLIPS, REFERENCE, BOOTSTRAP = 64, 256, 200
+TEACHER, FORCING = "pretrained:moving_digits/teacher", "pretrained:moving_digits/forcing"
+DATA = dict(kind="moving_digits", size=16, frames=8, digits=1)
+
+
+class Judge(NamedTuple):
+    """Held-out clips: `others` of which as many as are sampled, whose classes are asked for, and a reference."""
+
+    classify: Any
+    labels: Int[np.ndarray, " n"]
+    floor: Sample
+    reference: Sample
+
+
+@functools.cache
+def judge() -> Judge:
+    classify = evaluation.load_classifier(weights.find(evaluation.CLASSIFIERS[16], None))
+    held_out = data.Batches(data.build(DATA, "test"), CLIPS + REFERENCE, seed=0).batch_at(0)
+    labels = held_out["label"][:CLIPS]
+    floor, reference = (held_out["video"][part] for part in (slice(0, CLIPS), slice(CLIPS, None)))
+    return Judge(classify, labels, describe(floor, classify, labels), describe(reference, classify))
+
+
+@functools.cache
+def network(reference: str):
+    return drawing.load_network(weights.find(reference, None))
+
+
+def drawn(reference: str, steps: int, scale: float = 1.0, **block: Any) -> Float[np.ndarray, "n f h w c"]:
+    """CLIPS clips, from the same noise and of the same classes whatever the sampler. block: solver, grid, matrix."""
+    params, net, record = network(reference)
+    shape, key = tuple(record["shape"]), jax.random.key(0)
+    model = tables.Model(drawing.classes_in_turn(net, params, scale), shape, key)
+    table = tables.make(block, steps, net.schedule, reference, model)
+    print(f"{steps} steps, {block}", file=sys.stderr, flush=True)
+    noise = np.asarray(jax.random.normal(key, (CLIPS, *shape)), np.float32)
+    clips = drawing.drawn(net, params, table, judge().labels, noise, jax.random.fold_in(key, 1), scale)
+    return np.clip(np.asarray(clips), -1, 1)
+
+
+def measured(clips: np.ndarray, names: Sequence[str]) -> dict[str, Measure]:
+    """Some of METRICS with their intervals and floors."""
+    known, chosen = judge(), {name: METRICS[name] for name in names}
+    sample = describe(clips, known.classify, known.labels)
+    weights = np.concatenate([distances.equal_weights(CLIPS), distances.resampled(CLIPS, BOOTSTRAP, 0, known.labels)])
+    floors = statistics(known.floor, known.reference, distances.equal_weights(CLIPS), chosen)
+    return {
+        name: Measure(
+            float(value), *interval(float(value), others), float(floors[name][0]), METRICS[name].better
+        )
+        for name, (value, *others) in statistics(sample, known.reference, weights, chosen).items()
+    }  # fmt: skip
+
+
+def cells(measures: Mapping[str, Measure]) -> list[str]:
+    return [f"{page.cell(m.value)} [{page.cell(m.low)}, {page.cell(m.high)}]" for m in measures.values()]
+
+
+def in_float32(section: Callable[..., str]) -> Callable[..., str]:
+    """Networks are float32 also where a page is made in float64."""
+
+    @functools.wraps(section)
+    def made(*arguments: Any) -> str:
+        with jax.enable_x64(False):
+            return section(*arguments)
+
+    return made

@@ -1,0 +1,68 @@
+"""Known frames read off a window that rolls on: the same as when they are told, period by period."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion import frames, grids, history, oracles, sampling, schedules, solvers
+
+VP = schedules.vp_cosine()
+VIDEO = oracles.gaussian_process(oracles.ornstein_uhlenbeck(6, 0.9))
+KNOWN, KEY = 2, jax.random.key(0)
+MATRIX = frames.known(frames.full(grids.uniform_time(VP, 4), 6 - KNOWN), before=KNOWN)
+TABLE = solvers.ddim(VP, MATRIX)
+X = np.asarray(jax.random.normal(KEY, (3, 6, 2, 2, 1)))
+EPS = np.asarray(jax.random.normal(jax.random.key(1), (1, 6, 2, 2, 1)))
+EACH = np.repeat(EPS, 3, axis=0)
+DENOISE = VIDEO.denoiser(VP)
+
+
+def one_level(x, logsnr):
+    """A network that takes one level for all frames."""
+    assert logsnr.shape == (1, 1)
+    return DENOISE(x, logsnr)
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        (history.guided, dict(parts=history.vanilla(2.0))),
+        (history.guided, dict(parts=history.fractional(1.5, 0.0))),
+        (history.guided, dict(parts=history.temporal([(1.0, np.arange(6) == 0), (0.5, np.arange(6) == 1)]))),
+        (history.replacement, {}),
+        (history.reconstruction, dict(weight=3.0)),
+    ],
+)
+def test_what_the_window_holds_is_what_is_known(way, options):
+    """Two periods by hand, each with its known frames told; replacement told the level of the frames that are sampled."""
+    denoise = DENOISE if way is history.guided else one_level
+    rolled = frames.roll_out(
+        history.within(way, denoise, VP, KNOWN, EPS, **options), TABLE, X, 2, KEY, matrix=MATRIX, schedule=VP,
+        history=KNOWN,
+    )  # fmt: skip
+    where, video, window = np.arange(6) < KNOWN, [], X
+    for i in range(2):
+        if way is history.guided:
+            told, table = way(DENOISE, VP, window, where, EACH, **options), TABLE
+        else:
+            told, table = way(DENOISE, VP, window, where, EACH, **options), solvers.ddim(VP, grids.uniform_time(VP, 4))
+        done = np.asarray(sampling.sample(told, table, window))
+        video.append(done[:, KNOWN:])
+        fresh = jax.random.split(jax.random.fold_in(KEY, i), 3)[2]
+        window = np.concatenate([done[:, -KNOWN:], np.asarray(jax.random.normal(fresh, X[:, KNOWN:].shape))], 1)
+    np.testing.assert_allclose(rolled, np.concatenate(video, 1), atol=2e-4)
+
+
+def test_the_whole_history_shown_once_is_no_guidance():
+    roll = functools.partial(
+        frames.roll_out, table=TABLE, x=X, periods=2, key=KEY, matrix=MATRIX, schedule=VP, history=KNOWN
+    )
+    alone = history.within(history.guided, DENOISE, VP, KNOWN, EPS, parts=history.vanilla(1.0))
+    np.testing.assert_allclose(roll(alone), roll(DENOISE), atol=1e-5)
+
+
+def test_no_known_frame_is_refused():
+    with pytest.raises(ValueError, match="at least one known frame, got history 0"):
+        history.within(history.replacement, DENOISE, VP, 0, EPS)
