@@ -194,7 +194,8 @@ def begin(
     state, frozen = jax.eval_shape(make, key) if shapes else jax.jit(make)(key)
     hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     hyper |= {"steps": float(rounds[0])} if rounds else {}
-    clips = batch(context.config, definition.shape, 1 if shapes else block["batch_size"])
+    # Of one clip there would be more batches than an index can say.
+    clips = batch(context.config, definition.shape, 2 if shapes else block["batch_size"])
     if shapes:
         size = (block["batch_size"],)
         clips = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(size + leaf.shape[1:], leaf.dtype), clips)

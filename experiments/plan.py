@@ -38,11 +38,13 @@ from experiments.context import Context
 
 GIB = 2**30
 OPTIONS = ("topology", "num_slices", "out")
+FARTHEST = 8
+"""The largest batch is looked for up to so many times the config's."""
 
 
 class Chip(NamedTuple):
-    """A device as its vendor's data sheet has it: bytes of memory that programs get, its bytes/s, bfloat16 operations/s, bytes/s
-    over one torus axis (both directions) and to other slices; the topologies that are sold, and devices in a chip.
+    """A chip, one device: bytes of memory that libtpu lets a program have; by the vendor's data sheet its bytes/s, bfloat16
+    operations/s, bytes/s over one axis of the torus, both directions, and to other slices; the topologies that are sold.
     """
 
     memory: float
@@ -51,7 +53,6 @@ class Chip(NamedTuple):
     links: float
     across: float
     topologies: tuple[str, ...]
-    devices: int = 1
 
 
 FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -64,7 +65,6 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 2.77e12, 459e12, 180e9, 6.25e9, CUBES),
     "v6e": Chip(31.25 * GIB, 1.64e12, 918e12, 180e9, 12.5e9, FLAT),
 }
-"""The memory is what libtpu lets a program have."""
 
 
 # The command line ------------------------------------------------------------------------------------------------
@@ -133,9 +133,9 @@ def described(name: str, slices: int) -> tuple[Chip, list[Any]]:
     """(the chip, the devices of so many slices) as libtpu describes them. JAX itself stays on the CPU."""
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("the TPU's compiler, libtpu, isn't installed (no TPU is needed): pip install -e '.[tpu]'")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
+    # Of a machine that is no TPU host; JAX, at its import, has put warnings where the names belong.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    os.environ |= {"TPU_ACCELERATOR_TYPE": "", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     jax.config.update("jax_platforms", "cpu")
     more = {"num_slices": slices} if slices > 1 else {}
     try:
@@ -150,6 +150,8 @@ def mesh_of(sizes: Mapping[str, int] | None, devices: list[Any]) -> Mesh:
     try:
         return meshes.make(sizes, devices)
     except ConfigError as error:
+        if "devices" not in str(error) and "slices" not in str(error):
+            raise
         raise ConfigError(f"{error}; {nearest_mesh(sizes, devices)}") from None
 
 
@@ -164,9 +166,8 @@ def nearest_mesh(sizes: Any, devices: list[Any]) -> str:
     wanted = given.get("fsdp", 1)
     wanted = wanted if type(wanted) is int and wanted > 0 else left
     fsdp = min((n for n in range(1, left + 1) if left % n == 0), key=lambda n: abs(math.log(n / wanted)))
-    return "nearest: " + ", ".join(
-        f"{k}={v}" for k, v in {"data": count // fsdp // math.prod(known.values()), "fsdp": fsdp, **known}.items()
-    )
+    sizes = {"data": count // fsdp // math.prod(known.values()), "fsdp": fsdp, **known}
+    return "nearest: " + ", ".join(f"{axis}={n}" for axis, n in sizes.items())
 
 
 def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:
@@ -192,8 +193,8 @@ def check(context: Context, name: str) -> None:
 
 
 class Program(NamedTuple):
-    """What is compiled: lower() its jit for the mesh's devices; of one step at a batch its operations, on all devices, and those
-    of one forward. trips: of loops whose length is data, at most.
+    """What is compiled. lower(): its jit for the mesh's devices; operations, forward: of one step at its batch size, and of one
+    call of the network, on all devices; trips: of loops whose length is data, at most; state: bytes of all weights in it.
     """
 
     name: str
@@ -319,7 +320,9 @@ PLANNED: dict[str, Callable[[Context, str, int], list[Program]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program at one batch size; bytes of one device. peak: of its memory; where it didn't fit, what it asked for, or nan."""
+    """One program at one batch size; all of one device, in bytes. peak: of its memory; where it didn't fit, what it asked for,
+    or NaN.
+    """
 
     name: str
     batch: int
@@ -453,7 +456,7 @@ def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
         return [Plan(one, None, math.nan, math.nan, "") for one in first.values()]
     largest = {key: one.largest(chip.memory, parts) for key, one in growing.items()}
     limiting = min(largest, key=lambda key: largest[key])
-    best = max(largest[limiting], size)
+    best = min(max(largest[limiting], size), FARTHEST * size)
     known = first | ({limiting: other[limiting]} if best == other[limiting].batch else {})
     confirmed = known[limiting] if best in (size, other[limiting].batch) else at(best, {limiting})[limiting]
     return [

@@ -121,7 +121,7 @@ Computation = dict[str, Instruction]
 
 
 def transfers(text: str, slices: Sequence[int] = (), trips: float = 1.0) -> Transfers:
-    """Of a compiled program's text (`compiled.as_text()`). slices: the slice of every device, in the mesh's order; none: one."""
+    """Of a compiled program's text (`compiled.as_text()`). slices: that of every device, in the mesh's order; none: one."""
     computations, entry = parse(text)
     slices = np.asarray(slices) if len(slices) else np.zeros(1, int)
     known: dict[str, tuple[dict[tuple, float], float]] = {}
@@ -190,7 +190,7 @@ def size(shape: str, resident: bool = False) -> float:
 
 
 def groups(attributes: str, devices: int) -> list[list[int]]:
-    """The devices that a collective brings together, from any of the ways in which a program says so; pairs of a permutation."""
+    """The devices that a collective brings together, in any of the ways in which programs say so; a permutation's pairs."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{?([\d]+,[\d]+)", pairs[1])]
     if mesh := re.search(r"replica_groups=@?\w*mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):

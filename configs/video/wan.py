@@ -45,29 +45,29 @@ def get_config(argument: str = "1.3b,dmd2,v5p-64") -> ConfigDict:
     config.seed = 0
     config.mesh = ConfigDict(mesh)
     config.data = ConfigDict(dict(kind="latents", path="runs/video/latents"))
-    config.model = ConfigDict(
-        dict(
-            kind="dit", shape=(21, 60, 104, 16), num_classes=1000, patch=2, head_dim=128, dtype="bfloat16", remat="layers",
-            attention="splash", rope_base=10_000.0, **SIZES[size],
-        )
+    model = dict(
+        kind="dit", shape=(21, 60, 104, 16), num_classes=1000, patch=2, head_dim=128, dtype="bfloat16", remat="layers",
+        attention="splash", rope_base=10_000.0, **SIZES[size],
     )  # fmt: skip
     config.schedule = ConfigDict(dict(kind="flow", shift=3.0))
     config.prediction = "velocity"
     # Fine-tuned from weights that are named here, or trained from nothing.
-    config.stages = ConfigDict(dict(teacher=stage("denoising", batch, 1e-5, weight="velocity", label_dropout=0.1)))
-    config.stages.teacher.init = placeholder(str)
+    stages = {
+        "teacher": {**stage("denoising", batch, 1e-5, weight="velocity", label_dropout=0.1), "init": placeholder(str)}
+    }
     if student == "scm":
         # The only kind that splits the tokens and has jax.jvp; the angle keeps its derivative finite.
-        config.model.attention, config.model.level = "ring", "angle"
-        config.stages.student = stage("continuous_distillation", batch, 1e-6, warmup=1_000, ema=0.99)
+        model |= dict(attention="ring", level="angle")
+        stages["student"] = stage("continuous_distillation", batch, 1e-6, warmup=1_000, ema=0.99)
     elif student == "dmd2":
-        config.model.cond = ("logsnr_to",)
-        config.stages.student = game(batch, source="simulated")
+        model |= dict(cond=("logsnr_to",))
+        stages["student"] = game(batch, source="simulated")
     elif student == "self_forcing":
-        config.model.update(dict(cond=("logsnr_to",), causal=True, block=CHUNK))
-        config.stages.student = game(batch, source="rolled_out", chunk=CHUNK)
+        model |= dict(cond=("logsnr_to",), causal=True, block=CHUNK)
+        stages["student"] = game(batch, source="rolled_out", chunk=CHUNK)
     if student != "teacher":
-        config.stages.student.update(teacher="teacher", guidance=5.0)
+        stages["student"] |= dict(teacher="teacher", guidance=5.0)
+    config.model, config.stages = ConfigDict(model), ConfigDict(stages)
     return config
 
 
