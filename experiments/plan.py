@@ -135,7 +135,8 @@ def described(name: str, slices: int) -> tuple[Chip, list[Any]]:
         raise ConfigError("the TPU's compiler, libtpu, isn't installed (no TPU is needed): pip install -e '.[tpu]'")
     # Of a machine that is no TPU host; JAX, at its import, has put warnings where the names belong.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    os.environ |= {"TPU_ACCELERATOR_TYPE": "", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+    # Plans may be made side by side: nobody holds a TPU.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     jax.config.update("jax_platforms", "cpu")
     more = {"num_slices": slices} if slices > 1 else {}
     try:
@@ -365,7 +366,7 @@ def compile(program: Program, batch: int, devices: list[Any]) -> Compiled:
     slices = [getattr(device, "slice_index", 0) for device in devices]
     moves = programs.transfers(compiled.as_text(), slices, program.trips)
     say(
-        f"{program.name}: batch {batch}: peak {peak / GIB:.1f} GiB, compiled in {spent['seconds']:.0f} s"
+        f"{program.name}: batch {batch}: peak {peak / GIB:.3g} GiB, compiled in {spent['seconds']:.0f} s"
         f" ({spent['cpu']:.0f} s of CPU)"
     )
     return Compiled(
@@ -412,8 +413,9 @@ def line(first: tuple[int, float], second: tuple[int, float]) -> Line:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A program at the config's batch size, and how far that may grow. largest: None where nothing could be found;
-    predicted, confirmed: bytes at the largest, by the line and by the compiler. hint: what to set where it doesn't fit.
+    """A program at the config's batch size, and how far that may grow. largest: None where what the line promised did not
+    fit; predicted, confirmed: bytes at the largest, by the line and, of the program that limits, by the compiler (NaN: not
+    compiled there). hint: what to set where it doesn't fit.
     """
 
     program: Compiled
@@ -428,40 +430,35 @@ class Plan:
 
 
 def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
-    """Every program of a stage: at its batch size and another one, and the largest of all."""
+    """Every program of a stage at its batch size and at another one, and the one that limits at the largest of all."""
     block = context.config["stages"][name]
     trained = block["kind"] == "train"
     devices = list(context.mesh.devices.flat) if trained else list(context.mesh.devices.flat)[:1]
     parts = math.prod(context.mesh.shape[axis] for axis in meshes.BATCH) if trained else 1
     size = block["batch_size"] if trained else block.get("batch_size", 64)
-    make = PLANNED[block["kind"]]
 
-    def at(batch: int, which: set[str] | None = None) -> dict[str, Compiled]:
-        programs_ = make(context, name, batch)
-        return {one.name: compile(one, batch, devices) for one in programs_ if which is None or one.name in which}
+    def at(batch: int, only: str | None = None) -> dict[str, Compiled]:
+        made = PLANNED[block["kind"]](context, name, batch)
+        return {one.name: compile(one, batch, devices) for one in made if only in (None, one.name)}
 
     first = at(size)
-    held = make(context, name, size)[0].state
-    hints = {key: "" if one.fits else hint(context, block, one, held, chip, parts) for key, one in first.items()}
-    if all(one.fits for one in first.values()):
-        other = at(size + parts if size == parts else max(parts, size // 2 // parts * parts))
-        lines = {key: line((size, first[key].peak), (other[key].batch, other[key].peak)) for key in first}
-    elif size > parts:
-        # Too large as it is: from the smallest batch there are points enough if that fits, and its double does.
-        return [Plan(one, None, math.nan, math.nan, hints[key]) for key, one in first.items()]
-    else:
-        return [Plan(one, None, math.nan, math.nan, hints[key]) for key, one in first.items()]
-    growing = {key: one for key, one in lines.items() if one.slope > 0 and math.isfinite(one.slope)}
-    if not growing:
-        return [Plan(one, None, math.nan, math.nan, "") for one in first.values()]
-    largest = {key: one.largest(chip.memory, parts) for key, one in growing.items()}
-    limiting = min(largest, key=lambda key: largest[key])
+    if not all(one.fits for one in first.values()):
+        held = PLANNED[block["kind"]](context, name, size)[0].state
+        told = {key: "" if one.fits else hint(context, block, one, held, chip, parts) for key, one in first.items()}
+        return [Plan(one, None, math.nan, math.nan, told[key]) for key, one in first.items()]
+    other = at(2 * parts if size == parts else max(parts, size // 2 // parts * parts))
+    if not all(one.fits for one in other.values()):  # so the config's own is the largest
+        return [Plan(one, size, one.peak, one.peak, "") for one in first.values()]
+    lines = {key: line((size, one.peak), (other[key].batch, other[key].peak)) for key, one in first.items()}
+    largest = {key: one.largest(chip.memory, parts) if one.slope > 0 else FARTHEST * size for key, one in lines.items()}
+    limiting = min(largest, key=lambda key: (largest[key], -first[key].peak))
     best = min(max(largest[limiting], size), FARTHEST * size)
-    known = first | ({limiting: other[limiting]} if best == other[limiting].batch else {})
-    confirmed = known[limiting] if best in (size, other[limiting].batch) else at(best, {limiting})[limiting]
+    there = {size: first, other[limiting].batch: other}
+    last = there[best][limiting] if best in there else at(best, limiting)[limiting]
     return [
         Plan(
-            one, best if confirmed.fits else None, lines[key](best), confirmed.peak if key == limiting else math.nan, ""
+            one, best if last.fits else None, lines[key](best),
+            (last.peak if last.fits else math.inf) if key == limiting else math.nan, "",
         )
         for key, one in first.items()
     ]  # fmt: skip
@@ -549,6 +546,8 @@ def describe(plans: list[Plan], mesh: Mesh, where: str, chip: Chip) -> str:
 
 
 def told(one: Plan) -> str | None:
+    if math.isinf(one.confirmed):
+        return f"{one.predicted / GIB:.1f} (compiled: does not fit)"
     if one.largest is None:
         return None
     seen = "" if math.isnan(one.confirmed) else f" (compiled: {one.confirmed / GIB:.1f})"
