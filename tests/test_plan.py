@@ -15,6 +15,7 @@ from experiments import bench, mesh, plan, programs, training
 from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.context import Context
+from tests.configs import tiny
 
 GIB = 2**30
 F32 = jnp.float32
@@ -375,3 +376,29 @@ def test_slices_are_parts_of_data():
     _, devices = plan.described("v5e:2x2", 2)
     with pytest.raises(ConfigError, match="slices.*nearest: data=2, fsdp=4"):
         plan.mesh_of(dict(fsdp=8), devices)
+
+
+def test_samplers_cost_a_forward_a_call_and_two_where_they_are_guided():
+    config = configs.plain(tiny.get_config())
+    sampler = dict(weights="teacher", steps=5)
+    config["stages"]["evaluate"] = dict(
+        kind="evaluate", batch_size=4, samplers={"plain": sampler, "guided": {**sampler, "guidance": 2.0}}
+    )
+    made = plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]
+    assert [one.name for one in made] == ["evaluate, plain", "evaluate, guided"]
+    assert [one.operations / one.forward for one in made] == pytest.approx(
+        [5, 10], rel=1e-3
+    )  # the level is one for all clips
+    found = plan.compile(made[0], 4, jax.devices()[:1])
+    assert found.fits and found.arguments > 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(jax.eval_shape(configs.model(config).init, jax.random.key(0)))
+    )
+
+
+def test_a_sampler_that_asks_the_network_cannot_be_planned():
+    config = configs.plain(tiny.get_config())
+    config["stages"]["evaluate"] = dict(
+        kind="evaluate", samplers={"b": dict(weights="teacher", steps=5, solver="best")}
+    )
+    with pytest.raises(ConfigError, match="ask the network first"):
+        plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]

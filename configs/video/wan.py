@@ -1,11 +1,14 @@
 """Latent video DiTs of the size of Wan 2.1, 1.3 B and 14 B parameters: 81 frames of 480x832, 32,760 tokens a clip.
 
     python -m experiments.plan --config=configs/video/wan.py:14b,dmd2,v5p-256 --topology=v5p:4x8x8
-    python -m experiments.run --config=configs/video/wan.py:14b,dmd2,v5p-256 --workdir=gs://BUCKET/wan --processes=auto
+    python -m experiments.run --config=configs/video/wan.py:14b,dmd2,v5p-256 --workdir=runs/wan --processes=auto
 
 The argument is SIZE,STUDENT,SLICE: 1.3b or 14b; teacher, scm, dmd2 or self_forcing; v5p-64, v5p-256, v6e-256, v5e-256 or
 2xv5e-256. The clips are latents that an `encode` stage left in runs/video/latents, of an autoencoder of factors 4 in time and 8
 in space with 16 channels. All train in bfloat16 on float32 weights, with every layer computed again in the backward pass.
+
+The teacher of `self_forcing` is causal, as its student: for one that sees whole clips train `teacher` alone and name its
+weights with --config.stages.student.teacher=FILE. Nothing here was trained; docs/scale.md has what the plan says.
 
 Width, depth and heads are Wan's (Wan Team 2025, arXiv 2503.20314, section 4). It is told a class where Wan is told a text, and
 its MLP is wider by about the weights that Wan's attention to that text has.
@@ -56,7 +59,7 @@ def get_config(argument: str = "1.3b,dmd2,v5p-64") -> ConfigDict:
         "teacher": {**stage("denoising", batch, 1e-5, weight="velocity", label_dropout=0.1), "init": placeholder(str)}
     }
     if student == "scm":
-        # The only kind that splits the tokens and has jax.jvp; the angle keeps its derivative finite.
+        # It has jax.jvp, and holds scores of its own tokens only; the angle keeps the derivative by the level finite.
         model |= dict(attention="ring", level="angle")
         stages["student"] = stage("continuous_distillation", batch, 1e-6, warmup=1_000, ema=0.99)
     elif student == "dmd2":
@@ -64,7 +67,7 @@ def get_config(argument: str = "1.3b,dmd2,v5p-64") -> ConfigDict:
         stages["student"] = game(batch, source="simulated")
     elif student == "self_forcing":
         model |= dict(cond=("logsnr_to",), causal=True, block=CHUNK)
-        stages["student"] = game(batch, source="rolled_out", chunk=CHUNK)
+        stages["student"] = {**game(batch, source="rolled_out", chunk=CHUNK), "init": "teacher"}
     if student != "teacher":
         stages["student"] |= dict(teacher="teacher", guidance=5.0)
     config.model, config.stages = ConfigDict(model), ConfigDict(stages)
