@@ -17,6 +17,7 @@ EXTRAS = {
         "pyright>=1.1.380",
         "pre-commit>=3",
     ],  # fmt: skip
+    # It brings libtpu, with which experiments.plan compiles for TPUs on machines that have none.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     # Other libraries' samplers and training steps, run live beside ours.

@@ -170,7 +170,7 @@ def unrolled(context: Context) -> Context:
 def begin(
     context: Context, name: str, block: Mapping[str, Any], shapes: bool = False
 ) -> tuple[Method, tuple[Any, ...]]:
-    """(the stage's method, the arguments of a phase's first call), of random weights and clips, or the state's shapes only."""
+    """(the stage's method, the arguments of a phase's first call), of random weights and clips, or their shapes only."""
     where = f"config.stages.{name}"
     definition, network, method, rounds = training.plan(context, name, block)
     known, own = block.get("teacher") == exact.ORACLE, beside.own_teacher(context, block, network, where)
@@ -193,7 +193,11 @@ def begin(
     state, frozen = jax.eval_shape(make, key) if shapes else jax.jit(make)(key)
     hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     hyper |= {"steps": float(rounds[0])} if rounds else {}
-    clips = batch(context.config, definition.shape, block["batch_size"])
+    # Of one clip there would be more batches than an index can say.
+    clips = batch(context.config, definition.shape, 2 if shapes else block["batch_size"])
+    if shapes:
+        size = (block["batch_size"],)
+        clips = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(size + leaf.shape[1:], leaf.dtype), clips)
     return method, (state, frozen, clips, key, {k: np.float32(v) for k, v in hyper.items()})
 
 

@@ -1,0 +1,568 @@
+"""`python -m experiments.plan --config=configs/X.py[:ARG] --topology=v5p:4x4x4 [--num_slices=2] [--stage=NAME] [--out=FILE]`
+
+Compiles every phase of a config's training stages, and every sampling program, for TPUs that need not be there, with the TPU's
+own compiler (libtpu; extra `tpu`), and says what one device would hold and do: does it fit, how large may the batch be, and
+what bounds the speed. Nothing of the model is ever computed or held. It proves that the programs compile and fit; times are
+what the chip's data sheet allows, at best.
+
+A training stage is compiled at its own batch size and at another one, which gives memory as a line; the largest batch on it
+is compiled to see whether that is so.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import logging
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from distill import FORWARD
+from experiments import bench, drawing, evaluation, loop, programs, run, stages, tables, weights
+from experiments import config as configs
+from experiments import mesh as meshes
+from experiments.ablations import page
+from experiments.config import ConfigError
+from experiments.context import Context
+
+GIB = 2**30
+OPTIONS = ("topology", "num_slices", "out")
+FARTHEST = 8
+"""The largest batch is looked for up to so many times the config's."""
+
+
+class Chip(NamedTuple):
+    """A chip, one device: bytes of memory that libtpu lets a program have; by the vendor's data sheet its bytes/s, bfloat16
+    operations/s, bytes/s over one axis of the torus, both directions, and to other slices; the topologies that are sold.
+    """
+
+    memory: float
+    bandwidth: float
+    peak: float
+    links: float
+    across: float
+    topologies: tuple[str, ...]
+
+
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = (
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
+)  # fmt: skip
+CHIPS = {
+    "v4": Chip(30.75 * GIB, 1.23e12, 275e12, 90e9, 6.25e9, CUBES),
+    "v5e": Chip(15.75 * GIB, 0.82e12, 197e12, 90e9, 3.125e9, FLAT),
+    "v5p": Chip(95.74 * GIB, 2.77e12, 459e12, 180e9, 6.25e9, CUBES),
+    "v6e": Chip(31.25 * GIB, 1.64e12, 918e12, 180e9, 12.5e9, FLAT),
+}
+
+
+# The command line ------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 everything fits, 1 something doesn't, 2 a mistake of the user's."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    try:
+        config, source, only, name, slices, out = parse(sys.argv if argv is None else argv)
+        chip, devices = described(name, slices)
+        context = Context(config, pathlib.Path("."), mesh_of(config.get("mesh"), devices), source)
+        names = chosen(config, only)
+        for stage in names:
+            check(context, stage)
+        plans = []
+        for stage in names:
+            plans += plan(context, stage, chip)
+    except ConfigError as error:
+        return run.fail(str(error), 2)
+    print(describe(plans, context.mesh, f"{name}{f', {slices} slices' if slices > 1 else ''}", chip))
+    if out is not None:
+        found = [dataclasses.asdict(one) for one in plans]
+        configs.write_json(out, {"config": source, "topology": name, "slices": slices, "plans": found})
+    return 0 if all(one.fits for one in plans) else 1
+
+
+def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, str, int, pathlib.Path | None]:
+    """(config, its name, the stage or None, topology, slices, file or None): what isn't ours is experiments.run's."""
+    own = {name: [a for a in argv[1:] if a.startswith(f"--{name}=")] for name in OPTIONS}
+    values = {name: given[-1].split("=", 1)[1] for name, given in own.items() if given}
+    if "topology" not in values:
+        raise ConfigError(
+            "usage: python -m experiments.plan --config=configs/X.py --topology=v5p:4x4x4 [--num_slices=2] [--stage=NAME]"
+            " [--out=FILE] [--config.a.b=VALUE]"
+        )
+    if not (text := values.get("num_slices", "1")).isdecimal() or not int(text):
+        raise ConfigError(f"--num_slices: expected a whole number from 1 up, got {text!r}")
+    check_topology(values["topology"])
+    left = [a for a in argv if not any(a in given for given in own.values())]
+    config, source, _, only, _ = run.parse([*left, "--workdir=."])
+    return config, source, only, values["topology"], int(text), pathlib.Path(values["out"]) if "out" in values else None
+
+
+def check_topology(name: str) -> None:
+    """Refuses what isn't sold; the compiler itself takes tori of any size."""
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS:
+        raise ConfigError(f"--topology {name!r}: no chip {chip!r}; {configs.nearest(chip, CHIPS)}")
+    if shape not in CHIPS[chip].topologies:
+        raise ConfigError(
+            f"--topology {name!r}: {chip} has no {shape!r}; nearest: '{chip}:{_nearest_shape(shape, CHIPS[chip].topologies)}'"
+            f" (of {', '.join(CHIPS[chip].topologies)})"
+        )
+
+
+def _nearest_shape(shape: str, known: tuple[str, ...]) -> str:
+    """By the number of chips where it is one, else by its letters."""
+    if re.fullmatch(r"\d+(x\d+)*", shape):
+        count = lambda text: math.log(max(1, math.prod(map(int, text.split("x")))))  # noqa: E731
+        return min(known, key=lambda other: abs(count(other) - count(shape)))
+    return difflib.get_close_matches(shape, known, 1, 0)[0]
+
+
+def described(name: str, slices: int) -> tuple[Chip, list[Any]]:
+    """(the chip, the devices of so many slices) as libtpu describes them. JAX itself stays on the CPU."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("the TPU's compiler, libtpu, isn't installed (no TPU is needed): pip install -e '.[tpu]'")
+    # Of a machine that is no TPU host; JAX, at its import, has put warnings where the names belong.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    # Plans may be made side by side: nobody holds a TPU.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    jax.config.update("jax_platforms", "cpu")
+    more = {"num_slices": slices} if slices > 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
+    except Exception as error:  # libtpu raises whatever went wrong in it
+        raise ConfigError(f"--topology {name!r}: libtpu refuses it: {str(error).splitlines()[0]}") from error
+    return CHIPS[name.split(":")[0]], list(found.devices)
+
+
+def mesh_of(sizes: Mapping[str, int] | None, devices: list[Any]) -> Mesh:
+    """The config's mesh on these devices; a refusal names the nearest one that they make up."""
+    try:
+        return meshes.make(sizes, devices)
+    except ConfigError as error:
+        if "devices" not in str(error) and "slices" not in str(error):
+            raise
+        raise ConfigError(f"{error}; {nearest_mesh(sizes, devices)}") from None
+
+
+def nearest_mesh(sizes: Any, devices: list[Any]) -> str:
+    """The mesh with the nearest `fsdp` whose `data`, a multiple of the slices, takes what is left."""
+    slices, count = len({getattr(device, "slice_index", 0) for device in devices}), len(devices)
+    given = dict(sizes) if isinstance(sizes, Mapping) else {}
+    known = {axis: n for axis, n in given.items() if axis in ("context", "tensor") and type(n) is int and n > 0}
+    if count // slices % math.prod(known.values()):
+        known = {}
+    left = count // slices // math.prod(known.values())
+    wanted = given.get("fsdp", 1)
+    wanted = wanted if type(wanted) is int and wanted > 0 else left
+    fsdp = min((n for n in range(1, left + 1) if left % n == 0), key=lambda n: abs(math.log(n / wanted)))
+    sizes = {"data": count // fsdp // math.prod(known.values()), "fsdp": fsdp, **known}
+    return "nearest: " + ", ".join(f"{axis}={n}" for axis, n in sizes.items())
+
+
+def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:
+    """The stages that have programs to plan, or the one that is asked for."""
+    known = {name: block for name, block in config["stages"].items() if block["kind"] in PLANNED}
+    if not known:
+        raise ConfigError(f"this config has nothing to plan: no stage of kind {', '.join(PLANNED)}")
+    if only is None:
+        return list(known)
+    configs.choose(only, known, "--stage")
+    return [only]
+
+
+def check(context: Context, name: str) -> None:
+    """What would be refused before a run begins, as far as it needs no data and no finished stage."""
+    block, where = context.config["stages"][name], f"config.stages.{name}"
+    stages.check_block(block, where)
+    if block["kind"] == "train":
+        meshes.check_batch(block["batch_size"], context.mesh, where)
+
+
+# Programs of a stage ---------------------------------------------------------------------------------------------
+
+
+class Program(NamedTuple):
+    """What is compiled. lower(): its jit for the mesh's devices; operations, forward: of one step at its batch size, and of one
+    call of the network, on all devices; trips: of loops whose length is data, at most; state: bytes of all weights in it.
+    """
+
+    name: str
+    lower: Callable[[], Any]
+    operations: float
+    forward: float
+    trips: float
+    state: float
+
+
+def training(context: Context, name: str, batch_size: int) -> list[Program]:
+    """The phases of a training stage at a batch size, its arguments as shapes only."""
+    block = {**context.config["stages"][name], "batch_size": batch_size}
+    method, arguments = bench.begin(context, name, block, shapes=True)
+    places = placed(context.mesh, *arguments)
+    # For counting on no devices: the kernels' products as those of an attention that computes its scores again.
+    counted = counting(context)
+    plain, shapes = bench.begin(counted, name, block, shapes=True)
+    trips = max(1.0, float(block.get("options", {}).get("steps", 1)) - 1)
+    forward = one_forward(counted.config, batch_size)
+
+    def count(phase: Callable) -> float:
+        return programs.operations(jax.make_jaxpr(phase)(*shapes), trips)
+
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[:2]))
+    return [
+        Program(
+            f"{name}, {phase}", lambda step=step: step.lower(*places), count(plain.phases[phase]), forward, trips, held
+        )
+        for phase, step in loop.compile_phases(method, context.mesh).items()
+    ]
+
+
+def placed(mesh: Mesh, state: PyTree, frozen: PyTree, batch: PyTree, key: Any, hyper: PyTree) -> tuple[PyTree, ...]:
+    """The arguments of a phase as shapes that say where they live, as `loop.train` puts them."""
+    everywhere = lambda tree: jax.tree.map(lambda _: meshes.replicated(mesh), tree)  # noqa: E731
+    places = (
+        meshes.shardings(state, mesh), meshes.shardings(frozen, mesh), jax.tree.map(lambda _: meshes.split(mesh), batch),
+        meshes.replicated(mesh), everywhere(hyper),
+    )  # fmt: skip
+    return jax.tree.map(shaped, (state, frozen, batch, key, hyper), places)
+
+
+def shaped(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def counting(context: Context) -> Context:
+    model = context.config["model"]
+    kind = "checkpoint" if model.get("attention", "xla") not in ("xla", "none") else model.get("attention", "xla")
+    return dataclasses.replace(context, config={**context.config, "model": {**model, "attention": kind}})
+
+
+def one_forward(config: Mapping[str, Any], batch_size: int) -> float:
+    """Operations of one call of the network on a batch."""
+    definition = configs.model(config)
+    clips = jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32)
+    cond = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if definition.num_classes else {}
+    cond |= {"low": clips} if "low" in definition.cond_keys else {}
+    params = jax.eval_shape(definition.init, jax.random.key(0))
+    level = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    return programs.operations(jax.make_jaxpr(definition.apply)(params, clips, level, cond))
+
+
+def sampling(context: Context, name: str, batch_size: int) -> list[Program]:
+    """The samplers of a stage, as it runs them: on the first device."""
+    block, where = context.config["stages"][name], f"config.stages.{name}"
+    samplers = block["samplers"] if "samplers" in block else {"": block}
+    return [sampler(context, f"{name}{key and f', {key}'}", one, batch_size, where) for key, one in samplers.items()]
+
+
+def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: int, where: str) -> Program:
+    config = record_of(context, block["weights"], where)
+    definition, network = configs.network(counting(dataclasses.replace(context, config=config)).config)
+    _, real = configs.network(config)
+    asked = evaluation.table_block(block)
+    if tables.is_searched(asked):
+        asked = {part: asked[part] for part in asked if part != "grid"}
+    if any(tables.asks(asked, part) for part in asked):
+        raise ConfigError(
+            f"{where}: solver or grid of {name!r} ask the network first; plan it with another one, as 'ddim'"
+        )
+    table = tables.make(asked, block["steps"], network.schedule, where)
+    scale = float(block.get("guidance", 1.0))
+
+    def draw(of: Any) -> Callable:
+        return lambda params, labels, noise, key: drawing.drawn(of, params, table, labels, noise, key, scale)
+
+    mesh = meshes.make(None, context.mesh.devices.flatten()[:1])
+    shapes = (
+        jax.eval_shape(definition.init, jax.random.key(0)), jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32), context.key(name),
+    )  # fmt: skip
+    places = jax.tree.map(lambda leaf: shaped(leaf, NamedSharding(mesh, PartitionSpec())), shapes)
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
+    return Program(
+        name, lambda: jax.jit(draw(real)).lower(*places), programs.operations(jax.make_jaxpr(draw(network))(*shapes)),
+        one_forward({**config, "model": counting(context).config["model"]} if config is context.config else config, batch_size),
+        1.0, held,
+    )  # fmt: skip
+
+
+def record_of(context: Context, reference: str, where: str) -> dict[str, Any]:
+    """The config of the network that a sampler samples: the run's own, or that of weights that there are."""
+    if reference.split("@")[0] in context.config["stages"]:
+        return context.config
+    record = weights.load(weights.find(reference, context.workdir))[1]
+    if "schedule" in record and "model" in record:
+        return {**context.config, "model": record["model"], "prediction": record["prediction"]}
+    raise ConfigError(f"{where}.weights {reference!r} are of no denoiser")
+
+
+PLANNED: dict[str, Callable[[Context, str, int], list[Program]]] = {
+    "train": training,
+    "generate": sampling,
+    "evaluate": sampling,
+}
+"""Kinds of stages that have programs to plan."""
+
+
+# Compiling -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program at one batch size; all of one device, in bytes. peak: of its memory; where it didn't fit, what it asked for,
+    or NaN.
+    """
+
+    name: str
+    batch: int
+    fits: bool
+    peak: float
+    arguments: float = math.nan
+    temporaries: float = math.nan
+    sent: float = 0.0
+    across: float = 0.0
+    memory: float = 0.0
+    collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    operations: float = 0.0
+    forwards: float = 0.0
+    forward: float = 0.0
+    seconds: float = 0.0
+    cpu: float = 0.0
+
+
+def compile(program: Program, batch: int, devices: list[Any]) -> Compiled:
+    """Compiles, with a line before and one after."""
+    say(f"{program.name}: batch {batch}: compiling ...")
+    begun, cpu = time.perf_counter(), time.process_time()
+    share = program.operations / len(devices)
+    told = dict(operations=share, forwards=program.operations / program.forward, forward=program.forward / len(devices))
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise ConfigError(f"{program.name}: the TPU's compiler refuses it: {str(error).splitlines()[0]}") from error
+        spent = dict(seconds=time.perf_counter() - begun, cpu=time.process_time() - cpu)
+        found = Compiled(program.name, batch, False, asked(str(error)), **told, **spent)
+        say(f"{program.name}: batch {batch}: does not fit ({spent['seconds']:.0f} s)")
+        return found
+    spent = dict(seconds=time.perf_counter() - begun, cpu=time.process_time() - cpu)
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    # Results that take the place of donated arguments are no further memory; the program itself is there too.
+    own = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = arguments + own + temporaries + memory.generated_code_size_in_bytes
+    slices = [getattr(device, "slice_index", 0) for device in devices]
+    moves = programs.transfers(compiled.as_text(), slices, program.trips)
+    say(
+        f"{program.name}: batch {batch}: peak {peak / GIB:.3g} GiB, compiled in {spent['seconds']:.0f} s"
+        f" ({spent['cpu']:.0f} s of CPU)"
+    )
+    return Compiled(
+        program.name, batch, True, peak, arguments, temporaries, moves.sent, moves.across, moves.memory, moves.by_kind(),
+        **told, **spent,
+    )  # fmt: skip
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def asked(error: str) -> float:
+    """The bytes that a program which doesn't fit asked for, by the compiler's message; nan where it doesn't say."""
+    found = re.search(r"(?:Used|memory required[^(]*\(|requir\w+) ?([\d.]+)([KMGT]?)", error)
+    return float(found[1]) * UNITS[found[2]] if found else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Memory of one device as a line: base + slope batch."""
+
+    base: float
+    slope: float
+
+    def __call__(self, batch: float) -> float:
+        return self.base + self.slope * batch
+
+    def largest(self, memory: float, parts: int) -> int:
+        """The largest batch, in whole `parts`, that is within the memory; 0 where none is."""
+        if self.slope <= 0:
+            raise ValueError(f"memory does not grow with the batch: slope {self.slope}")
+        return max(0, math.floor((memory - self.base) / self.slope / parts + 1e-9) * parts)
+
+
+def line(first: tuple[int, float], second: tuple[int, float]) -> Line:
+    """Through two (batch, bytes)."""
+    slope = (second[1] - first[1]) / (second[0] - first[0])
+    return Line(first[1] - slope * first[0], slope)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program at the config's batch size, and how far that may grow. largest: None where what the line promised did not
+    fit; predicted, confirmed: bytes at the largest, by the line and, of the program that limits, by the compiler (NaN: not
+    compiled there). hint: what to set where it doesn't fit.
+    """
+
+    program: Compiled
+    largest: int | None
+    predicted: float
+    confirmed: float
+    hint: str
+
+    @property
+    def fits(self) -> bool:
+        return self.program.fits
+
+
+def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
+    """Every program of a stage at its batch size and at another one, and the one that limits at the largest of all."""
+    block = context.config["stages"][name]
+    trained = block["kind"] == "train"
+    devices = list(context.mesh.devices.flat) if trained else list(context.mesh.devices.flat)[:1]
+    parts = math.prod(context.mesh.shape[axis] for axis in meshes.BATCH) if trained else 1
+    size = block["batch_size"] if trained else block.get("batch_size", 64)
+
+    def at(batch: int, only: str | None = None) -> dict[str, Compiled]:
+        made = PLANNED[block["kind"]](context, name, batch)
+        return {one.name: compile(one, batch, devices) for one in made if only in (None, one.name)}
+
+    first = at(size)
+    if not all(one.fits for one in first.values()):
+        held = PLANNED[block["kind"]](context, name, size)[0].state
+        told = {key: "" if one.fits else hint(context, block, one, held, chip, parts) for key, one in first.items()}
+        return [Plan(one, None, math.nan, math.nan, told[key]) for key, one in first.items()]
+    other = at(2 * parts if size == parts else max(parts, size // 2 // parts * parts))
+    if not all(one.fits for one in other.values()):  # so the config's own is the largest
+        return [Plan(one, size, one.peak, one.peak, "") for one in first.values()]
+    lines = {key: line((size, one.peak), (other[key].batch, other[key].peak)) for key, one in first.items()}
+    largest = {key: one.largest(chip.memory, parts) if one.slope > 0 else FARTHEST * size for key, one in lines.items()}
+    limiting = min(largest, key=lambda key: (largest[key], -first[key].peak))
+    best = min(max(largest[limiting], size), FARTHEST * size)
+    there = {size: first, other[limiting].batch: other}
+    last = there[best][limiting] if best in there else at(best, limiting)[limiting]
+    return [
+        Plan(
+            one, best if last.fits else None, lines[key](best),
+            (last.peak if last.fits else math.inf) if key == limiting else math.nan, "",
+        )
+        for key, one in first.items()
+    ]  # fmt: skip
+
+
+def hint(context: Context, block: Mapping[str, Any], found: Compiled, held: float, chip: Chip, parts: int) -> str:
+    """What would make a program smaller, the cheapest first."""
+    model, mesh, sets = context.config["model"], context.mesh, []
+    if block["kind"] != "train":
+        return "set batch_size=1" if block.get("batch_size", 64) > 1 else "choose a chip of more memory"
+    if model.get("remat", "layers") != "layers":
+        sets.append("config.model.remat='layers'")
+    if model.get("attention", "splash") in ("xla", "checkpoint") and model["kind"] == "dit":
+        kind = "ring" if block["method"] in FORWARD else "splash"
+        sets.append(f"config.model.attention={kind!r}")
+    size = math.prod(mesh.shape.values())
+    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    # The state is to leave half of the memory for the step.
+    if held / split > chip.memory / 2 and split < size:
+        wanted = 2 ** math.ceil(math.log2(held / (chip.memory / 2) / mesh.shape["tensor"]))
+        sets.append(f"config.mesh.fsdp={min(wanted, size // mesh.shape['tensor'])}")
+    if not sets and block["batch_size"] > parts:
+        sets.append(f"config.stages.{found.name.split(',')[0]}.batch_size={parts}")
+    if not sets and mesh.shape["context"] < size // split:
+        sets.append(f"config.mesh.context={2 * mesh.shape['context']}")
+    if not sets:
+        return f"the weights and their optimisers alone are {held / GIB:.0f} GiB: more chips, or chips of more memory"
+    return "set " + ", ".join(sets)
+
+
+# Reporting -------------------------------------------------------------------------------------------------------
+
+
+class Roofline(NamedTuple):
+    """Seconds that a step takes at the least by what each part of the chip has to do, were all the rest for nothing."""
+
+    compute: float
+    memory: float
+    links: float
+    across: float
+
+    @property
+    def bound(self) -> float:
+        return max(self)
+
+    @property
+    def limit(self) -> str:
+        return LIMITS[max(self._fields, key=lambda name: getattr(self, name))]
+
+
+LIMITS = {"compute": "compute", "memory": "memory", "links": "links", "across": "network"}
+
+
+def roofline(found: Compiled, chip: Chip) -> Roofline:
+    return Roofline(
+        found.operations / chip.peak, found.memory / chip.bandwidth, found.sent / chip.links, found.across / chip.across
+    )
+
+
+def describe(plans: list[Plan], mesh: Mesh, where: str, chip: Chip) -> str:
+    """The report that is printed, Markdown."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    head = f"{where}: {mesh.size} devices of {chip.memory / GIB:.2f} GiB, {axes}"
+    rows, moves = [], []
+    for one in plans:
+        found = one.program
+        if not found.fits:
+            rows.append([found.name, found.batch, None, None, found.peak / GIB, *(None,) * 6])
+            continue
+        least = roofline(found, chip)
+        rows.append(
+            [found.name, found.batch, found.arguments / GIB, found.temporaries / GIB, found.peak / GIB,
+             found.operations / 1e12, found.forwards, 1e3 * least.bound, least.limit, one.largest, told(one)]
+        )  # fmt: skip
+        moves += [[found.name, kind, round(n), size / 1e9] for kind, (n, size) in sorted(found.collectives.items())]
+    header = [
+        "program", "batch", "arguments, GiB", "temporaries, GiB", "peak, GiB", "TFLOP", "forwards", "at least, ms",
+        "limit", "largest batch", "its peak, GiB",
+    ]  # fmt: skip
+    verdicts = [f"{one.program.name}: {verdict(one, chip)}" for one in plans]
+    parts = [head, page.table(header, rows), "\n".join(verdicts)]
+    if moves:
+        parts.insert(2, page.table(["program", "collective", "times", "sent, GB"], moves))
+    return "\n\n".join(parts)
+
+
+def told(one: Plan) -> str | None:
+    if math.isinf(one.confirmed):
+        return f"{one.predicted / GIB:.1f} (compiled: does not fit)"
+    if one.largest is None:
+        return None
+    seen = "" if math.isnan(one.confirmed) else f" (compiled: {one.confirmed / GIB:.1f})"
+    return f"{one.predicted / GIB:.1f}{seen}"
+
+
+def verdict(one: Plan, chip: Chip) -> str:
+    if one.fits:
+        return "fits"
+    need = (
+        "" if math.isnan(one.program.peak) else f"needs {one.program.peak / GIB:.1f} GiB of {chip.memory / GIB:.2f}; "
+    )
+    return f"does not fit: {need}{one.hint}"
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_threefry_partitionable", True)
+    sys.exit(main())

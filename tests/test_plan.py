@@ -1,0 +1,404 @@
+"""The plan: what is read off programs against counts by hand, the line of the batch, refusals; with libtpu real compiles."""
+
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.video import wan
+from experiments import bench, mesh, plan, programs, training
+from experiments import config as configs
+from experiments.config import ConfigError
+from experiments.context import Context
+from tests.configs import tiny
+
+GIB = 2**30
+F32 = jnp.float32
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler, libtpu (extra tpu), isn't installed"
+)
+
+
+def counted(function, *shapes, trips=1.0):
+    return programs.operations(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, F32) for s in shapes)), trips)
+
+
+def stack(w, x):
+    return jax.lax.scan(lambda h, layer: (jnp.sin(h @ layer), None), x, w)[0]
+
+
+def test_operations_of_products_in_loops_and_branches():
+    """2 m k n each; a scan's body as often as it runs, the dearer branch, a loop of unknown length as it is told."""
+    product = 2 * 4 * 8 * 8
+    assert counted(lambda w, x: x @ w[0], (7, 8, 8), (4, 8)) == product
+    assert counted(stack, (7, 8, 8), (4, 8)) == 7 * product
+    either = lambda w, x: jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0], lambda: x @ w[0] @ w[1])  # noqa: E731
+    assert counted(either, (7, 8, 8), (4, 8)) == 2 * product
+    until = lambda w, x: jax.lax.while_loop(lambda h: h[0, 0] > 0, lambda h: h @ w[0], x)  # noqa: E731
+    assert counted(until, (7, 8, 8), (4, 8), trips=3.0) == 3 * product
+
+
+@pytest.mark.parametrize("again, forwards", [(False, 3), (True, 4)])
+def test_a_gradient_is_two_forwards_more_and_recomputing_one(again, forwards):
+    def layer(h, w):
+        return jnp.sin(h @ w), None
+
+    body = jax.checkpoint(layer) if again else layer
+    loss = lambda w, x: jnp.sum(jax.lax.scan(body, x, w)[0])  # noqa: E731
+    found = counted(jax.grad(loss, argnums=(0, 1)), (7, 8, 8), (4, 8)) / counted(stack, (7, 8, 8), (4, 8))
+    assert found == forwards
+
+
+def test_operations_of_a_convolution_are_the_compilers():
+    convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731  # fmt: skip
+    shapes = (2, 9, 9, 3), (3, 3, 3, 5)
+    cost = jax.jit(convolve).lower(*(jax.ShapeDtypeStruct(s, F32) for s in shapes)).cost_analysis()
+    assert counted(convolve, *shapes) == (cost or {})["flops"]
+
+
+def test_operations_of_a_network_are_those_of_the_bench():
+    """Which counts the layers one after the other, and all that is no product too."""
+    model = dict(kind="dit", shape=(3, 16, 16, 1), num_classes=0, patch=4, width=48, depth=5, head_dim=12)
+    found = plan.one_forward({"model": model}, 4)
+    assert found == pytest.approx(bench.one_forward({"model": {**model, "scan": False}}, 4), rel=0.1)
+    assert found < bench.one_forward({"model": {**model, "scan": False}}, 4)
+
+
+def test_sizes_of_shapes():
+    assert programs.size("(bf16[2,3]{1,0:T(8,128)(2,1)}, f32[], /*index=2*/pred[5]{0:T(512)}, s4[8])") == 12 + 4 + 5 + 4
+    # What lies in the core's own memory is no traffic.
+    assert programs.size("(f32[16]{0:T(128)S(1)}, f32[2]{0:T(128)})", resident=True) == 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%add",
+        "replica_groups=[4,2]<=[2,2,2]T(0,2,1), to_apply=%add",
+        "replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b'}, to_apply=%add",
+    ],
+)
+def test_groups_are_the_same_in_every_spelling(text):
+    assert sorted(programs.groups(text, 8)) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+
+
+def test_groups_of_all_and_pairs():
+    assert programs.groups("channel_id=1, replica_groups={}", 4) == [[0, 1, 2, 3]]
+    assert programs.groups("source_target_pairs={{0,1},{1,2},{2,0}}, x={}", 3) == [[0, 1], [1, 2], [2, 0]]
+
+
+@given(given_=st.floats(1, 1e9), own=st.integers(1, 16), slices=st.integers(1, 4))
+def test_an_all_reduce_sends_what_a_scatter_and_a_gather_send(given_, own, slices):
+    """Within a slice, and across: whatever the number of slices."""
+    together, places = [list(range(own * slices))], np.repeat(np.arange(slices), own)
+    reduced = programs.sent("all-reduce", given_, together, places)
+    scattered = programs.sent("reduce-scatter", given_, together, places)
+    assert reduced == pytest.approx(tuple(2 * part for part in scattered))
+    if slices == 1:
+        gathered = programs.sent("all-gather", given_ / own, together, places)
+        assert reduced == pytest.approx(tuple(a + b for a, b in zip(scattered, gathered, strict=True)))
+
+
+def test_two_slices_exchange_only_what_each_has_of_its_own():
+    """All-reduce of 800 bytes over 2 x 4: within a slice a ring of 4, across a half of what is left of it, both ways."""
+    inside, across = programs.sent("all-reduce", 800.0, [list(range(8))], np.repeat([0, 1], 4))
+    assert (inside, across) == (2 * 3 / 4 * 800, 2 * 1 / 2 * 800 / 4)
+    assert programs.sent("all-reduce", 800.0, [[0, 1], [2, 3]], np.repeat([0, 1], 2))[1] == 0
+
+
+PROGRAM = """\
+HloModule step, is_scheduled=true
+
+%body (p: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
+  %p = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %w = bf16[64,32]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %gathered = bf16[256,32]{1,0:T(8,128)(2,1)} all-gather(%w), channel_id=1, replica_groups=mesh['a'=4] {'a'}, dimensions={0}
+  ROOT %out = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) tuple(%i, %w)
+}
+
+%scatter (q: f32[32]) -> f32[8] {
+  %q = f32[32]{0:T(128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %sum = f32[32]{0:T(128)} all-reduce(%q), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %own = f32[8]{0:T(128)} dynamic-slice(%sum, %zero), dynamic_slice_sizes={8}
+}
+
+%condition (c: (s32[], bf16[64,32])) -> pred[] {
+  %c = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  %n = s32[]{:T(128)} constant(30)
+  %j = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %n), direction=LT
+}
+
+ENTRY %main (x: f32[32], w: bf16[64,32]) -> f32[8] {
+  %x = f32[32]{0:T(128)} parameter(0)
+  %w.1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
+  %start = s32[]{:T(128)} constant(0)
+  %t = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) tuple(%start, %w.1)
+  %loop = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) while(%t), condition=%condition, body=%body, metadata={op_name="(("}
+  ROOT %result = f32[8]{0:T(128)} fusion(%x), kind=kCustom, calls=%scatter
+}
+"""
+"""As libtpu writes it: a gather of 64x32 by four devices in each of 30 turns, and a reduce-scatter in a fusion."""
+
+
+def test_a_compiled_program_by_hand():
+    found = programs.transfers(PROGRAM, [0] * 4).by_kind()
+    assert found == {"all-gather": (30, 30 * 3 * 64 * 32 * 2), "reduce-scatter": (1, 3 / 4 * 32 * 4)}
+    unknown = PROGRAM.replace("constant(30)", "parameter(1)")
+    assert programs.transfers(unknown, [0] * 4, trips=3).by_kind()["all-gather"][0] == 3
+
+
+def test_memory_counts_of_a_loop_only_the_slices_that_it_reads():
+    """A matrix of the stack is sliced, which reads and writes it, and read: not the whole stack in each of the ten turns."""
+    compiled = jax.jit(stack).lower(*(jax.ShapeDtypeStruct(s, F32) for s in ((10, 256, 256), (1, 256)))).compile()
+    weights = 10 * 256 * 256 * 4
+    assert weights <= programs.transfers(compiled.as_text()).memory < 5 * weights
+
+
+def test_the_roofline_by_hand():
+    """A chip of 100 operations, 10 bytes of memory, 4 to its neighbours and 1 to other slices a second."""
+    chip = plan.Chip(0.0, 10.0, 100.0, 4.0, 1.0, ())
+    found = plan.Compiled("", 1, True, 0.0, operations=300.0, memory=20.0, sent=16.0, across=3.5)
+    least = plan.roofline(found, chip)
+    assert least == (3.0, 2.0, 4.0, 3.5)
+    assert (least.bound, least.limit) == (4.0, "links")
+
+
+@settings(max_examples=50)
+@given(
+    base=st.integers(0, 10**10), slope=st.integers(1, 10**9), parts=st.integers(1, 64), memory=st.integers(1, 10**11)
+)
+def test_the_largest_batch_is_the_last_that_fits(base, slope, parts, memory):
+    of = plan.line((parts, base + slope * parts), (4 * parts, base + slope * 4 * parts))
+    assert of(0) == pytest.approx(base, abs=1e-3)
+    largest = of.largest(memory, parts)
+    assert largest % parts == 0
+    assert largest == 0 or base + slope * largest <= memory * (1 + 1e-6)
+    assert base + slope * (largest + parts) > memory * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 57.60G of 15.75G hbm. Exceeded by 41.85G.", 57.6),
+        ("Ran out of memory on HBM, the total memory required for HLO temporaries (57.60G) exceeds available HBM", 57.6),
+        ("something else", math.nan),
+    ],
+)  # fmt: skip
+def test_what_a_program_that_does_not_fit_asked_for(text, size):
+    assert plan.asked(text) == pytest.approx(size * GIB, nan_ok=True)
+
+
+def context_of(argument, **changes):
+    return Context(configs.plain(wan.get_config(argument)) | changes, None, mesh.make())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("size, billions", [("1.3b", (1.2, 1.45)), ("14b", (13.5, 15.0))])
+def test_pod_sized_networks_are_shapes_only(size, billions):
+    """Student, average, two moments, critic, its two moments and the teacher: eight networks of float32."""
+    context = context_of(f"{size},dmd2,v5p-256")
+    block = context.config["stages"]["student"]
+    _, (state, frozen, batch, _, _) = bench.begin(context, "student", block, shapes=True)
+    leaves = jax.tree.leaves((state, frozen, batch))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    one = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e9
+    assert billions[0] < one < billions[1]
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, frozen))) / 1e9
+    assert held == pytest.approx(8 * 4 * one, rel=1e-3)
+    assert batch["video"].shape == (64, 21, 60, 104, 16)
+
+
+@pytest.mark.parametrize("where", wan.SLICES)
+@pytest.mark.parametrize("student", wan.STUDENTS)
+def test_pod_sized_configs_are_ones_that_a_stage_takes(student, where):
+    for size in wan.SIZES:
+        context = context_of(f"{size},{student},{where}")
+        for name, block in context.config["stages"].items():
+            training.plan(context, name, block)
+        sizes, batch = wan.SLICES[where][size]
+        assert batch % math.prod(sizes.get(axis, 1) for axis in ("data", "fsdp")) == 0
+        assert math.prod(sizes.values()) == {"64": 64, "256": 256}[where.split("-")[1]] * (2 if where[0] == "2" else 1)
+        heads = context.config["model"]["width"] // context.config["model"]["head_dim"]
+        assert heads % sizes["context"] == 0 or student == "scm"
+
+
+@pytest.mark.parametrize("argument", ["2b,dmd2,v5p-64", "14b,dmd,v5p-64", "14b,dmd2,v5p-65", "14b"])
+def test_unknown_pod_configs(argument):
+    with pytest.raises(ValueError, match="expected"):
+        wan.get_config(argument)
+
+
+TINY = "--config=tests/configs/tiny.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([TINY], "usage:"),
+        ([TINY, "--topology=v5q:4x4"], "no chip 'v5q'; did you mean 'v5"),
+        ([TINY, "--topology=v5p:4x4"], "v5p has no '4x4'; nearest: 'v5p:2x2x4'"),
+        ([TINY, "--topology=v6e:17x16"], "nearest: 'v6e:16x16'"),
+        (
+            [TINY, "--topology=v5e:2x2", "--num_slices=none"],
+            "--num_slices: expected a whole number from 1 up, got 'none'",
+        ),
+        ([TINY, "--topology=v5e:2x2", "--nonsense=1"], "nonsense"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(arguments, says, capsys):
+    assert plan.main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_without_the_compiler_one_line_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert plan.main(["plan", TINY, "--topology=v5e:2x2"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install -e '.[tpu]'" in error and error.count("\n") == 1
+
+
+class Device:
+    platform = "cpu"
+
+    def __init__(self, slice_index):
+        self.slice_index = slice_index
+
+
+@pytest.mark.parametrize(
+    "sizes, slices, nearest",
+    [
+        (dict(fsdp=48), 1, "nearest: data=1, fsdp=64"),
+        (dict(data=3), 1, "nearest: data=64, fsdp=1"),
+        (dict(fsdp=16, context=4, tensor=2), 1, "nearest: data=1, fsdp=8, context=4, tensor=2"),
+        (dict(fsdp=5, context=3), 2, "nearest: data=16, fsdp=4"),
+    ],
+)
+def test_a_mesh_that_the_devices_do_not_make_up(sizes, slices, nearest):
+    with pytest.raises(ConfigError, match=nearest):
+        plan.mesh_of(sizes, [Device(i % slices) for i in range(64)])
+
+
+def test_stages_without_programs():
+    with pytest.raises(ConfigError, match="nothing to plan"):
+        plan.chosen({"stages": {"c": dict(kind="classifier")}}, None)
+    with pytest.raises(ConfigError, match="--stage 'studnet' is not known; did you mean 'student'"):
+        plan.chosen({"stages": {"student": dict(kind="train")}}, "studnet")
+
+
+@pytest.mark.parametrize(
+    "model, sizes, says",
+    [
+        (dict(remat="none"), {}, "remat='layers'"),
+        (dict(attention="xla"), {}, "attention='splash'"),
+        ({}, {}, "more chips"),
+    ],
+)
+def test_hints(model, sizes, says):
+    context = context_of("14b,dmd2,v5e-256")
+    context.config["model"].update(model)
+    found = plan.Compiled("student, critic", 1, False, math.nan)
+    block = {**context.config["stages"]["student"], "batch_size": 1}
+    assert says in plan.hint(context, block, found, 1e12, plan.CHIPS["v5e"], 1)
+
+
+CHIP = plan.Chip(100.0, 1.0, 1.0, 1.0, 1.0, ())
+
+
+def planned(monkeypatch, memory, chip=CHIP, batch_size=8):
+    """(plans of a stage of two programs whose memory is memory[name](batch), the batches at which each was compiled)"""
+    seen = {name: [] for name in memory}
+
+    def compile(program, batch, devices):
+        seen[program.name].append(batch)
+        peak = memory[program.name](batch)
+        return plan.Compiled(program.name, batch, peak <= chip.memory, peak, 0.0, 0.0)
+
+    made = [plan.Program(name, lambda: None, 1.0, 1.0, 1.0, 1e3) for name in memory]
+    monkeypatch.setattr(plan, "compile", compile)
+    monkeypatch.setitem(plan.PLANNED, "train", lambda context, name, batch: made)
+    block = dict(kind="train", method="denoising", batch_size=batch_size)
+    config = dict(model=dict(kind="dit", remat="layers", attention="splash"), stages=dict(a=block))
+    return plan.plan(Context(config, None, mesh.make()), "a", chip), seen  # pyright: ignore[reportArgumentType]
+
+
+def test_two_compiles_of_each_program_and_one_of_the_one_that_limits(monkeypatch):
+    plans, seen = planned(monkeypatch, {"small": lambda b: 30 + b, "large": lambda b: 10 + 3 * b})
+    assert seen == {"small": [8, 4], "large": [8, 4, 30]}
+    assert [one.largest for one in plans] == [30, 30] and all(one.fits for one in plans)
+    assert plans[1].predicted == plans[1].confirmed == 100 and math.isnan(plans[0].confirmed)
+
+
+def test_a_line_that_the_compiler_does_not_keep_to(monkeypatch):
+    plans, _ = planned(monkeypatch, {"bent": lambda b: 10 + 3 * b + (b > 8)})
+    assert plans[0].largest is None and "does not fit" in (plan.told(plans[0]) or "")
+
+
+def test_the_search_ends(monkeypatch):
+    plans, seen = planned(monkeypatch, {"flat": lambda b: 10.0})
+    assert plans[0].largest == 8 * plan.FARTHEST and seen == {"flat": [8, 4, 64]}
+
+
+def test_what_does_not_fit_is_told_what_to_set(monkeypatch):
+    plans, seen = planned(monkeypatch, {"large": lambda b: 10 + 30 * b})
+    assert seen == {"large": [8]} and not plans[0].fits
+    assert plan.verdict(plans[0], CHIP).startswith("does not fit: needs ")
+    assert plans[0].hint == "set config.stages.large.batch_size=1"
+
+
+@needs_libtpu
+def test_a_program_for_a_tpu_and_one_that_is_too_large():
+    chip, devices = plan.described("v5e:2x2", 1)
+    where = mesh.make(dict(fsdp=4), devices)
+    spec = jax.ShapeDtypeStruct((4096, 4096), F32, sharding=mesh.split(where))
+    product = plan.Program(
+        "product", lambda: jax.jit(lambda x: jnp.sum(x @ x)).lower(spec), 2 * 4096.0**3, 1.0, 1.0, 0.0
+    )
+    found = plan.compile(product, 4096, devices)
+    assert found.fits and found.arguments == 4096 * 4096 * 4 / 4 and found.peak < chip.memory
+    # Every device needs all rows: three quarters of them travel, as bfloat16, of which a TPU makes its products.
+    assert found.sent == pytest.approx(3 / 4 * 4096 * 4096 * 2, rel=0.01)
+    large = lambda x: jnp.sum(jnp.sort(jnp.sin(jnp.tile(x, (64, 64))), axis=0)[::7])  # noqa: E731
+    product = product._replace(lower=lambda: jax.jit(large).lower(spec))
+    found = plan.compile(product, 4096, devices)
+    assert not found.fits and found.peak > chip.memory
+
+
+@needs_libtpu
+def test_slices_are_parts_of_data():
+    _, devices = plan.described("v5e:2x2", 2)
+    with pytest.raises(ConfigError, match="slices.*nearest: data=2, fsdp=4"):
+        plan.mesh_of(dict(fsdp=8), devices)
+
+
+def test_samplers_cost_a_forward_a_call_and_two_where_they_are_guided():
+    config = configs.plain(tiny.get_config())
+    sampler = dict(weights="teacher", steps=5)
+    config["stages"]["evaluate"] = dict(
+        kind="evaluate", batch_size=4, samplers={"plain": sampler, "guided": {**sampler, "guidance": 2.0}}
+    )
+    made = plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]
+    assert [one.name for one in made] == ["evaluate, plain", "evaluate, guided"]
+    assert [one.operations / one.forward for one in made] == pytest.approx(
+        [5, 10], rel=1e-3
+    )  # the level is one for all clips
+    found = plan.compile(made[0], 4, jax.devices()[:1])
+    assert found.fits and found.arguments > 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(jax.eval_shape(configs.model(config).init, jax.random.key(0)))
+    )
+
+
+def test_a_sampler_that_asks_the_network_cannot_be_planned():
+    config = configs.plain(tiny.get_config())
+    config["stages"]["evaluate"] = dict(
+        kind="evaluate", samplers={"b": dict(weights="teacher", steps=5, solver="best")}
+    )
+    with pytest.raises(ConfigError, match="ask the network first"):
+        plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]
