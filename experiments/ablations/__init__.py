@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from experiments.ablations import distillation, samplers, video
+from experiments.ablations import claims, distillation, samplers, video
 
 ABLATIONS: dict[str, Callable[..., None]] = {
-    "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
+    "claims": claims.run, "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
 }  # fmt: skip
-READS_RUNS = frozenset({"distillation", "video"})
+READS_RUNS = frozenset({"claims", "distillation", "video"})
 """Those that read finished runs, and take `runs`, the folder that holds them."""
