@@ -1,17 +1,18 @@
 """`python -m experiments.ablate claims`: every claim of the reference post as a small experiment, with a verdict.
 
 A claim is cut into statements, each of which says it of one setting and is decided by one number: the statement holds if the
-number's whole interval lies on the right side of its bound, fails if the whole of it lies on the other, and is open between. A claim
-holds if all of its statements do, holds with a condition if some do, doesn't hold if none does and one fails, and is open if
-no number decides. Nothing of a verdict is typed: bounds are set before, in the code of the claim.
+number's whole interval lies on the right side of its bound, fails if the whole of it lies on the other, and is open between. A
+claim holds if all of its statements do, holds with a condition if some do, doesn't hold if none does and one fails, and is open
+if no number decides. Nothing of a verdict is typed: bounds are set before, in the code of the claim.
 """
 
+import collections
 import dataclasses
 import pathlib
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -44,7 +45,9 @@ class Statement(NamedTuple):
 
     @property
     def bound(self) -> str:
-        parts = [f"{sign} {bound:.4g}" for sign, bound in (("≥", self.least), ("≤", self.most)) if abs(bound) < float("inf")]
+        parts = [
+            f"{sign} {bound:.4g}" for sign, bound in (("≥", self.least), ("≤", self.most)) if abs(bound) < float("inf")
+        ]
         return " and ".join(parts)
 
 
@@ -71,9 +74,8 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """name: of its row, for --only; says: the claim in a line; setting: what was run. measure: its experiment, given the folder
-    of finished runs if reads_runs.
-    """
+    """name: of its row, for --only; says: the claim in a line; setting: what was run. measure: its experiment, given the
+    folder of finished runs if reads_runs."""
 
     name: str
     says: str
@@ -88,7 +90,9 @@ class Claim:
 def section(claim: Claim, runs: pathlib.Path, folder: pathlib.Path) -> str:
     """A claim's part of the page."""
     found = claim.found(runs)
-    rows = [[one.says, None if one.number is None else str(one.number), one.bound, one.outcome] for one in found.statements]
+    rows = [
+        [one.says, None if one.number is None else str(one.number), one.bound, one.outcome] for one in found.statements
+    ]
     parts = [
         f"## {claim.says}",
         f"**Verdict: {verdict(found.statements)}.** {condition(found.statements)}".strip(),
@@ -106,11 +110,11 @@ def section(claim: Claim, runs: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def condition(statements: Sequence[Statement]) -> str:
-    """Where a claim does not hold, if it holds elsewhere."""
-    if verdict(statements) != PARTLY:
-        return ""
+    """Where a claim does not hold, if it holds elsewhere, and what no number decides."""
     parts = []
     for outcome, word in ((FAILS, "Not"), (OPEN, "Undecided")):
+        if verdict(statements) == outcome:
+            continue
         said = [one.says for one in statements if one.outcome == outcome]
         if said:
             parts.append(f"{word}: {'; '.join(said)}.")
@@ -139,8 +143,8 @@ def overview(claims: Mapping[str, Claim], folder: pathlib.Path) -> str:
     for name, claim in claims.items():
         found = re.search(r"\*\*Verdict: (.*?)\.\*\*", there.get(name, ""))
         rows.append([claim.says, found[1] if found else MISSING, f"`--only={name}`"])
-    count = {word: sum(row[1].startswith(word) and (word != HOLDS or row[1] != PARTLY) for row in rows) for word in (HOLDS, PARTLY, FAILS, OPEN, MISSING)}  # fmt: skip
-    said = ", ".join(f"{word}: {n}" for word, n in count.items() if n)
+    count = collections.Counter(row[1] for row in rows)
+    said = ", ".join(f"{word}: {n}" for word, n in count.items())
     return f"## All claims\n\n{said}.\n\n{page.table(['claim', 'verdict', 'made again by'], rows)}"
 
 
@@ -162,12 +166,13 @@ def run(folder: pathlib.Path, only: Sequence[str] = (), runs: pathlib.Path = RUN
 
 
 INTRODUCTION = fill(
-    """Every claim of the reference post (*Noise Schedules, Sampling Strategies, and Distillation: Making Video Diffusion Fast*),
-    in our words, as a small experiment. A claim is cut into statements, each decided by one number and its 95 % interval (one
-    without was computed exactly): a statement holds if all of the interval is on the right side of its bound, fails if all of it is
-    on the other, else it is open. A claim holds if all its statements do, *with a condition* if some do, doesn't hold if none
-    does and one fails. Its line `--only=NAME` makes a row again alone, in minutes on two cores; rows on students are read from
-    finished runs (`--runs`, `runs`), and say by which command a missing one is made. What the post's formulas get wrong is in
-    [errata.md](../errata.md). `a1d` is 0.4 N(-2, 1) + 0.6 N(2, 1), `b2d` eight narrow modes on two rings, OU and RBF are Gaussian
-    videos of 16 frames, rough and smooth; their denoisers are exact. Moving digits are 16x16 clips of 8 frames."""
+    """Every claim of the reference post (*Noise Schedules, Sampling Strategies, and Distillation: Making Video Diffusion
+    Fast*), in our words, as a small experiment. A claim is cut into statements, each decided by one number and its 95 %
+    interval (one without was computed exactly): a statement holds if all of the interval is on the right side of its
+    bound, fails if all of it is on the other, else it is open. A claim holds if all its statements do, *with a condition*
+    if some do, doesn't hold if none does and one fails. Its line `--only=NAME` makes a row again alone, in minutes on two
+    cores; rows on students are read from finished runs (`--runs`, `runs`), and say by which command a missing one is
+    made. What the post's formulas get wrong is in [errata.md](../errata.md). `a1d` is 0.4 N(-2, 1) + 0.6 N(2, 1), `b2d`
+    eight narrow modes on two rings, OU and RBF are Gaussian videos of 16 frames, rough and smooth; their denoisers are
+    exact. Moving digits are 16x16 clips of 8 frames."""
 )

@@ -13,7 +13,7 @@ from experiments import data, drawing, evaluation, metrics, weights
 from experiments.metrics import Measure
 
 TEACHER = "pretrained:moving_digits/teacher"
-CLIPS, REFERENCE, BATCH = 128, 512, 64
+CLIPS, REFERENCE, BATCH = 64, 512, 64
 DATA = {"data": {"kind": "moving_digits", "size": 16, "frames": 8, "digits": 1}}
 
 
@@ -38,7 +38,10 @@ def measured(solver: str, steps: int, eta: float = 0.0, clips: int = CLIPS) -> d
     """Metrics of clips of a sampler with steps uniform in time, all from the same noise and classes, without guidance."""
     params, of = network()
     grid = grids.uniform_time(of.schedule, steps)
-    build = {"ddim": lambda: solvers.ddim(of.schedule, grid, eta), "dpm_solver": lambda: solvers.dpm_solver(of.schedule, grid, 2)}
+    build = {
+        "ddim": lambda: solvers.ddim(of.schedule, grid, eta),
+        "dpm_solver": lambda: solvers.dpm_solver(of.schedule, grid, 2),
+    }
     labels, classify, real, other = held_out(clips)
     noise = np.random.default_rng(0).standard_normal((clips, 8, 16, 16, 1)).astype(np.float32)
     with jax.enable_x64(False):

@@ -46,15 +46,29 @@ def diversity() -> Found:
     steps = (5, 10, 20, 50, 100)
     curves = {eta: [spread(eta, n) for n in steps] for eta in (0.0, 0.5, 1.0)}
     statements = [
-        Statement("N(0, .25): standard deviation of samples from one starting noise, 50 steps, over the data's", exact(spread(1.0, 50, first=0.0)), least=0.1),
+        Statement(
+            "N(0, .25): standard deviation of samples from one starting noise, 50 steps, over the data's",
+            exact(spread(1.0, 50, first=0.0)),
+            least=0.1,
+        ),
         *(
-            Statement(f"N(0, .25): standard deviation over all samples, {n} steps, with noise over without", exact(spread(1.0, n) / spread(0.0, n)), least=1.0)
+            Statement(
+                f"N(0, .25): standard deviation over all samples, {n} steps, with noise over without",
+                exact(spread(1.0, n) / spread(0.0, n)),
+                least=1.0,
+            )
             for n in (10, 50)
         ),
-    ]  # fmt: skip
+    ]
     for n in (50, 8):
         without, with_noise = pair(n, "diversity")
-        statements.append(Statement(f"moving digits: diversity, {n} steps, with noise less without", difference(with_noise, without), least=0.0))  # fmt: skip
+        statements.append(
+            Statement(
+                f"moving digits: diversity, {n} steps, with noise less without",
+                difference(with_noise, without),
+                least=0.0,
+            )
+        )
     figure, (axes,) = page.axes(1, 6.6, 3.6)
     for i, (eta, curve) in enumerate(curves.items()):
         axes.plot(steps, curve, **page.style(i), label=f"eta = {eta:g}")
@@ -79,7 +93,9 @@ def correction() -> Found:
     for axes, (place, where) in zip(row, places.items(), strict=True):
         found = {eta: {n: abs(spread(eta, n, wrong(0.1, where)) - 1) for n in counts} for eta in (0.0, 1.0)}
         for n in (10, 200):
-            said = f"N(0, .25), estimates 10 % too large {place}, {n} steps: error of the spread, with noise over without"
+            said = (
+                f"N(0, .25), estimates 10 % too large {place}, {n} steps: error of the spread, with noise over without"
+            )
             statements.append(Statement(said, exact(found[1.0][n] / found[0.0][n]), 1.0))
         for i, (eta, errors) in enumerate(found.items()):
             axes.plot(counts, list(errors.values()), **page.style(i), label=f"eta = {eta:g}")
@@ -88,10 +104,16 @@ def correction() -> Found:
     row[0].legend(frameon=False)
     left = math.sqrt(law(END) / law(0.0))
     noisy = float(VP.alpha(0.0) / VP.alpha(END)) * law(END) / law(0.0)
-    statements.insert(0, Statement("what is left of an error made at log-SNR 0, with noise over without", exact(noisy / left), 1.0))  # fmt: skip
+    statements.insert(
+        0, Statement("what is left of an error made at log-SNR 0, with noise over without", exact(noisy / left), 1.0)
+    )
     for n in (50, 8):
         without, with_noise = pair(n, QUALITY)
-        statements.append(Statement(f"moving digits: Fréchet distance, {n} steps, with noise over without", ratio(with_noise, without), 1.0))  # fmt: skip
+        statements.append(
+            Statement(
+                f"moving digits: Fréchet distance, {n} steps, with noise over without", ratio(with_noise, without), 1.0
+            )
+        )
     return Found(statements, figure)
 
 
@@ -101,10 +123,22 @@ def few_steps() -> Found:
     found = {eta: [abs(spread(eta, n) - 1) for n in counts] for eta in (0.0, 1.0)}
     for n in (1, 2, 4):
         with_noise, without = (found[eta][counts.index(n)] for eta in (1.0, 0.0))
-        statements.append(Statement(f"N(0, .25): error of the spread, {n} steps, with noise over without", exact(with_noise / without), least=WORSE))  # fmt: skip
+        statements.append(
+            Statement(
+                f"N(0, .25): error of the spread, {n} steps, with noise over without",
+                exact(with_noise / without),
+                least=WORSE,
+            )
+        )
     for n in (1, 2, 4):
         without, with_noise = pair(n, QUALITY)
-        statements.append(Statement(f"moving digits: Fréchet distance, {n} steps, with noise over without", ratio(with_noise, without), least=WORSE))  # fmt: skip
+        statements.append(
+            Statement(
+                f"moving digits: Fréchet distance, {n} steps, with noise over without",
+                ratio(with_noise, without),
+                least=WORSE,
+            )
+        )
     figure, (axes,) = page.axes(1, 6.6, 3.6)
     digits = {eta: [claims_digits.measured("ddim", n, eta)[QUALITY] for n in (1, 2, 4, 8, 50)] for eta in (0.0, 1.0)}
     for i, (eta, measures) in enumerate(digits.items()):
@@ -161,9 +195,19 @@ def temporal() -> Found:
     row[0].legend(frameon=False)
     for n in (8, 50):
         without, with_noise = pair(n, "flicker")
-        statements.append(Statement(f"moving digits: flicker, {n} steps, with noise over without", ratio(with_noise, without), least=WORSE))  # fmt: skip
+        statements.append(
+            Statement(
+                f"moving digits: flicker, {n} steps, with noise over without", ratio(with_noise, without), least=WORSE
+            )
+        )
         without, with_noise = pair(n, "identity_kept")
-        statements.append(Statement(f"moving digits: identity kept, {n} steps, without noise less with", difference(without, with_noise), least=0.02))  # fmt: skip
+        statements.append(
+            Statement(
+                f"moving digits: identity kept, {n} steps, without noise less with",
+                difference(without, with_noise),
+                least=0.02,
+            )
+        )
     return Found(statements, figure)
 
 
@@ -171,25 +215,31 @@ NETWORK = f"{claims_digits.CLIPS} clips of moving digits by the shipped teacher,
 
 CLAIMS = (
     Claim(
-        "diversity", "Stochastic samplers are more diverse",
-        f"""DDIM with eta = 1 (DDPM's lower variance) against eta = 0. N(0, .25), where the law of the samples is exact; {NETWORK};
-        diversity is the mean distance of two clips over that of real ones.""",
+        "diversity",
+        "Stochastic samplers are more diverse",
+        f"""DDIM with eta = 1 (DDPM's lower variance) against eta = 0. N(0, .25), where the law of the samples is exact;
+        {NETWORK}; diversity is the mean distance of two clips over that of real ones.""",
         diversity,
     ),
     Claim(
-        "correction", "Noise in the sampler washes out errors of an imperfect denoiser",
-        f"""N(0, .25) with a denoiser whose estimate is 10 % too large, at noisy levels (log-SNR below 0) or at all; {NETWORK}: a
-        network that makes mistakes of its own. eta = 1 against eta = 0.""",
+        "correction",
+        "Noise in the sampler washes out errors of an imperfect denoiser",
+        f"""N(0, .25) with a denoiser whose estimate is 10 % too large, at noisy levels (log-SNR below 0) or at all;
+        {NETWORK}: a network that makes mistakes of its own. eta = 1 against eta = 0.""",
         correction,
     ),
     Claim(
-        "few_noise", "At 1 to 4 steps stochastic samplers do worse",
-        f"N(0, .25), exactly; {NETWORK}. eta = 1 against eta = 0; worse is {WORSE} times the error.", few_steps,
+        "few_noise",
+        "At 1 to 4 steps stochastic samplers do worse",
+        f"N(0, .25), exactly; {NETWORK}. eta = 1 against eta = 0; worse is {WORSE} times the error.",
+        few_steps,
     ),
     Claim(
-        "temporal", "Noise in the sampler breaks coherence over time",
-        f"""Gaussian videos, whose change from frame to frame (over the variance of a frame) is read off the coefficients; {NETWORK}.
-        eta = 1 against eta = 0; broken is {WORSE} times the change or the flicker, or 2 % of the clips less with their identity.""",
+        "temporal",
+        "Noise in the sampler breaks coherence over time",
+        f"""Gaussian videos, whose change from frame to frame (over the variance of a frame) is read off the coefficients;
+        {NETWORK}. eta = 1 against eta = 0; broken is {WORSE} times the change or the flicker, or 2 % of the clips less
+        with their identity.""",
         temporal,
     ),
-)  # fmt: skip
+)

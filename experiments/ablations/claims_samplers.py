@@ -10,7 +10,8 @@ import numpy as np
 from diffusion import grids, sampling, schedules, solvers
 from experiments.ablations import claims_digits, convergence, page, post, variance
 from experiments.ablations.claims import Claim, Found, Statement
-from experiments.ablations.numbers import Number, bootstrap, exact, of, over_seeds, ratio
+from experiments.ablations.claims_schedules import relative
+from experiments.ablations.numbers import Number, exact, of, over_seeds, ratio
 from experiments.evaluation import QUALITY
 
 VP = schedules.vp_linear()
@@ -47,13 +48,22 @@ def law_error(build: Callable[..., solvers.Table], steps: int, samples: int, bat
     return over_seeds(found)
 
 
-def ddim_ddpm(samples: int = 50_000, clips: int = 64, steps: Sequence[int] = (10, 20, 50, 100, 200, 500, 1000)) -> Found:
-    gauss = {name: {n: spread_error(build, n) for n in steps} for name, build in (("DDIM", solvers.ddim), ("DDPM", solvers.ddpm))}
+def ddim_ddpm(
+    samples: int = 50_000, clips: int = 64, steps: Sequence[int] = (10, 20, 50, 100, 200, 500, 1000)
+) -> Found:
+    gauss = {
+        name: {n: spread_error(build, n) for n in steps}
+        for name, build in (("DDIM", solvers.ddim), ("DDPM", solvers.ddpm))
+    }
     mixture = law_error(solvers.ddim, 50, samples), law_error(solvers.ddpm, 1000, samples)
     statements = [
-        Statement("N(0, .25): error of the standard deviation, DDIM 50 over DDPM 1000", exact(gauss["DDIM"][50] / gauss["DDPM"][1000]), MATCHES),
+        Statement(
+            "N(0, .25): error of the standard deviation, DDIM 50 over DDPM 1000",
+            exact(gauss["DDIM"][50] / gauss["DDPM"][1000]),
+            MATCHES,
+        ),
         Statement("a1d: distance to the law, DDIM 50 over DDPM 1000", ratio(*mixture), MATCHES),
-    ]  # fmt: skip
+    ]
     if clips:
         few, many = (of(claims_digits.measured("ddim", n, eta, clips)[QUALITY]) for n, eta in ((50, 0.0), (1000, 1.0)))
         said = f"moving digits: Fréchet distance of {clips} clips, DDIM 50 over DDPM 1000"
@@ -75,7 +85,9 @@ def as_posted(problem: convergence.Problem, grid: np.ndarray) -> np.ndarray:
     x = np.asarray(problem.x)
 
     def eps(x, level):
-        return (x - float(VP.alpha(level)) * np.asarray(problem.denoise(jnp.asarray(x), level))) / float(VP.sigma(level))
+        return (x - float(VP.alpha(level)) * np.asarray(problem.denoise(jnp.asarray(x), level))) / float(
+            VP.sigma(level)
+        )
 
     for here, there in zip(grid[:-1], grid[1:], strict=True):
         middle, h = (here + there) / 2, (there - here) / 2
@@ -102,18 +114,28 @@ def dpm_solver_2(noises: int = 256, clips: int = claims_digits.CLIPS) -> Found:
         problem = make(noises)
         reference = errors(problem, solvers.ddim, 50)
 
-        def over(error, summary=problem.summary, reference=reference):
-            return bootstrap(lambda a, b: summary(a) / summary(b), error, reference)
-
         for steps in (15, 20):
             said = f"{name}: error of DPM-Solver-2 with {steps} steps ({2 * steps} calls), over DDIM's with 50"
-            statements.append(Statement(said, over(errors(problem, second_order, steps)), MATCHES))
+            statements.append(
+                Statement(said, relative(problem.summary, errors(problem, second_order, steps), reference), MATCHES)
+            )
         said = f"{name}: the same with 20 calls (10 steps)"
-        statements.append(Statement(said, over(errors(problem, second_order, 10)), MATCHES))
+        statements.append(
+            Statement(said, relative(problem.summary, errors(problem, second_order, 10), reference), MATCHES)
+        )
         if name == "a1d":
             posted = as_posted(problem, grids.uniform_logsnr(VP, 20, problem.start, convergence.END)) - problem.truth
-            statements.append(Statement("a1d: the same with 20 steps by the formula that the post prints", over(posted), MATCHES))
-        curves = {"DDIM": (solvers.ddim, (10, 15, 20, 30, 50, 100)), "DPM-Solver-2": (second_order, (5, 8, 10, 15, 20, 50))}
+            statements.append(
+                Statement(
+                    "a1d: the same with 20 steps by the formula that the post prints",
+                    relative(problem.summary, posted, reference),
+                    MATCHES,
+                )
+            )
+        curves = {
+            "DDIM": (solvers.ddim, (10, 15, 20, 30, 50, 100)),
+            "DPM-Solver-2": (second_order, (5, 8, 10, 15, 20, 50)),
+        }
         for i, (title, (build, counts)) in enumerate(curves.items()):
             cost = 1 if title == "DDIM" else 2
             sizes = [problem.summary(errors(problem, build, n)) for n in counts]
@@ -161,9 +183,15 @@ def order() -> Found:
         found[1][n] = problem.summary(errors(problem, ORDERS[1], n))
     counts = {p: {tolerance: needed(sizes, tolerance) for tolerance in TOLERANCES} for p, sizes in found.items()}
     statements = [
-        Statement(f"steps of order {p} over those of order {p + 1}, for an error of {tolerance:g} on a1d", exact(counts[p][tolerance] / counts[p + 1][tolerance]), 3.0, 1.5)
-        for p in (1, 2) for tolerance in TOLERANCES
-    ]  # fmt: skip
+        Statement(
+            f"steps of order {p} over those of order {p + 1}, for an error of {tolerance:g} on a1d",
+            exact(counts[p][tolerance] / counts[p + 1][tolerance]),
+            3.0,
+            1.5,
+        )
+        for p in (1, 2)
+        for tolerance in TOLERANCES
+    ]
     figure, (axes,) = page.axes(1, 6.6, 3.8)
     for i, (p, sizes) in enumerate(found.items()):
         axes.plot(list(sizes), list(sizes.values()), **page.style(i), label=f"order {p}")
@@ -176,22 +204,27 @@ def order() -> Found:
 
 CLAIMS = (
     Claim(
-        "ddim_ddpm", "DDIM with 50 steps matches DDPM with 1000",
-        f"""Steps uniform in time, VP linear, DDPM with the lower variance. N(0, .25), where the law of the samples has a closed
-        form; a1d, four times 50,000 samples; 64 clips of moving digits by the shipped teacher, without guidance, against
-        {claims_digits.REFERENCE} held-out ones (the thousand steps take minutes). Matching is at most {MATCHES} times the error.""",
+        "ddim_ddpm",
+        "DDIM with 50 steps matches DDPM with 1000",
+        f"""Steps uniform in time, VP linear, DDPM with the lower variance. N(0, .25), where the law of the samples has a
+        closed form; a1d, four times 50,000 samples; 64 clips of moving digits by the shipped teacher, without guidance,
+        against {claims_digits.REFERENCE} held-out ones (the thousand steps take minutes). Matching is at most {MATCHES}
+        times the error.""",
         ddim_ddpm,
     ),
     Claim(
-        "dpm_solver_2", "DPM-Solver-2 with 15 to 20 steps matches DDIM with 50",
-        f"""Exact denoisers, 256 noises (32 clips of the Gaussian video), steps uniform in log-SNR from s = 157 to .01, against the
-        exact flow; {claims_digits.CLIPS} clips of moving digits. Matching is at most {MATCHES} times the error.""",
+        "dpm_solver_2",
+        "DPM-Solver-2 with 15 to 20 steps matches DDIM with 50",
+        f"""Exact denoisers, 256 noises (32 clips of the Gaussian video), steps uniform in log-SNR from s = 157 to .01,
+        against the exact flow; {claims_digits.CLIPS} clips of moving digits. Matching is at most {MATCHES} times the
+        error.""",
         dpm_solver_2,
     ),
     Claim(
-        "order", "Each order of the solver halves the number of steps",
-        """DDIM and DPM-Solver++ of orders 2 and 3, multistep, so that a step is a call; a1d, 64 noises, steps uniform in log-SNR.
-        Halving is a factor between 1.5 and 3.""",
+        "order",
+        "Each order of the solver halves the number of steps",
+        """DDIM and DPM-Solver++ of orders 2 and 3, multistep, so that a step is a call; a1d, 64 noises, steps uniform in
+        log-SNR. Halving is a factor between 1.5 and 3.""",
         order,
     ),
-)  # fmt: skip
+)

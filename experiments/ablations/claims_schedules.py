@@ -11,7 +11,7 @@ from diffusion import grids, oracles, sampling, schedules, solvers
 from experiments.ablations import page
 from experiments.ablations.claims import Claim, Found, Statement
 from experiments.ablations.convergence import median, rmse
-from experiments.ablations.numbers import bootstrap, exact
+from experiments.ablations.numbers import Number, bootstrap, exact
 
 VP = schedules.vp_linear()
 A1D = oracles.a1d()
@@ -46,7 +46,10 @@ CUBIC = (lambda t: ENDS * (1 - 2 * t) ** 3), (lambda t: 6 * ENDS * (1 - 2 * t) *
 
 
 def only_the_snr() -> Found:
-    rescaled = {name: dataclasses.replace(VP, scaling=scaling) for name, scaling in (("VE", schedules.VE()), ("flow", schedules.Flow()))}  # fmt: skip
+    rescaled = {
+        name: dataclasses.replace(VP, scaling=scaling)
+        for name, scaling in (("VE", schedules.VE()), ("flow", schedules.Flow()))
+    }
     grid = grids.uniform_time(VP, 20)
     x = np.random.default_rng(0).standard_normal((256, 1))
     apart = []
@@ -84,18 +87,39 @@ def only_the_snr() -> Found:
     left.legend(frameon=False)
     t = np.linspace(0, 1, 201)
     for i, (name, clock) in enumerate({"straight": STRAIGHT, "cubic": CUBIC}.items()):
-        right.plot(t, np.exp(clock[0](t)) * lost(clock[0](t)), **{**page.style(i), "marker": ""}, label=f"{name} log-SNR, plain loss of eps")  # fmt: skip
+        right.plot(
+            t,
+            np.exp(clock[0](t)) * lost(clock[0](t)),
+            **{**page.style(i), "marker": ""},
+            label=f"{name} log-SNR, plain loss of eps",
+        )
     right.set(xlabel="time", ylabel="loss")
     right.legend(frameon=False)
     return Found(
         [
-            Statement("samples in the VE and the flow scaling are those of VP, rescaled (largest difference)", exact(max(apart)), 1e-9),
-            Statement("the variational bound is the same for another log-SNR between the same ends (relative)", exact(gaps["bound"]), 1e-3),
-            Statement("the plain loss of v is the same in another scaling of the same log-SNR (relative)", exact(gaps["v"]), 1e-3),
-            Statement("the plain loss of eps is the same for another log-SNR between the same ends (relative)", exact(gaps["eps"]), 1e-3),
+            Statement(
+                "samples in the VE and the flow scaling are those of VP, rescaled (largest difference)",
+                exact(max(apart)),
+                1e-9,
+            ),
+            Statement(
+                "the variational bound is the same for another log-SNR between the same ends (relative)",
+                exact(gaps["bound"]),
+                1e-3,
+            ),
+            Statement(
+                "the plain loss of v is the same in another scaling of the same log-SNR (relative)",
+                exact(gaps["v"]),
+                1e-3,
+            ),
+            Statement(
+                "the plain loss of eps is the same for another log-SNR between the same ends (relative)",
+                exact(gaps["eps"]),
+                1e-3,
+            ),
         ],
         figure,
-    )  # fmt: skip
+    )
 
 
 # Where schedules end --------------------------------------------------------------------------------------------
@@ -121,12 +145,20 @@ def ends() -> Found:
         [
             Statement("the SNR of DDPM at its first step, over 10^4", exact(np.exp(chain.logsnr_end) / 1e4), 1.1, 0.9),
             Statement("the SNR of DDPM at its last step, over .006", exact(np.exp(chain.logsnr_start) / 0.006), 2, 0.5),
-            Statement("the log-SNR of VE bends like the drawn curve (farthest from a straight line, over its range)", exact(bends["VE (NCSN++)"]), least=0.05),
+            Statement(
+                "the log-SNR of VE bends like the drawn curve (farthest from a straight line, over its range)",
+                exact(bends["VE (NCSN++)"]),
+                least=0.05,
+            ),
             Statement("the log-SNR of VP bends so", exact(bends["VP (DDPM)"]), least=0.05),
-            Statement("all three are drawn to begin together (largest difference of log-SNR at the clean end)", exact(max(span) - min(span)), 1.0),
+            Statement(
+                "all three are drawn to begin together (largest difference of log-SNR at the clean end)",
+                exact(max(span) - min(span)),
+                1.0,
+            ),
         ],
         figure,
-    )  # fmt: skip
+    )
 
 
 def sub_vp() -> Found:
@@ -143,11 +175,17 @@ def sub_vp() -> Found:
     axes.legend(frameon=False)
     return Found(
         [
-            Statement("the variance falls below 1 only slightly (its least value)", exact(found["sub-VP"].min()), least=0.95),
-            Statement("sigma at the noisy end is nearer to 1 than in VP (1 - sigma², over VP's)", exact(ends_["sub-VP"] / ends_["VP"]), 0.9),
+            Statement(
+                "the variance falls below 1 only slightly (its least value)", exact(found["sub-VP"].min()), least=0.95
+            ),
+            Statement(
+                "sigma at the noisy end is nearer to 1 than in VP (1 - sigma², over VP's)",
+                exact(ends_["sub-VP"] / ends_["VP"]),
+                0.9,
+            ),
         ],
         figure,
-    )  # fmt: skip
+    )
 
 
 # Karras' grid ---------------------------------------------------------------------------------------------------
@@ -175,12 +213,16 @@ def rho_places() -> Found:
     low, middle, high = places[7.0]
     return Found(
         [
-            Statement("with rho = 7 the middle third of log sigma has more steps than the low one (ratio)", exact(middle / low), least=1.0),
+            Statement(
+                "with rho = 7 the middle third of log sigma has more steps than the low one (ratio)",
+                exact(middle / low),
+                least=1.0,
+            ),
             Statement("it has more than the high one (ratio)", exact(middle / high), least=1.0),
             Statement("it has more than its even share of a third", exact(middle), least=1 / 3),
         ],
         figure,
-    )  # fmt: skip
+    )
 
 
 START, LAST = -2 * np.log(80.0), -2 * np.log(0.01)
@@ -198,13 +240,18 @@ def rho_best(noises: int = 256, rhos: Sequence[float] = RHOS) -> Found:
         truth = oracles.probability_flow(denoise, x, EDM, START, LAST)
         for i, (name, (build, steps)) in enumerate(BUILDERS.items()):
             errors = {
-                rho: np.asarray(sampling.sample(denoise, build(EDM, grids.karras(EDM, steps, START, LAST, rho=rho)), jnp.asarray(x))) - truth
+                rho: np.asarray(
+                    sampling.sample(denoise, build(EDM, grids.karras(EDM, steps, START, LAST, rho=rho)), jnp.asarray(x))
+                )
+                - truth
                 for rho in rhos
-            }  # fmt: skip
+            }
             sizes = {rho: summary(error) for rho, error in errors.items()}
             best = min(sizes, key=sizes.__getitem__)
-            over = bootstrap(lambda seven, least: summary(seven) / summary(least), errors[7.0], errors[best])
-            statements.append(Statement(f"{law}, {name}: the error at rho = 7, over that at the best rho, {best:g}", over, NEAR))
+            over = relative(summary, errors[7.0], errors[best])
+            statements.append(
+                Statement(f"{law}, {name}: the error at rho = 7, over that at the best rho, {best:g}", over, NEAR)
+            )
             axes.plot(rhos, list(sizes.values()), **page.style(i), label=f"{name}, {steps} steps")
         axes.axvline(7, color="0.5", linestyle=":", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel="rho", title=law)
@@ -214,15 +261,21 @@ def rho_best(noises: int = 256, rhos: Sequence[float] = RHOS) -> Found:
     row[0].legend(frameon=False, fontsize=8)
     spread = {rho: evenness(rho) for rho in (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)}
     flattest = min(spread, key=spread.__getitem__)
-    said = f"rho = 7 makes Heun's steps on a1d equally hard (spread of the log of their errors, over the least, at rho = {flattest:g})"  # fmt: skip
+    said = (
+        f"rho = 7 makes Heun's steps on a1d equally hard (spread of the log of their errors, over rho = {flattest:g}'s)"
+    )
     statements.append(Statement(said, exact(spread[7.0] / spread[flattest]), NEAR))
     return Found(statements, figure)
 
 
+def relative(summary: Callable[[np.ndarray], float], first: np.ndarray, second: np.ndarray) -> Number:
+    """summary(first) over summary(second), of errors from the same noises."""
+    return bootstrap(lambda a, b: summary(a) / summary(b), first, second)
+
+
 def evenness(rho: float, steps: int = 18, noises: int = 64) -> float:
-    """The spread of the log of the local errors of Heun's steps along exact trajectories of a1d, but for the last steps, whose
-    size is that of rounding.
-    """
+    """The spread of the log of the local errors of Heun's steps along exact trajectories of a1d, but for the last steps,
+    whose size is that of rounding."""
     denoise, grid = A1D.denoiser(EDM), grids.karras(EDM, steps, START, LAST, rho=rho)
     x = 80.0 * np.random.default_rng(0).standard_normal((noises, 1))
     local = []
@@ -237,28 +290,36 @@ def evenness(rho: float, steps: int = 18, noises: int = 64) -> float:
 
 CLAIMS = (
     Claim(
-        "snr", "Of a noise schedule only the SNR matters, to training and to sampling",
-        """a1d with its exact denoiser; 20 steps of DPM-Solver++(2M) with the log-SNR of VP linear in three scalings; objectives by
-        integration, for two clocks with ends 8 and -8.""",
+        "snr",
+        "Of a noise schedule only the SNR matters, to training and to sampling",
+        """a1d with its exact denoiser; 20 steps of DPM-Solver++(2M) with the log-SNR of VP linear in three scalings;
+        objectives by integration, for two clocks with ends 8 and -8.""",
         only_the_snr,
     ),
     Claim(
-        "ends", "DDPM's SNR falls from 10^4 to .006, and VP, VE and EDM run on alike from clean to noise",
-        "The chain of DDPM's 1000 betas, NCSN++'s VE (sigma .01 to 50) and EDM's grid (.002 to 80), as they are.", ends,
+        "ends",
+        "DDPM's SNR falls from 10^4 to .006, and VP, VE and EDM run on alike from clean to noise",
+        "The chain of DDPM's 1000 betas, NCSN++'s VE (sigma .01 to 50) and EDM's grid (.002 to 80), as they are.",
+        ends,
     ),
     Claim(
-        "sub_vp", "Sub-VP lowers the variance slightly, and does away with the mismatch at the noisy end",
-        "Sub-VP and VP with beta from .1 to 20.", sub_vp,
+        "sub_vp",
+        "Sub-VP lowers the variance slightly, and does away with the mismatch at the noisy end",
+        "Sub-VP and VP with beta from .1 to 20.",
+        sub_vp,
     ),
     Claim(
-        "rho_places", "Karras' grid with rho = 7 places more steps at medium noise and fewer at both extremes",
-        "3000 steps from sigma = 80 to .002, counted in thirds of log sigma.", rho_places,
+        "rho_places",
+        "Karras' grid with rho = 7 places more steps at medium noise and fewer at both extremes",
+        "3000 steps from sigma = 80 to .002, counted in thirds of log sigma.",
+        rho_places,
     ),
     Claim(
-        "rho_best", "Equal steps of sigma^(1/7) are near-optimal, and make all steps equally hard",
-        f"""Exact denoisers, sigma from 80 to .01, 256 noises, against the exact flow: the RMSE on a1d, the median error on b2d.
-        Near-optimal is at most {NEAR} times the error of the best of eight values of rho; the intervals are over noises.""",
+        "rho_best",
+        "Equal steps of sigma^(1/7) are near-optimal, and make all steps equally hard",
+        f"""Exact denoisers, sigma from 80 to .01, 256 noises, against the exact flow: the RMSE on a1d, the median error
+        on b2d. Near-optimal is at most {NEAR} times the error of the best of eight values of rho; the intervals are over
+        noises.""",
         rho_best,
     ),
-)  # fmt: skip
-
+)

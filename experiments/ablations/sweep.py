@@ -10,8 +10,8 @@ A sweep is a config with one more block:
     sweep.columns  title -> {path, better}: what the table shows, from STAGE/report.json on.
     sweep.about    a paragraph above the table.
 
-Every point has a folder of its own in the workdir, filled as `experiments.run` fills it, so that a finished point is skipped and
-a broken one goes on. `--index=i/n` runs every n-th point from the i-th (from 0): n hosts that share a workdir do all of them once.
+Every point has a folder of its own in the workdir, filled as `experiments.run` fills it, so that a finished point is skipped
+and a broken one goes on. `--index=i/n` runs every n-th point from the i-th (from 0): n hosts that share a workdir do each once.
 """
 
 import copy
@@ -107,7 +107,9 @@ def put(config: dict[str, Any], path: str, value: Any, where: str) -> None:
     for depth, key in enumerate(parents):
         if not isinstance(node, dict) or key not in node:
             there = node if isinstance(node, dict) else {}
-            raise ConfigError(f"{where}.path: {'.'.join(['config', *parents[:depth]])} has no key {key!r}; {configs.nearest(key, there)}")  # fmt: skip
+            raise ConfigError(
+                f"{where}.path: {'.'.join(['config', *parents[:depth]])} has no key {key!r}; {configs.nearest(key, there)}"
+            )
         node = node[key]
     if isinstance(value, Mapping) and isinstance(node.get(last), dict):
         node[last] = {**node[last], **value}
@@ -215,8 +217,14 @@ def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, 
     folders = [workdir / run.folder for run in everything]
     waiting = [f for f in folders if not (f / FAILED).exists() and not finished(f, block)]
     count = len(block.get("seeds", [0]))
-    spread = f"the mean of {count} seeds with its 95 % t-interval" if count > 1 else "of one seed, with its 95 % interval over clips"  # fmt: skip
-    note = f"Every row is a point of the sweep, every number {spread}. Bold: the best of a column, and what can't be told from it."  # fmt: skip
+    spread = (
+        f"the mean of {count} seeds with its 95 % t-interval"
+        if count > 1
+        else "of one seed, with its 95 % interval over clips"
+    )
+    note = (
+        f"A row is a point of the sweep, a number {spread}. Bold: the best of a column, and what can't be told from it."
+    )
     parts = [
         f"# Ablation: {file.stem}",
         f"Made by\n\n```bash\n{command}\n```",
@@ -254,7 +262,9 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"usage: {USAGE}")
         file = pathlib.Path(given["config"].split(":")[0])
         folder = given["workdir"] or f"runs/ablations/{file.stem}"
-        config, source, workdir, _, _ = runner.parse(["ablate", f"--config={given['config']}", f"--workdir={folder}", *rest])  # fmt: skip
+        config, source, workdir, _, _ = runner.parse(
+            ["ablate", f"--config={given['config']}", f"--workdir={folder}", *rest]
+        )
         sweep(config, workdir, given["index"], source)
         print(write(config, file, workdir, pathlib.Path(given["out"])), flush=True)
     except ConfigError as error:
