@@ -23,29 +23,25 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
             exact=exact_stage(samplers, noise="sobol", num_clips=512),
         )
     )
+    # One number in two places, and an axis acts on one: its values are whole samplers.
+    churned = [
+        {name: {**block, "solver": dict(kind="heun", churn=churn)} for name, block in samplers.items()}
+        for churn in CHURNS
+    ]
     config.sweep = ConfigDict(
         dict(
             about="""Churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2 and figure 4): fresh noise before every step of
             Heun's method, here 32 steps, 63 calls. The network has seen 300 batches of the ring of eight modes, and makes
             mistakes; the exact denoiser makes none. Samples with noise of their own have no map, so the energy distance (from
             other noises, with no floor) judges them.""",
-            axes=dict(churn=dict(path="churn", values=CHURNS)),
+            axes=dict(
+                churn=dict(path="stages.exact.samplers", values=churned, labels=[f"{churn:g}" for churn in CHURNS])
+            ),
             seeds=(0, 1, 2),
             columns={
                 f"energy, {title}": dict(path=("exact", "metrics", name, "energy"))
                 for name, title in (("network", "network"), ("oracle", "exact denoiser"))
             },
-        )
-    )
-    # One number in two places: an axis acts on one, so that its values are whole samplers.
-    config.sweep.axes.churn = ConfigDict(
-        dict(
-            path="stages.exact.samplers",
-            values=[
-                {name: {**block, "solver": dict(kind="heun", churn=churn)} for name, block in samplers.items()}
-                for churn in CHURNS
-            ],
-            labels=[f"{churn:g}" for churn in CHURNS],
         )
     )
     return config

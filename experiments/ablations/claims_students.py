@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
 from experiments import run as runner
 from experiments.ablations import digits, finished, mixture, page, sweep
 from experiments.ablations.claims import Claim, Found, Statement
@@ -87,6 +89,10 @@ def bars(
         axes.axhline(line, color="0.4", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
     axes.set(ylabel=ylabel, xlim=(-0.5, len(labels) - 0.5), **({"yscale": "log"} if log else {}))
+    if log:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     return figure
 
 
