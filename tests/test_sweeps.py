@@ -160,3 +160,24 @@ def test_a_mistake_is_one_line(argv, words, capsys):
     assert ablate.main(["sweep", *argv]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error
+
+
+def test_a_scaling_of_its_own():
+    """The log-SNR is that of the other schedule at all times; alpha and sigma are those of the named scaling."""
+    made = configs.schedule({"schedule": dict(kind="rescaled", of=dict(kind="edm", rho=3.0), scaling="VP")})
+    other = configs.schedule({"schedule": dict(kind="edm", rho=3.0)})
+    times = np.linspace(0.01, 0.99, 9)
+    np.testing.assert_allclose(made.logsnr(times), other.logsnr(times))
+    assert (made.logsnr_start, made.logsnr_end) == (other.logsnr_start, other.logsnr_end)
+    np.testing.assert_allclose(made.alpha(other.logsnr(times)) ** 2 + made.sigma(other.logsnr(times)) ** 2, 1.0)
+    with pytest.raises(ConfigError, match="scaling 'VPP' is not known; did you mean 'VP'"):
+        configs.schedule({"schedule": dict(kind="rescaled", of="edm", scaling="VPP")})
+
+
+def test_a_pairs_weight_is_one_that_is_known(tmp_path):
+    config, *_ = parse(["ablate", "--config=configs/ablations/improved_consistency.py", f"--workdir={tmp_path}"])
+    config["sweep"] |= {"points": [{}]}
+    config["stages"]["student"]["options"]["weighting"] = "plane"
+    del config["sweep"]["axes"]["weight"]
+    with pytest.raises(ConfigError, match="weighting.*plane.*plain"):
+        sweep.sweep(config, tmp_path)

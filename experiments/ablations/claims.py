@@ -95,7 +95,7 @@ def section(claim: Claim, runs: pathlib.Path, folder: pathlib.Path) -> str:
     ]
     parts = [
         f"## {claim.says}",
-        f"**Verdict: {verdict(found.statements)}.** {condition(found.statements)}".strip(),
+        f"**Verdict: {verdict(found.statements)}.** {counted(found.statements)} {condition(found.statements)}".strip(),
         f"`python -m experiments.ablate claims --only={claim.name}`",
         fill(claim.setting),
         page.table(["it must be that", "measured", "asked for", ""], rows),
@@ -107,6 +107,10 @@ def section(claim: Claim, runs: pathlib.Path, folder: pathlib.Path) -> str:
     if found.missing:
         parts.append(finished.commands(found.missing))
     return "\n\n".join(parts)
+
+
+def counted(statements: Sequence[Statement]) -> str:
+    return f"{sum(one.outcome == HOLDS for one in statements)} of {len(statements)} statements hold."
 
 
 def condition(statements: Sequence[Statement]) -> str:
@@ -141,11 +145,13 @@ def overview(claims: Mapping[str, Claim], folder: pathlib.Path) -> str:
     there = page.read(folder / "claims.md")
     rows = []
     for name, claim in claims.items():
-        found = re.search(r"\*\*Verdict: (.*?)\.\*\*", there.get(name, ""))
-        rows.append([claim.says, found[1] if found else MISSING, f"`--only={name}`"])
+        found = re.search(r"\*\*Verdict: (.*?)\.\*\* (\d+ of \d+)", there.get(name, ""))
+        rows.append([claim.says, *(found.groups() if found else (MISSING, None)), f"`--only={name}`"])
     count = collections.Counter(row[1] for row in rows)
     said = ", ".join(f"{word}: {n}" for word, n in count.items())
-    return f"## All claims\n\n{said}.\n\n{page.table(['claim', 'verdict', 'made again by'], rows)}"
+    return (
+        f"## All claims\n\n{said}.\n\n{page.table(['claim', 'verdict', 'statements that hold', 'made again by'], rows)}"
+    )
 
 
 def sections(runs: pathlib.Path) -> dict[str, page.Section]:

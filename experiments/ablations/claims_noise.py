@@ -98,7 +98,7 @@ def correction() -> Found:
     for axes, (place, where) in zip(row, places.items(), strict=True):
         found = {eta: {n: fault(eta, n, where) for n in counts} for eta in (0.0, 1.0)}
         for n in (10, 200):
-            said = f"N(0, .25), estimates 10 % too large {place}, {n} steps: what it adds to the spread, with noise over without"
+            said = f"N(0, .25), estimates 10 % too large {place}, {n} steps: its part of the spread, with noise over without"
             statements.append(Statement(said, exact(found[1.0][n] / found[0.0][n]), 1.0))
         for i, (eta, errors) in enumerate(found.items()):
             axes.plot(counts, list(errors.values()), **page.style(i), label=f"eta = {eta:g}")

@@ -287,7 +287,7 @@ CLAIMS = (
     Claim(
         "latency",
         "50 steps in 30 s are 2.5 s at 4 steps and real time at 1: time goes with the steps",
-        "The shipped teacher of moving digits, 8 clips at once, without guidance; CPU seconds, the median of five and both ends.",
+        "The shipped teacher of moving digits, 8 clips at once, unguided; CPU seconds, the median of five and both ends.",
         latency,
     ),
 )
