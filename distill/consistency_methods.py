@@ -16,7 +16,7 @@ from diffusion import clocks, levels
 from diffusion.schedules import Schedule
 from distill import pairs as pairings
 from distill import regression
-from distill.consistency import METRICS, TARGETS, addim, euler, heun, inverse_gap, objective, pseudo_huber
+from distill.consistency import METRICS, TARGETS, addim, euler, heun, inverse_gap, objective, plain, pseudo_huber
 from distill.inputs import Network, check_range
 from distill.method import Method, choice
 from distill.pairs import noise_ratio
@@ -99,6 +99,7 @@ def improved(
     mean: float = -1.1,
     std: float = 2.0,
     metric: str = "huber",
+    weighting: str = "inverse_gap",
     boundary: float | None = None,
     ema: float = 0.9999,
     label_dropout: float = 0.0,
@@ -106,6 +107,8 @@ def improved(
 ) -> Method:
     """Improved consistency training, iCT (Song & Dhariwal 2023, arXiv 2310.14189): doubling grids, log-normal levels,
     pseudo-Huber, weight 1 / (s_{i+1} - s_i).
+
+    weighting: "plain" is a weight of 1, as before them; s0 = s1 is a grid that doesn't grow.
     """
     boundary = _boundary(network.schedule, boundary)
     _at_least("total_steps", total_steps, 1)
@@ -120,7 +123,7 @@ def improved(
             std,
         ),
         solver=None,
-        weight=inverse_gap,
+        weight=choice(weighting, {"inverse_gap": inverse_gap, "plain": plain}, "weighting"),
         label_dropout=label_dropout,
         per_frame=per_frame,
     )

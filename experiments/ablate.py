@@ -3,7 +3,7 @@
 The page is NAME.md, and NAME.html with all figures inside, which opens anywhere.
 
 --only makes the named sections again and leaves the others of the page as they are. --runs is for a page that is made from
-finished runs: the folder that holds them.
+finished runs: the folder that holds them. `python -m experiments.ablate sweep --config=configs/ablations/X.py` runs a sweep.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ import sys
 import jax
 
 from experiments import report
-from experiments.ablations import ABLATIONS, READS_RUNS
+from experiments.ablations import ABLATIONS, READS_RUNS, sweep
 from experiments.config import ConfigError, choose, nearest
 from experiments.run import fail
 
@@ -22,8 +22,11 @@ OPTIONS = ("only", "out", "runs")
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["sweep"]:
+        return sweep.main(argv[1:])
     try:
-        name, only, out, runs = parse(sys.argv[1:] if argv is None else argv)
+        name, only, out, runs = parse(argv)
         ablation = choose(name, ABLATIONS, "the ablation")
         options = {} if runs is None else {"runs": checked(runs, name)}
         # Orders of convergence need float64; a context, so that who calls this keeps the precision that they had.

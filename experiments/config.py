@@ -41,9 +41,15 @@ def scaled_linear(
     return schedules.vp_discrete(schedules.rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas)
 
 
+def rescaled(of: Any, scaling: str) -> schedules.Schedule:
+    """Another schedule's log-SNR over time, with the scaling of x that is named: VP, VE or Flow."""
+    kind = choose(scaling, {part.__name__: part for part in (schedules.VP, schedules.VE, schedules.Flow)}, "scaling")
+    return dataclasses.replace(named(of, SCHEDULES, "of"), scaling=kind())
+
+
 SCHEDULES = _by_name(
     schedules.vp_linear, schedules.vp_cosine, schedules.vp_cosine_interpolated, ddpm_chain, scaled_linear, schedules.ve,
-    schedules.edm, schedules.sub_vp, schedules.flow, schedules.sigmoid, schedules.laplace,
+    schedules.edm, schedules.sub_vp, schedules.flow, schedules.sigmoid, schedules.laplace, rescaled,
 )  # fmt: skip
 GRIDS = _by_name(
     grids.uniform_time, grids.quadratic_time, grids.uniform_logsnr, grids.exponential, grids.karras, grids.flow_shift,

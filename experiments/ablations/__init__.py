@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from experiments.ablations import distillation, samplers, video
+from experiments.ablations import claims, distillation, samplers, video
 
 ABLATIONS: dict[str, Callable[..., None]] = {
-    "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
+    "claims": claims.run, "distillation": distillation.run, "samplers": samplers.run, "video": video.run,
 }  # fmt: skip
 READS_RUNS: dict[str, dict[str, str]] = {
+    "claims": {},
     "distillation": {"moving digits": "digits/*", "moving digits, latents": "digits_64/*"},
     "video": {"cascade": "moving_digits_64/cascade"},
 }
