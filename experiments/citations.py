@@ -105,6 +105,7 @@ PAPERS = {
     "ronneberger2015unet": Paper("Olaf Ronneberger and Philipp Fischer and Thomas Brox", "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, "1505.04597"),
     "miyato2018projection": Paper("Takeru Miyato and Masanori Koyama", "cGANs with Projection Discriminator", 2018, "1802.05637"),
     "peebles2022dit": Paper("William Peebles and Saining Xie", "Scalable Diffusion Models with Transformers", 2022, "2212.09748"),
+    "wan2025video": Paper("Team Wan and others", "Wan: Open and Advanced Large-Scale Video Generative Models", 2025, "2503.20314"),
     "jacobs2023ulysses": Paper("Sam Ade Jacobs and others", "DeepSpeed Ulysses: System Optimizations for Enabling Training of Extreme Long Sequence Transformer Models", 2023, "2309.14509"),
     "xiao2023sinks": Paper("Guangxuan Xiao and Yuandong Tian and Beidi Chen and Song Han and Mike Lewis", "Efficient Streaming Language Models with Attention Sinks", 2023, "2309.17453"),
     "liu2023ring": Paper("Hao Liu and Matei Zaharia and Pieter Abbeel", "Ring Attention with Blockwise Transformers for Near-Infinite Context", 2023, "2310.01889"),
@@ -135,6 +136,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "ve": ("song2021sde",),
         "edm": ("karras2022edm",),
         "sub_vp": ("song2021sde",),
+        "rescaled": ("karras2022edm",),
         "flow": ("liu2022flow", "esser2024sd3"),
         "sigmoid": ("jabri2022scalable",),
         "laplace": ("hang2024improved",),
@@ -193,6 +195,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "autoregressive": FORCING,
         "pyramid": (*FORCING, "chen2025skyreels"),
         "trapezoid": FORCING,
+        "sweep": (),
     },
     "law": {
         "uniform_time": (),

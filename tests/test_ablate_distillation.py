@@ -540,7 +540,7 @@ def test_the_command_reads_the_runs(tmp_path):
     [
         (["distillation", "--only=mixtures"], "did you mean 'mixture'"),
         (["distillation", "--runs=nowhere"], "there is no folder nowhere"),
-        (["samplers", "--runs=."], "samplers reads no finished runs: --runs is for distillation, video"),
+        (["samplers", "--runs=."], "samplers reads no finished runs: --runs is for claims, distillation, video"),
         (["distillation", "--runs"], "--runs needs a value"),
     ],
 )

@@ -357,10 +357,9 @@ def test_a_metric_that_is_not_measured_is_named(tmp_path):
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation():
     """Many small programs: optimising them takes longer than running them."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
