@@ -10,9 +10,9 @@ from configs.moving_digits.students import TEACHER as PIXEL_TEACHER
 AUTOENCODER = "pretrained:moving_digits_64/autoencoder"
 # Pixels per frame, the numbers of 16x16 clips of 8 frames: these are such clips, four times as fine in space and in time.
 SPEED = (0.5, 2.0)
-# What latents.py and teacher.py leave.
+TEACHER = "pretrained:moving_digits_64/teacher"
+# What latents.py leaves.
 LATENTS = "runs/moving_digits_64/latents/latents"
-TEACHER = "runs/moving_digits_64/teacher/teacher/weights.safetensors"
 
 
 def clips(frames: int = 32, speed: tuple[float, float] | None = SPEED) -> ConfigDict:
