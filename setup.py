@@ -8,6 +8,7 @@ EXTRAS = {
     # What the tests and the linters need.
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "scipy>=1.11",
         "mlxtend>=0.23",

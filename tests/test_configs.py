@@ -86,7 +86,7 @@ def test_shipped_networks_are_those_of_their_configs(module, name, tmp_path):
 
 @pytest.fixture
 def encoded(tmp_path, monkeypatch):
-    """A folder with all that latents.py and teacher.py of configs/moving_digits_64 leave, but for the numbers in it."""
+    """A folder with all that configs/moving_digits_64/latents.py leaves, but for the numbers in it."""
     monkeypatch.chdir(tmp_path)
     codec = latents.load(base_64.AUTOENCODER, tmp_path, "here")
     pixels, folder = configs.plain(base_64.clips())["data"], tmp_path / base_64.LATENTS
@@ -94,9 +94,6 @@ def encoded(tmp_path, monkeypatch):
     for split, count in counts.items():
         store.write(folder / f"{split}.array_record", [dict(video=(), label=0)] * count)
     latents.write_index(folder, codec, counts, pixels, 10)
-    config = configs.plain(base_64.latents())
-    record = {"kind": "denoiser", "model": config["model"], "prediction": config["prediction"]}
-    weights.save(tmp_path / base_64.TEACHER, {}, record)
 
 
 @pytest.mark.parametrize("module", [autoencoder_64, classifier_64, latents_64])
@@ -119,11 +116,18 @@ def test_the_latent_teachers_configs(module, tmp_path, encoded):
     checked(module.get_config(), tmp_path)
 
 
-@pytest.mark.parametrize("missing, said", [(base_64.TEACHER, "no weights at"), (base_64.LATENTS, "no latents in")])
-def test_what_a_latent_student_needs_is_missed_before_any_work(missing, said, tmp_path, encoded):
-    (tmp_path / missing).rename(tmp_path / "elsewhere")
-    with pytest.raises(configs.ConfigError, match=said):
+def test_latents_that_a_student_needs_are_missed_before_any_work(tmp_path, encoded):
+    (tmp_path / base_64.LATENTS).rename(tmp_path / "elsewhere")
+    with pytest.raises(configs.ConfigError, match="no latents in"):
         checked(students_64.get_config("tract"), tmp_path)
+
+
+def test_the_shipped_latent_teacher_is_that_of_its_config(tmp_path, encoded):
+    _, record = weights.load(weights.find(base_64.TEACHER, tmp_path))
+    config = teacher_64.get_config()
+    assert record["model"] == json.loads(json.dumps(configs.plain(config)["model"]))
+    config.stages.teacher.init = base_64.TEACHER
+    checked(config, tmp_path)
 
 
 def test_names_and_shapes_are_those_of_the_program():
