@@ -124,20 +124,34 @@ class Checkpoints:
 def digest(tree: PyTree) -> int:
     """A number that a flipped bit anywhere in the arrays changes, and that does not depend on the devices they are spread over:
     sums of the bits as whole numbers, weighted by their places, modulo 2^32.
+
+    Every process sums the pieces that it holds, and the sums travel once: as many small collectives as there are arrays would
+    meet one another in another order on another process, and hang.
     """
-    sums = [_sum(leaf) for leaf in jax.tree.leaves(tree)]
-    return sum((2 * i + 1) * int(value) for i, value in enumerate(jax.device_get(sums))) % 2**32
+    sums = []
+    for index, leaf in enumerate(map(jnp.asarray, jax.tree.leaves(tree))):
+        steps = tuple(math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim))
+        for shard in leaf.addressable_shards:
+            # Of copies one counts, also of what every process has for itself.
+            if shard.replica_id == 0 and (meshes.leads() or not leaf.is_fully_addressable):
+                first = sum((part.start or 0) * step for part, step in zip(shard.index, steps, strict=True))
+                sums.append((2 * index + 1, _sum(shard.data, np.uint32(first % 2**32), steps)))
+    return meshes.total(sum(weight * int(value) for weight, value in jax.device_get(sums)) % 2**32) % 2**32
 
 
-@jax.jit
-def _sum(leaf: Array) -> Array:
-    width = min(leaf.dtype.itemsize, 4)
-    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+@functools.partial(jax.jit, static_argnames="steps")
+def _sum(piece: Array, first: Array, steps: tuple[int, ...]) -> Array:
+    """first: the place of the piece's first number in the whole array. steps: how far apart neighbours along each axis are."""
+    width = min(piece.dtype.itemsize, 4)
+    bits = piece.astype(jnp.uint8) if piece.dtype == bool else piece
     bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * width}").astype(jnp.uint32)
-    steps = [math.prod(bits.shape[axis + 1 :]) % 2**31 for axis in range(bits.ndim)]
-    places = [jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(n) for axis, n in enumerate(steps)]
+    if bits.ndim > piece.ndim:  # numbers of 8 bytes are two of 4
+        first, steps = 2 * first, (*(2 * n for n in steps), 1)
+    places = [
+        jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(n % 2**32) for axis, n in enumerate(steps)
+    ]
     # Odd weights: no multiple of them that a changed bit may cause is 0.
-    weights = 2 * functools.reduce(jnp.add, places, jnp.zeros(bits.shape, jnp.uint32)) + 1
+    weights = 2 * functools.reduce(jnp.add, places, jnp.full(bits.shape, first, jnp.uint32)) + 1
     return jnp.sum(bits * weights, dtype=jnp.uint32)
 
 

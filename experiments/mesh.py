@@ -177,6 +177,13 @@ def meet(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
+def total(value: int) -> int:
+    """The sum over processes of a number below 2^32; all must ask."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.asarray(value, np.uint32)).astype(np.uint64).sum())
+
+
 def agreed(flag: bool) -> bool:
     """Whether it is true on any process; all must ask."""
     return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
