@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -150,12 +150,19 @@ def operations(function: Any, *arguments: Any) -> float:
 
 
 def one_forward(config: Mapping[str, Any], batch_size: int) -> float:
-    """Operations of one call of the network on a batch, with its labels."""
+    """Operations of one call of the network on a batch."""
+    apply, shapes = one_call(config, batch_size)
+    return operations(apply, *shapes)
+
+
+def one_call(config: Mapping[str, Any], batch_size: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The network as a function, and the shapes of what it takes: a batch with labels, and low clips if it upsamples."""
     definition = configs.model(config)
     clips = jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32)
     level = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     cond = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if definition.num_classes else {}
-    return operations(definition.apply, jax.eval_shape(definition.init, jax.random.key(0)), clips, level, cond)
+    cond |= {"low": clips} if "low" in definition.cond_keys else {}
+    return definition.apply, (jax.eval_shape(definition.init, jax.random.key(0)), clips, level, cond)
 
 
 def unrolled(context: Context) -> Context:

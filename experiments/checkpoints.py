@@ -103,6 +103,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until what was saved is on the disk; OSError if it can't be."""
+        # As in `save`: whatever Orbax's storage layer met while it wrote.
         try:
             self.manager.wait_until_finished()
         except Exception as error:  # noqa: BLE001
@@ -110,6 +111,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """What went wrong with a save that nobody waits for any more is said, not raised: an error is on its way already."""
+        # As in `save`; an exception here would hide the one because of which this is called.
         try:
             self.manager.close()
         except Exception as error:  # noqa: BLE001

@@ -251,13 +251,8 @@ def counting(context: Context) -> Context:
 
 def one_forward(config: Mapping[str, Any], batch_size: int) -> float:
     """Operations of one call of the network on a batch."""
-    definition = configs.model(config)
-    clips = jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32)
-    cond = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if definition.num_classes else {}
-    cond |= {"low": clips} if "low" in definition.cond_keys else {}
-    params = jax.eval_shape(definition.init, jax.random.key(0))
-    level = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    return programs.operations(jax.make_jaxpr(definition.apply)(params, clips, level, cond))
+    apply, shapes = bench.one_call(config, batch_size)
+    return programs.operations(jax.make_jaxpr(apply)(*shapes))
 
 
 def sampling(context: Context, name: str, batch_size: int) -> list[Program]:

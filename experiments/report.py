@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def attempt(workdir: pathlib.Path) -> None:
     """Writes the page of a run that goes on: what is wrong with a page must not stop a training."""
+    # Whatever it is: what a run has left by a kill, or by an older version, may be of any kind, and the page can be made again.
     try:
         write(workdir)
     except Exception as error:
