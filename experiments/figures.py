@@ -23,6 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 # Okabe and Ito's colours: told apart by readers who don't see all hues.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HEIGHT = 96
+"""Of a frame in an animation, in pixels."""
 
 PathLike = str | os.PathLike[str]
 Videos = Num[np.ndarray, "n f h w c"]
@@ -116,15 +118,16 @@ def animate(
     rows: Mapping[str, Videos],
     *,
     titles: Sequence[str] | None = None,
-    scale: int = 6,
+    scale: int | None = None,
     fps: float = 8.0,
 ) -> None:
     """Animated WebP (or APNG, by the suffix) of labelled rows of clips, lossless, playing in step, for ever.
 
-    Pixels are repeated `scale` times: a browser that smooths small pictures then still shows what was
-    sampled.
+    Pixels are repeated `scale` times, by default to frames some 96 pixels high: a browser that smooths small pictures then
+    still shows what was sampled.
     """
     rows, count = _checked_rows(rows, titles)
+    scale = scale or max(1, round(HEIGHT / next(iter(rows.values())).shape[2]))
     lengths = {v.shape[1] for v in rows.values()}
     if len(lengths) > 1:
         raise ValueError(f"clips that play in step need one length, got {sorted(lengths)} frames")

@@ -75,6 +75,12 @@ def test_animation_is_lossless_and_in_step(tmp_path, name):
                 assert (windows[:, :, 0] == cell).all((-1, -2, -3)).any()
 
 
+@pytest.mark.parametrize("side, shown", [(16, 96), (64, 128), (200, 200)])
+def test_an_animation_grows_small_frames_only(tmp_path, side, shown):
+    figures.animate(tmp_path / "a.webp", {"": np.zeros((1, 2, side, side, 1), np.uint8)})
+    assert shown <= read(tmp_path / "a.webp")[0].shape[0] < shown + 8
+
+
 def test_comparison_and_slices_show_the_clips(tmp_path):
     video = np.zeros((1, 4, 6, 6, 1), np.uint8)
     for t in range(4):
