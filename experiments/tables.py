@@ -1,8 +1,9 @@
 """The sampling table of a run, from a block {solver, grid, matrix}, each a name or {kind: name, **options}.
 
 Some samplers ask the network before they sample: `best` and `fitted`, which choose their grid themselves, DPM-Solver-v3 for
-its statistics, and the `optimised` grid. What asking found is kept beside the run and used again. The `searched` grid is
-what a `times` stage found: it lies beside the weights, in WEIGHTS.times.json.
+its statistics, and the `optimised` grid. What asking found is kept beside the run and used again; pretrained/*/tables has what
+was found for shipped networks. The `searched` grid is what a `times` stage found: it lies beside the weights, in
+WEIGHTS.times.json.
 """
 
 import hashlib
@@ -105,8 +106,8 @@ def make(
     model: Model | None = None,
     folder: pathlib.Path | None = None,
 ) -> solvers.Table:
-    """The table of a block at a number of calls. One that asks needs `model`; it is kept in `folder`, and taken from there
-    when the same block, steps and network (by its fingerprint) come again.
+    """The table of a block at a number of calls. One that asks needs `model`; it is kept in `folder`, and taken from there, or
+    from the tables in pretrained/, when the same block, steps and network (by its fingerprint) come again.
     """
     names = [name for part in ("solver", "grid") if (name := asks(block, part))]
     if not names:
@@ -120,9 +121,13 @@ def make(
         "fingerprint": fitted.fingerprint(model.denoise, schedule, model.shape),
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(made_for, sort_keys=True).encode()).hexdigest()[:8]
-    path = None if folder is None else folder / f"{'_'.join(names)}_{steps}_{digest}.npz"
+    file = f"{'_'.join(names)}_{steps}_{digest}.npz"
+    path = None if folder is None else folder / file
     if path is not None and path.is_file():
         return solvers.load(path, **made_for)[0]
+    for shipped in weights.PRETRAINED.glob(f"*/tables/{file}"):
+        print(f"{where}: {' and '.join(names)} is shipped for this network: {shipped}", flush=True)
+        return solvers.load(shipped, **made_for)[0]
     print(f"{where}: {' and '.join(names)} asks the network about {steps} calls", flush=True)
     table, record = _build(block, steps, schedule, where, **model._asdict())
     if path is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion import oracles, sampling, schedules, solvers
 from experiments import config as configs
-from experiments import tables
+from experiments import tables, weights
 from experiments.config import ConfigError
 
 VP = schedules.vp_linear()
@@ -42,6 +42,20 @@ def test_what_asking_found_is_kept_and_used_again(block, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.npz"))) == 2
     sample = sampling.sample(model_of(2.0).denoise, one, jax.random.normal(jax.random.key(1), (64, 1)))
     assert bool(jnp.isfinite(sample).all())
+
+
+def test_a_shipped_table_serves_its_network_alone(tmp_path, monkeypatch, capsys):
+    block = {"solver": {"kind": "best", "num_noises": 4}}
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
+    one = tables.make(block, 5, VP, "here", model_of(2.0), tmp_path / "digits/tables")
+    capsys.readouterr()
+    two = tables.make(block, 5, VP, "here", model_of(2.0), tmp_path / "run")
+    assert "is shipped for this network" in capsys.readouterr().out
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+    tables.make(block, 5, VP, "here", model_of(1.0), tmp_path / "run")
+    tables.make(block, 4, VP, "here", model_of(2.0), tmp_path / "run")
+    assert capsys.readouterr().out.count("asks the network") == 2
 
 
 def test_a_kept_table_is_refused_for_another_network(tmp_path):
