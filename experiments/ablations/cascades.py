@@ -22,10 +22,10 @@ CAUSES = {
     "bounces": "a stretched clip turns only where its base does, a sharp one also where its digit changes shape",
     "identity_correlation": "blur makes any two digits alike",
     "precision": "blurred clips lie in the middle of all clips, where real ones have neighbours",
-    "mass": "stretching keeps the base's; what the stages add is a haze of about a grey level over the background, whose errors"
-    " can only be too light",
-    "mass_variation": "stretching keeps the base's; the haze of the stages comes and goes",
-    "mass_drift": "stretching keeps the base's; the haze of the stages comes and goes",
+    "mass": "stretching keeps the base's; what the stages add lies far from the digit, a haze of less than a grey level, for of"
+    " black every error is too light",
+    "mass_variation": "stretching keeps the base's; the stages draw every frame's strokes anew",
+    "mass_drift": "stretching keeps the base's; the stages draw every frame's strokes anew",
     "objects": "blur joins the pieces of a broken digit",
     "position_distance": "stretching keeps the base's positions",
     "law_kept": "no clip of either keeps the law within its bound: the base's digits change shape",
@@ -98,7 +98,8 @@ def verdicts(run: Run) -> str:
             + (f"; no better, within the intervals, in {', '.join(unsure)}" if unsure else "")
             + "."
         )
-        named |= dict.fromkeys([*worse, *unsure])
+        if not name.startswith(OF_REAL):
+            named |= dict.fromkeys([*worse, *unsure])
     return "\n".join([*lines, *(["", reasons(run, list(named))] if named else [])])
 
 
