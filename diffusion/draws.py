@@ -171,7 +171,7 @@ def mixture(parts: Sequence[Sequence[Any]]) -> Draw:
     if not weights or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"mixture: expected (weight, draw) pairs with weights above 0, got weights {weights}")
 
-    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "b f"]:
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         key_part, *keys = jax.random.split(key, 1 + len(draws))
         part = jax.random.choice(key_part, len(draws), shape[:1], p=jnp.asarray(weights) / sum(weights))
         drawn = jnp.stack([one(k, shape) for one, k in zip(draws, keys, strict=True)])

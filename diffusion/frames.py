@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from diffusion import sampling
+from diffusion import grids, sampling
 from diffusion.levels import expand
 from diffusion.schedules import Schedule
 from diffusion.solvers.table import Table
@@ -112,17 +112,16 @@ def known(
     """
     _whole("before", before, 0)
     _whole("after", after, 0)
-    matrix = np.asarray(matrix, np.float64)
+    if math.isnan(level):
+        raise ValueError("known: expected a log-SNR, inf for clean frames or -inf for hidden ones, got level nan")
+    matrix = _checked("known", matrix)
     columns = [np.full((len(matrix), 1, n), float(level)) for n in (before, after)]
     return np.concatenate([columns[0], matrix, columns[1]], axis=2)
 
 
 def _staggered(grid: Grid, place: Int[np.ndarray, " f"], lag: float | int) -> Matrix:
     """Frame f begins floor(lag place[f]) steps late."""
-    grid = np.asarray(grid, np.float64)
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"a schedule matrix is made of one grid [n + 1] with n of at least 1, got shape {grid.shape}")
-    steps = len(grid) - 1
+    grid, steps = _steps(grid)
     if not 0 <= lag <= steps:
         raise ValueError(f"lag: expected 0 (all together) to the grid's {steps} steps (one after the other), got {lag}")
     late = np.floor(place * lag + 1e-9).astype(int)
@@ -130,9 +129,24 @@ def _staggered(grid: Grid, place: Int[np.ndarray, " f"], lag: float | int) -> Ma
     return grid[np.clip(done, 0, steps)][:, None]
 
 
+def _steps(grid: Grid) -> tuple[Grid, int]:
+    """A grid as float64, and its number of steps."""
+    grid = np.asarray(grid, np.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a schedule matrix is made of one grid [n + 1] with n of at least 1, got shape {grid.shape}")
+    return grids.validate(grid), len(grid) - 1
+
+
+def _checked(what: str, matrix: Any) -> Matrix:
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.ndim != 3 or matrix.shape[1] != 1:
+        raise ValueError(f"{what}: expected a schedule matrix [rows + 1, 1, frames], got shape {matrix.shape}")
+    return matrix
+
+
 def _wave(grid: Grid, lag: int, block: int) -> tuple[Matrix, int]:
     """(the pyramid of one wave, the steps of a frame)."""
-    steps = len(grid) - 1
+    grid, steps = _steps(grid)
     _whole("lag", lag, 1, steps)
     if steps % lag:
         near = min((n for n in range(1, steps + 1) if steps % n == 0), key=lambda n: abs(n - lag))
@@ -144,10 +158,12 @@ def wave(matrix: Matrix) -> int:
     """The longest run of frames that are under way at once, from the first to the last that has begun and is not finished.
 
     A window shorter than this can't hold them: `windowed` and models of short clips then see part of the wave only, which is
-    far worse than less context.
+    far worse than less context. 0 where all frames are given.
     """
-    matrix = np.asarray(matrix)[:, 0]
+    matrix = _checked("wave", matrix)[:, 0]
     matrix = matrix[:, (matrix != matrix[0]).any(0)]  # frames that are given have no part in it
+    if not matrix.size:
+        return 0
     under_way = (matrix > matrix.min()) & (matrix < matrix.max())
     length = [np.ptp(np.flatnonzero(row)) + 1 if row.any() else 1 for row in under_way]
     return int(max(length))
@@ -177,6 +193,7 @@ def windowed(
     one batch: (frames - window) / stride + 1 network evaluations. Raises ValueError for windows that leave frames over, and
     for a schedule `matrix`, if it is given, whose wave is longer than the window.
     """
+    _whole("frames", frames, 1)
     _whole("window", window, 1, frames)
     _whole("stride", stride, 1, window)
     if (frames - window) % stride:
@@ -187,6 +204,8 @@ def windowed(
         )
     if weights not in WEIGHTS:
         raise ValueError(f"windowed: expected weights to be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    if matrix is not None and _checked("windowed", matrix).shape[2] != frames:
+        raise ValueError(f"windowed: the clips have {frames} frames, this schedule matrix {np.shape(matrix)[2]}")
     if matrix is not None and wave(matrix) > window:
         raise ValueError(
             f"windowed: the wave of this schedule matrix is {wave(matrix)} frames long, the window has {window}; a larger lag"
@@ -260,9 +279,7 @@ def roll_out(
     Raises ValueError where history and advance don't fit the window, the frames handed out are not finished, or a frame would
     have to become cleaner by being moved.
     """
-    matrix = np.asarray(matrix, np.float64)
-    if matrix.ndim != 3 or matrix.shape[1] != 1:
-        raise ValueError(f"roll_out: expected a schedule matrix [rows + 1, 1, frames], got shape {matrix.shape}")
+    matrix = _checked("roll_out", matrix)
     frames = matrix.shape[2]
     if np.shape(table.logsnr) != matrix[:-1].shape or not np.allclose(table.logsnr, matrix[:-1], equal_nan=True):
         raise ValueError("roll_out: the table was not made of this matrix: its levels differ")

@@ -10,6 +10,7 @@ it is sampled with.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, dataclass_transform
 
 import jax
@@ -196,23 +197,23 @@ def iid() -> Iid:
     return Iid()
 
 
-def mixed(a: float = 1.0) -> Mixed:
+def mixed(a: float | int = 1.0) -> Mixed:
     """eps_f = (a shared + own_f) / sqrt(1 + a^2), a >= 0 (PYoCo: Ge et al. 2023, arXiv 2305.10474, 3.2)."""
     return Mixed(_nonnegative("mixed noise", "a", a))
 
 
-def progressive(a: float = 2.0) -> Progressive:
+def progressive(a: float | int = 2.0) -> Progressive:
     """eps_f = (a eps_(f-1) + own_f) / sqrt(1 + a^2), a >= 0: a stationary AR(1) chain (PYoCo, sec. 3.2)."""
     return Progressive(_nonnegative("progressive noise", "a", a))
 
 
-def block_correlated(correlation: float = -1 / 3, block: int = 2) -> BlockCorrelated:
+def block_correlated(correlation: float | int = -1 / 3, block: int | float = 2) -> BlockCorrelated:
     """Variance 1 and one correlation between the pixels of each block x block square of a frame and channel.
 
     What Pyramid Flow adds after nearest-neighbour upsampling, correlation -1/3 (Jin et al. 2024, arXiv
     2410.05954, section 3.2). correlation in [-1 / (block^2 - 1), 1].
     """
-    if int(block) != block or block < 1:
+    if not 1 <= block < math.inf or int(block) != block:
         raise ValueError(f"block-correlated noise: expected a block of at least 1 pixel, got {block}")
     least = -1 / (block * block - 1) if block > 1 else -1.0
     if not least - 1e-12 <= correlation <= 1:
@@ -223,14 +224,16 @@ def block_correlated(correlation: float = -1 / 3, block: int = 2) -> BlockCorrel
     return BlockCorrelated(float(correlation), int(block))
 
 
-def window_shuffled(window: int = 16, stride: int = 4) -> WindowShuffled:
+def window_shuffled(window: int | float = 16, stride: int | float = 4) -> WindowShuffled:
     """Noise for long videos that repeats its first `window` frames, shuffled in chunks of `stride`.
 
     Every window of a roll-out then sees the same frames of noise in another order (FreeNoise: Qiu et al.
     2023, arXiv 2310.15169, section 3.2). Here every clip is shuffled for itself. stride must divide window.
     """
-    if int(window) != window or int(stride) != stride or not 1 <= stride <= window or window % stride:
-        divisors = [n for n in range(1, int(window) + 1) if window % n == 0 and n <= max(stride, 1)]
+    finite = all(map(math.isfinite, (window, stride)))
+    if not finite or int(window) != window or int(stride) != stride or not 1 <= stride <= window or window % stride:
+        whole = int(window) if math.isfinite(window) else 0
+        divisors = [n for n in range(1, whole + 1) if window % n == 0 and n <= max(stride, 1)]
         near = max(divisors, default=1)
         raise ValueError(
             f"window-shuffled noise: expected whole numbers, stride dividing window; got window {window} and"
@@ -239,7 +242,7 @@ def window_shuffled(window: int = 16, stride: int = 4) -> WindowShuffled:
     return WindowShuffled(int(window), int(stride))
 
 
-def offset(strength: float = 0.1, per_frame: bool = False) -> Offset:
+def offset(strength: float | int = 0.1, per_frame: bool = False) -> Offset:
     """White noise plus strength times one normal number per clip and channel (or per frame and channel).
 
     Offset noise for brightness that zero terminal SNR leaves out of reach; equal to a prior that isn't white,
@@ -248,7 +251,7 @@ def offset(strength: float = 0.1, per_frame: bool = False) -> Offset:
     return Offset(_nonnegative("offset noise", "strength", strength), bool(per_frame))
 
 
-def warped(flow: ArrayLike) -> Warped:
+def warped(flow: ArrayLike | Sequence[Any]) -> Warped:
     """White noise that moves with the picture, in whole pixels (How I Warped Your Noise, Chang et al. 2024).
 
     flow: how far (down, right) the content now at a pixel of frames 1, 2, ... has come since the frame

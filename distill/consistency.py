@@ -167,7 +167,7 @@ def objective(
         key_pairs, key_noise, key_cond, key_dropout = jax.random.split(key, 4)
         x0 = clean(batch)
         here, there, boundary = pairs(key_pairs, x0.shape[:2] if per_frame else x0.shape[:1], state.step, hyper)
-        x = levels.forward(x0, jax.random.normal(key_noise, x0.shape, x0.dtype), here, schedule)
+        x = levels.forward(x0, network.noise(key_noise, x0.shape, x0.dtype), here, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         if solver is None:
             x_there, estimate = euler(schedule, lambda *_: x0, x, x0, here, there)

@@ -36,7 +36,7 @@ def objective(
         key_level, key_noise, key_label = jax.random.split(key, 3)
         x0 = clean(batch)
         logsnr = law(key_level, x0.shape[:axes])
-        eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        eps = network.noise(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, logsnr, network.schedule)
 
         def output(prediction: Array) -> Array:

@@ -61,7 +61,7 @@ def noisy(network: Network, law: Law, clips: Array, key: Array) -> tuple[Array, 
     """(the clips with noise, their levels [b])"""
     key_level, key_noise = jax.random.split(key)
     logsnr = jnp.clip(law(key_level, clips.shape[:1]), network.schedule.logsnr_start, network.schedule.logsnr_end)
-    eps = jax.random.normal(key_noise, clips.shape, clips.dtype)
+    eps = network.noise(key_noise, clips.shape, clips.dtype)
     return forward(clips, eps, logsnr, network.schedule), logsnr
 
 
@@ -154,7 +154,7 @@ def bridged(network: Network, scene: Scene, key: Array) -> tuple[Array, Array]:
         raise ValueError(
             "moment matching takes its student's input from `intervals`, which says where the clip goes next"
         )
-    eps = jax.random.normal(key, scene.fake.shape, scene.fake.dtype)
+    eps = network.noise(key, scene.fake.shape, scene.fake.dtype)
     x = ancestral_step(network.schedule, start.x, scene.fake, start.logsnr, start.logsnr_to, eps)
     return x, start.logsnr_to
 

@@ -209,7 +209,7 @@ def to_teachers_samples(
         clips = clean(batch)
         cond = condition(network, batch, key_cond, label_dropout)
         teacher = guided_teacher(network, frozen["teacher"], cond, hyper.get("guidance", 1.0))
-        eps = jax.random.normal(key_noise, clips.shape, clips.dtype)
+        eps = network.noise(key_noise, clips.shape, clips.dtype)
         goal = coupled(schedule, teacher, table, eps)
         at = jnp.full((1,), level, jnp.float32)
         x = expand(jnp.hypot(schedule.alpha(at), schedule.sigma(at)), eps) * eps

@@ -41,7 +41,7 @@ def objective(
         x0 = clean(batch)
         logsnr = law(key_level, x0.shape[:2] if per_frame else x0.shape[:1])
         logsnr = jnp.clip(logsnr, schedule.logsnr_start, schedule.logsnr_end)
-        x = levels.forward(x0, jax.random.normal(key_noise, x0.shape, x0.dtype), logsnr, schedule)
+        x = levels.forward(x0, network.noise(key_noise, x0.shape, x0.dtype), logsnr, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         goal = guided_teacher(network, frozen["teacher"], teacher_cond, scale)(x, logsnr)
 

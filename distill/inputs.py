@@ -2,14 +2,14 @@
 per step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion import cascade
+from diffusion import cascade, sampling
 from diffusion.schedules import Schedule
 
 
@@ -23,6 +23,7 @@ class Network(NamedTuple):
     teacher: the network of frozen["teacher"], and of a critic that begins as it, under the same schedule and of the same
     classes; None: this one.
     augmentation: (low, high), where training draws the log-SNR of the noise in the clip to upsample; None: there is no noise.
+    noise: (key, shape, dtype) -> the noise of the forward process, in training and in sampling alike (diffusion.noise).
     """
 
     apply: object
@@ -33,6 +34,7 @@ class Network(NamedTuple):
     forced: bool = False
     teacher: "Network | None" = None
     augmentation: tuple[float, float] | None = None
+    noise: Callable[..., Array] = sampling.normal
 
     @property
     def judge(self) -> "Network":

@@ -74,7 +74,7 @@ def objective(
         here, there = jnp.minimum(*ends), jnp.maximum(*ends)
         jumping, others = spread(len(x0), share)
         there = there.at[others].set(here[others])
-        eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        eps = network.noise(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, here, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         if "teacher" in frozen:

@@ -44,7 +44,7 @@ def objective(
         # Rounding may lift uniform * N up to N itself.
         time = (jnp.minimum(index, steps - 1.0) + 1.0) / steps
         here, middle, there = (time_to_level(schedule, time - k / (2.0 * steps)) for k in (0, 1, 2))
-        eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        eps = network.noise(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, here, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         if guidance_range is None:

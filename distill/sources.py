@@ -57,7 +57,7 @@ def noise(level: float | Array) -> Source:
     def source(network, params, cond, real, key, hyper) -> Start:
         del params, hyper
         at = jnp.full((1,), level, jnp.float32)
-        return Start(unit_noise(network.schedule, key, real, at), at, cond, at)
+        return Start(unit_noise(network, key, real, at), at, cond, at)
 
     return source
 
@@ -77,7 +77,7 @@ def noised(levels: Array, shares: Callable[[Array], Array] | None = None, chunk:
             shape += (chunks(real.shape[1], chunk),)
         at = levels[exit_index(key_index, len(levels), hyper, shape, shares)]
         at = at if chunk is None else jnp.repeat(at, chunk, axis=1)
-        x = forward(real, jax.random.normal(key_noise, real.shape, real.dtype), at, network.schedule)
+        x = forward(real, network.noise(key_noise, real.shape, real.dtype), at, network.schedule)
         return Start(x, at, cond, at)
 
     return source
@@ -93,9 +93,9 @@ def simulated(levels: Array) -> Source:
         key_exit, key_noise, *keys = jax.random.split(key, len(levels) + 1)
         exit_ = exit_index(key_exit, len(levels), hyper)
         student = estimate(network, params, cond)
-        x = unit_noise(network.schedule, key_noise, real, levels[:1])
+        x = unit_noise(network, key_noise, real, levels[:1])
         for k, key_renew in enumerate(keys):
-            renew = renewed(network.schedule, student, levels[k : k + 1], levels[k + 1 : k + 2], key_renew)
+            renew = renewed(network, student, levels[k : k + 1], levels[k + 1 : k + 2], key_renew)
             x = jax.lax.cond(k < exit_, renew, lambda x: x, x)
         at = levels[exit_][None]
         return Start(jax.lax.stop_gradient(x), at, cond, at)
@@ -118,7 +118,7 @@ def rolled_out(levels: Array, chunk: int) -> Source:
         key_exit, key_noise, key_renew = jax.random.split(key, 3)
         exit_ = exit_index(key_exit, len(levels), hyper)
         student = estimate(network, params, cond)
-        fresh = unit_noise(schedule, key_noise, real, levels[:1])
+        fresh = unit_noise(network, key_noise, real, levels[:1])
         clean_level = jnp.float32(schedule.logsnr_end)
         place = jnp.arange(frames) // chunk
 
@@ -134,7 +134,7 @@ def rolled_out(levels: Array, chunk: int) -> Source:
 
             def go(k: Array, x: Array) -> Array:
                 key = jax.random.fold_in(jax.random.fold_in(key_renew, c), k)
-                eps = jax.random.normal(key, x.shape, x.dtype)
+                eps = network.noise(key, x.shape, x.dtype)
                 return masked(c, forward(student(x, at(c, k)), eps, levels[k + 1][None], schedule), x)
 
             x = jax.lax.fori_loop(0, exit_, go, x)
@@ -187,7 +187,7 @@ def intervals(steps: int) -> Source:
         s = jax.random.uniform(key_s, real.shape[:1])
         t = jnp.minimum(s + jax.random.uniform(key_d, s.shape) / steps, 1.0)
         here, there = (time_to_level(network.schedule, time) for time in (t, s))
-        x = forward(real, jax.random.normal(key_noise, real.shape, real.dtype), here, network.schedule)
+        x = forward(real, network.noise(key_noise, real.shape, real.dtype), here, network.schedule)
         return Start(x, here, cond, here, there)
 
     return source
@@ -217,18 +217,17 @@ def exit_index(
     return jax.random.randint(key, shape, 0, count)
 
 
-def unit_noise(schedule: Schedule, key: Array, like: Array, level: Array) -> Array:
+def unit_noise(network: Network, key: Array, like: Array, level: Array) -> Array:
     """Noise of the variance that a noisy clip of unit variance has at `level`: 1 in VP."""
-    size = jnp.hypot(schedule.alpha(level), schedule.sigma(level))
-    return expand(size, like) * jax.random.normal(key, like.shape, like.dtype)
+    size = jnp.hypot(network.schedule.alpha(level), network.schedule.sigma(level))
+    return expand(size, like) * network.noise(key, like.shape, like.dtype)
 
 
-def renewed(
-    schedule: Schedule, student: Callable, level: Array, level_to: Array, key: Array
-) -> Callable[[Array], Array]:
+def renewed(network: Network, student: Callable, level: Array, level_to: Array, key: Array) -> Callable[[Array], Array]:
     """x at `level` -> the student's clean estimate of it, noised anew to `level_to`."""
 
     def step(x: Array) -> Array:
-        return forward(student(x, level), jax.random.normal(key, x.shape, x.dtype), level_to, schedule)
+        eps = network.noise(key, x.shape, x.dtype)
+        return forward(student(x, level), eps, level_to, network.schedule)
 
     return step

@@ -7,6 +7,7 @@ stage measures its samplers.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -147,7 +148,8 @@ def compared(rows: Mapping[str, Measure], others: Mapping[str, Measure]) -> dict
 
 def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Samples, measures, draws and reports, as `evaluate` does. For every row also its first clips stretched, and for the rows
-    of `of_real` (the first by default) real first clips upsampled: the fault of the stages after it alone.
+    of `of_real` (the first by default) real first clips upsampled, and stretched: the fault of the stages after it alone, and
+    of stretching alone.
     """
     config, where = context.config, f"config.stages.{name}"
     num, key = block.get("num_clips", 256), context.key(name)
@@ -176,7 +178,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
                     flush=True,
                 )
                 key_noise, key_run = jax.random.split(jax.random.fold_in(key, index))
-                noise = np.asarray(jax.random.normal(key_noise, (num, *stage.shape)), np.float32)
+                noise = drawing.start(stage.network, key_noise, (num, *stage.shape))
                 kept[begun] = drawing.draw(
                     stage.network, stage.params, stage.table, labels, noise, key_run, batch_size=block.get("batch_size", 64),
                     scale=stage.block.get("guidance", 1.0), threshold=stage.block.get("threshold"), low=low,
@@ -192,7 +194,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         for stage, second in zip(stages, spent, strict=True):
             told.setdefault(f"evaluations of {stage.name}", {})[row] = stage.evaluations
             told.setdefault(f"ms per clip of {stage.name}", {})[row] = 1e3 * second
-        calls = " + ".join(str(stage.table.nfe) for stage in stages)
+        calls = " + ".join(str(stage.table.nfe) for stage in stages) or "0"
         samplers[row] = {"weights": series, "steps": calls, "stages": {s.name: dict(s.block) for s in stages}}
         rows[row] = metrics.evaluate(
             made, real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
@@ -208,8 +210,14 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         measured(STRETCHED + row, stretched(small, made.shape[1:]), stages[:1], spent, "bicubic and repeat")
         against[row] = compared(rows[row], rows[STRETCHED + row])
         if row in block.get("of_real", list(block["samplers"])[:1]):
-            made, spent = climb(stages[1:], low_of(other["video"], stages[0].shape))
+            small = low_of(other["video"], stages[0].shape)
+            made, spent = climb(stages[1:], small)
             measured(OF_REAL + row, made, stages[1:], spent, "upsampled real clips")
+            begun = time.perf_counter()
+            made = stretched(small, made.shape[1:])
+            second = (time.perf_counter() - begun) / num
+            measured(STRETCHED + OF_REAL + row, made, [], [], "stretched real clips")
+            seconds[STRETCHED + OF_REAL + row] = second
     written = {**block, "samplers": samplers}
     evaluation.report(context, name, written, rows, clips, seconds, evaluations, other["video"], path.name, told)
     for row, found in against.items():

@@ -14,7 +14,11 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from diffusion import grids, levels, predictions, schedules, solvers
+import jax
+import numpy as np
+
+from diffusion import grids, levels, predictions, sampling, schedules, solvers
+from diffusion import noise as noises
 from distill import METHODS, Method, Network
 from distill import optimiser as make_optimiser
 from experiments import data
@@ -68,6 +72,10 @@ LAWS = _by_name(
 WEIGHTS = _by_name(
     levels.uniform, levels.snr, levels.v, levels.velocity, levels.truncated_snr, levels.min_snr, levels.edm,
     levels.sigmoid, levels.fused_min_snr,
+)  # fmt: skip
+NOISES = _by_name(
+    noises.iid, noises.mixed, noises.progressive, noises.window_shuffled, noises.block_correlated, noises.offset,
+    noises.warped,
 )  # fmt: skip
 
 
@@ -206,9 +214,35 @@ def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     definition = model(config)
     network = Network(
         definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys,
-        augmentation=augmentation(config, definition),
+        augmentation=augmentation(config, definition), noise=noise(config, definition.shape),
     )  # fmt: skip
     return definition, network
+
+
+def noise(config: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Any]:
+    """config.noise, the source of the forward process's noise: independent by default. Checked on one clip of `shape`."""
+    if config.get("noise") is None:
+        return sampling.normal
+    chosen(config["noise"], dict.fromkeys(NOISES), "config.noise")  # by name only: records of weights speak of it
+    source = named(config["noise"], NOISES, "config.noise")
+    try:
+        jax.eval_shape(lambda key: source(key, (1, *shape)), jax.random.key(0))
+    except ValueError as error:
+        raise ConfigError(f"config.noise: {error}") from error
+    return source
+
+
+def independent(source: Callable[..., Any]) -> bool:
+    """Whether a source of noise is standard normal everywhere."""
+    return source is sampling.normal or source == noises.iid()
+
+
+def same_noise(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    if independent(one) or independent(other):
+        return independent(one) and independent(other)
+    # Trees of two sources with as many numbers are equal: JAX compares what a node holds, not whose it is.
+    equal = type(one) is type(other) and jax.tree.structure(one) == jax.tree.structure(other)
+    return equal and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def augmentation(config: Mapping[str, Any], definition: ModelDef) -> tuple[float, float] | None:

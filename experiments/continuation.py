@@ -234,6 +234,7 @@ def continued(
     begin, matrix, advance, way, wide, count = plan(block, schedule, window, where)
     level = None if way is not None else level
     start = matrix if begin is None else begin
+    configs.noise(record, (start.shape[2] - history, *record["shape"][1:]))  # a source may be for whole clips only
     batch, made, progress = block.get("batch_size", 64), [], Progress(name, len(known))
 
     def table(matrix: frames.Matrix):
@@ -251,18 +252,18 @@ def continued(
             denoise = frames.windowed(denoise, start.shape[2], window, **wide)
         seen = clean({"video": jnp.asarray(known[part])})
         if level is not None:
-            seen = levels.forward(seen, jax.random.normal(known_key, seen.shape), jnp.float32(level), schedule)
-        new = jax.random.normal(new_key, (batch, start.shape[2] - history, *seen.shape[2:]))
+            seen = levels.forward(seen, network.noise(known_key, seen.shape), jnp.float32(level), schedule)
+        new = network.noise(new_key, (batch, start.shape[2] - history, *seen.shape[2:]))
         if way is not None:
             shape = (1, start.shape[2], *seen.shape[2:])
             wrap, options = way
-            denoise = histories.within(wrap, denoise, schedule, history, jax.random.normal(known_key, shape), **options)
+            denoise = histories.within(wrap, denoise, schedule, history, network.noise(known_key, shape), **options)
         x = jnp.concatenate([seen, new * float(schedule.sigma(start[0, 0, -1]))], axis=1)
         if begin is not None:
-            x = sampling.sample(denoise, table(begin), x, begin_key)
+            x = sampling.sample(denoise, table(begin), x, begin_key, noise=network.noise)
         video = frames.roll_out(
             denoise, table(matrix), x, -(-block["frames"] // advance), run_key, matrix=matrix, schedule=schedule,
-            history=history, advance=advance,
+            history=history, advance=advance, noise=network.noise,
         )  # fmt: skip
         made.append(figures.to_uint8(np.clip(np.asarray(video)[:, : block["frames"]], -1, 1)))
         progress(first + batch)

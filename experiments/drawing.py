@@ -34,7 +34,7 @@ def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str,
     augmentation = record.get("augmentation")
     network = Network(
         definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys,
-        augmentation=augmentation and tuple(augmentation),
+        augmentation=augmentation and tuple(augmentation), noise=configs.noise(record, definition.shape),
     )  # fmt: skip
     return params, network, record
 
@@ -97,6 +97,11 @@ def classes_in_turn(network: Network, params: Any, scale: float) -> Callable[...
         return denoiser(network, params, labels, scale)(x, logsnr)
 
     return jax.tree_util.Partial(denoise, params)
+
+
+def start(network: Network, key: Array, shape: tuple[int, ...]) -> Float[np.ndarray, "n f h w c"]:
+    """The noise that clips begin as: of the source that the network was trained with, of unit size."""
+    return np.asarray(network.noise(key, shape), np.float32)
 
 
 Stream = Callable[[Any, Int[np.ndarray, " b"], Array], Float[Array, "b f h w c"]]
@@ -172,7 +177,7 @@ def drawn(
     denoise = denoiser(network, params, label, scale, table.target is not None, given)
     if threshold is not None:
         denoise = THRESHOLDS[threshold](denoise)
-    return sampling.sample(denoise, table, x, key)
+    return sampling.sample(denoise, table, x, key, noise=network.noise)
 
 
 def streamer(
@@ -184,6 +189,7 @@ def streamer(
     """
     model, schedule = configs.model(record), network.schedule
     length, *frame = record["shape"]
+    configs.noise(record, (chunk, *frame))  # a source may be for whole clips only
     level = jnp.float32(schedule.logsnr_end)
     assert model.remember is not None and model.empty_cache is not None  # check_streams
     empty_cache, one_remembers = model.empty_cache, model.remember
@@ -204,7 +210,7 @@ def streamer(
         empty = [empty_cache(batch, length) for _ in conditions(network, labels, scale)]
         return frames.stream(
             Partial(denoise, params, labels), Partial(remember, params, labels), table, empty, length // chunk, key,
-            shape=(batch, chunk, *frame), schedule=schedule,
+            shape=(batch, chunk, *frame), schedule=schedule, noise=network.noise,
         )  # fmt: skip
 
     return clips

@@ -153,7 +153,6 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     classifier_path = weights.find(classifier(block, config), context.workdir)
     classify = load_classifier(classifier_path)
     key = context.key(name)
-    noise = np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32)
     labels = other["label"]
     # Described once: every sampler is judged against the same clips.
     seen = training_clips(config, block)
@@ -168,12 +167,13 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         if path not in networks:
             networks[path] = drawing.load_network(path)
         params, network, record = networks[path]
+        noise = drawing.start(network, key, (num, *source.shape))  # the same for all networks of one source
         where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
         drawing.check_space(record, codec and codec.record, where)
         if sampler["weights"] not in losses:
             losses[sampler["weights"]] = loss_by_level(network, params, source, block, config["seed"])
         scale = sampler.get("guidance", 1.0)
-        model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key)
+        model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key, network.noise)
         table = tables.make(
             tables.searched(sampler, path, where), sampler["steps"], network.schedule, where, model, folder
         )
@@ -219,6 +219,7 @@ def loss_by_level(
         clean({"video": jax.numpy.asarray(batch["video"])}),
         jax.random.key(seed),
         levels=block.get("loss_levels", validation.LEVELS),
+        noise=network.noise,
         bootstrap=block.get("bootstrap", 100),
         seed=seed,
     )

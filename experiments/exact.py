@@ -124,7 +124,8 @@ def draw(context, source, schedule: schedules.Schedule, sampler, x, key, where, 
     else:
         path = weights.find(sampler["weights"], context.workdir)
         params, network, record = drawing.load_network(path)
-        weights.check_fits(record, {"schedule": schedules.record(schedule), "shape": list(source.shape)}, where)
+        fitting = {"schedule": schedules.record(schedule), "shape": list(source.shape), "noise": "iid"}
+        weights.check_fits(record, fitting, where)
         table = table_for(tables.searched(sampler, path, where), drawing.classes_in_turn(network, params, 1.0))
         denoise = drawing.denoiser(network, params, None, 1.0, table.target is not None)
     drawn = sampling.sample(denoise, table, jnp.asarray(x, jnp.float32), key)

@@ -36,7 +36,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     params, network, record = drawing.load_network(path)
     drawing.check_space(record, codec.record, f"{where}.weights")
     key, scale = context.key(name), block.get("guidance", 1.0)
-    model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key)
+    model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key, network.noise)
     table = tables.make(evaluation.table_block(block), block["steps"], network.schedule, where, model, folder)
     count, size = block["num_clips"], block.get("batch_size", 64)
 
@@ -45,7 +45,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         for first in range(0, count, size):
             labels = ((first + np.arange(size)) % max(network.num_classes, 1)).astype(np.int32)
             key_noise, key_sample = jax.random.split(jax.random.fold_in(key, first))
-            noise = np.asarray(jax.random.normal(key_noise, (size, *source.shape)))
+            noise = drawing.start(network, key_noise, (size, *source.shape))
             clips = drawing.drawn(network, params, table, labels, noise, key_sample, scale)
             for clip, label in zip(np.asarray(clips), labels, strict=True):
                 yield dict(video=clip, label=label)

@@ -61,10 +61,10 @@ def run(given: argparse.Namespace) -> None:
         told = told | ({"autoencoder": given.autoencoder} if given.autoencoder else {})
         codec = latents.codec_of(told, pathlib.Path(given.workdir), "--weights")
     denoise = drawing.classes_in_turn(network, params, given.guidance)
-    model = tables.Model(denoise, tuple(record["shape"]), key)
+    model = tables.Model(denoise, tuple(record["shape"]), key, network.noise)
     table = chosen_table(given, path, network, model, out / "tables")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
-    noise = np.asarray(jax.random.normal(key, (given.num, *record["shape"])))
+    noise = drawing.start(network, key, (given.num, *record["shape"]))
     clips, seconds = drawing.draw(
         network,
         params,

@@ -68,7 +68,11 @@ def check(context: Context) -> None:
     """Every stage of the config, before any work: kinds, keys, names, and that what they refer to exists."""
     config = context.config
     needed = {"seed", "data", "stages"}
-    configs.check_keys(config, {"model", "schedule", "prediction", "augmentation", "mesh", *needed}, needed, "config")
+    configs.check_keys(
+        config, {"model", "schedule", "prediction", "augmentation", "noise", "mesh", *needed}, needed, "config"
+    )
+    if "noise" in config and config["data"]["kind"] == "exact":
+        raise ConfigError("config.noise: exact laws are known under independent noise only; remove it")
     if "model" in config:
         check_shapes(configs.source(config, "train"), config)
     earlier: dict[str, Any] = {}

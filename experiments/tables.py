@@ -24,12 +24,13 @@ from experiments.config import ConfigError
 
 class Model(NamedTuple):
     """The network that a table is for: denoise (x, logsnr) -> denoised, for any batch size; the shape of one sample; a key
-    for the noises that it is asked about.
+    for the noises that it is asked about; the source of noise that it was trained with.
     """
 
     denoise: Callable[..., Array]
     shape: tuple[int, ...]
     key: Array
+    noise: Callable[..., Array] = sampling.normal
 
 
 def dpm_solver_v3(
@@ -116,6 +117,11 @@ def make(
         return _build(block, steps, schedule, where, frames=frames, height=height, width=width)[0]
     if model is None:
         raise ConfigError(f"{where}: {' and '.join(names)} must ask the network, and there is none here")
+    if not configs.independent(model.noise):
+        raise ConfigError(
+            f"{where}: {' and '.join(names)} asks the network about independent noise, it was trained with another; name a"
+            " solver and a grid that don't ask"
+        )
     made_for = {
         "block": json.loads(json.dumps(dict(block))), "steps": steps,
         "fingerprint": fitted.fingerprint(model.denoise, schedule, model.shape),
@@ -129,7 +135,8 @@ def make(
         print(f"{where}: {' and '.join(names)} is shipped for this network: {shipped}", flush=True)
         return solvers.load(shipped, **made_for)[0]
     print(f"{where}: {' and '.join(names)} asks the network about {steps} calls", flush=True)
-    table, record = _build(block, steps, schedule, where, **model._asdict())
+    asked = {k: v for k, v in model._asdict().items() if k != "noise"}
+    table, record = _build(block, steps, schedule, where, **asked)
     if path is not None:
         solvers.save(path, table, record | made_for)
         print(f"{where}: kept as {path}", flush=True)

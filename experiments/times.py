@@ -244,7 +244,7 @@ def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, p
     path = weights.find(evaluation.classifier(block, context.config), context.workdir)
     classify = evaluation.load_classifier(path)
     reference = metrics.describe(real, classify)
-    noises = [np.asarray(jax.random.normal(key, (num, *source.shape)), np.float32) for key in keys]
+    noises = [drawing.start(network, key, (num, *source.shape)) for key in keys]
 
     def quality(table: solvers.Table, part: int) -> float:
         drawn, _ = drawing.draw(

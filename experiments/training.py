@@ -53,6 +53,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     definition, network = configs.network(context.config)
     check_eps_loss(network, block, where)
     network = network._replace(forced=forced(block, definition, where))
+    check_noise(context, block, network, where)
     judge = definition
     if (own := beside.own_teacher(context, block, network, where)) is not None:
         judge, network = own.definition, network._replace(teacher=own.network)
@@ -103,6 +104,20 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         if not network.num_classes or block["teacher"] == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
     return definition, network, accumulating(method, block.get("accumulate", 1)), rounds
+
+
+def check_noise(context: Context, block: Mapping[str, Any], network: Network, where: str) -> None:
+    """A teacher answers for the noise that it was trained with; weights to begin with may learn another (as PYoCo did)."""
+    for key in ("teacher", "previous"):
+        reference = block.get(key) or ""
+        if not (reference.startswith("pretrained:") or reference.endswith(".safetensors")):
+            continue
+        record = weights.load(weights.find(reference, context.workdir))[1]
+        if not configs.same_noise(configs.noise(record, tuple(record["shape"])), network.noise):
+            told = (record.get("noise", "iid"), context.config.get("noise", "iid"))
+            raise ConfigError(
+                f"{where}.{key} {reference!r} was trained with noise {told[0]!r}, config.noise is {told[1]!r}"
+            )
 
 
 def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
@@ -229,6 +244,8 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     }
     if network.augmentation is not None:
         record["augmentation"] = network.augmentation
+    if "noise" in context.config:
+        record["noise"] = context.config["noise"]
     key = context.key(name)
     frozen = {}
     teacher = block.get("teacher")

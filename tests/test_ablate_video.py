@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from diffusion import frames, noise, oracles, solvers
-from experiments import ablate
-from experiments.ablations import cascades, faults, gaussian, matrices, memory, ties, windows
+from experiments import ablate, continuation, tables
+from experiments.ablations import cascades, faults, gaussian, matrices, memory, on_digits, ties, windows
 from experiments.metrics.corruptions import MUST_NOT_REACT, MUST_REACT, Reading
 
 
@@ -97,6 +97,49 @@ def test_a_cascade_is_read_from_its_run(tmp_path):
     assert "| students, base only, bicubic and repeated | 4 | 8 | 500 | 9 [8, 10] |" in text
     assert "in 1 of 8 metrics; worse in flicker; no better, within the intervals, in label_accuracy" in text
     assert "- flicker: most frames" in text and "- label_accuracy: not explained." in text
+    # Real small clips, made larger both ways: flicker sees the stretch and a fault of the stages, accuracy neither.
+    real = row("2", flicker=(2.0, 1.6, 2.4), label_accuracy=(0.55, 0.45, 0.6))
+    still = row("0", flicker=(1.0, 0.8, 1.2), label_accuracy=(0.5, 0.4, 0.6))
+    rows = dict(students=ours, bicubic_students=base, of_real_students=real, bicubic_of_real_students=still)
+    (folder / "report.json").write_text(json.dumps(dict(clips=4, samplers=rows)))
+    text = cascades.section(tmp_path, tmp_path)
+    assert "| real small clips, bicubic and repeated | 0 |" in text
+    assert "1 of these 8 metrics don't see that a real clip was stretched" in " ".join(text.split())
+    assert "| flicker | 0.5 | 1 [0.8, 1.2] | 2 [1.6, 2.4] | yes | yes | most frames" in text
+    assert "| label_accuracy | 0.5 | 0.5 [0.4, 0.6] | 0.55 [0.45, 0.6] | no | no | not explained |" in text
+
+
+@pytest.mark.parametrize("name", on_digits.ORDERS)
+def test_orders_use_up_the_calls_that_there_are(name):
+    matrix = on_digits.ORDERS[name]
+    block = {"kind": matrix} if isinstance(matrix, str) else matrix
+
+    def calls(n):
+        table = tables.make(dict(matrix=block), n, gaussian.COSINE, name, tables.Model(None, (8, 16, 16, 1), None))
+        return table.nfe
+
+    found = on_digits.steps_within(matrix, on_digits.CALLS)
+    assert calls(found) <= on_digits.CALLS < calls(found + 1)
+    assert on_digits.steps_within("autoregressive", 7) == 1
+
+
+def test_what_is_asked_of_digits_is_what_the_program_takes():
+    """Ways to go on, and sources, as the checks of a run see them."""
+    common = dict(history=2, steps=6, solver="dpmpp")
+    for options in on_digits.BLENDING.values():
+        found = continuation.plan(common | dict(frames=on_digits.LONG) | options, gaussian.COSINE, 8, "blending")
+        assert (found.windows is None) == ("windows" not in options)
+    for options in on_digits.HISTORIES.values():
+        found = continuation.plan(common | dict(frames=6) | options, gaussian.COSINE, 8, "history")
+        assert found.advance == 6 and (found.way is None) == ("way" not in options)
+    for source in on_digits.SOURCES.values():
+        assert jax.eval_shape(lambda key, s=source: s(key, (2, 8, 16, 16, 1)), jax.random.key(0)).shape == (
+            2,
+            8,
+            16,
+            16,
+            1,
+        )
 
 
 def test_a_corruption_is_listed_with_what_reacts_and_what_fails_to():

@@ -224,10 +224,17 @@ def folder(tmp_path_factory):
 
 def test_a_cascade_leaves_all_it_promises(folder):
     report = json.loads((folder / "made/cascade/report.json").read_text())["samplers"]
-    assert list(report) == ["teachers", "bicubic_teachers", "of_real_teachers", "students", "bicubic_students"]
+    assert list(report) == [
+        "teachers",
+        "bicubic_teachers",
+        "of_real_teachers",
+        "bicubic_of_real_teachers",
+        "students",
+        "bicubic_students",
+    ]
     # A guided call is two evaluations; the second row of the table tells them stage by stage.
     evaluations = {row: found["evaluations"] for row, found in report.items()}
-    assert list(evaluations.values()) == [3 * 2 + 2 + 2 * 2, 3 * 2, 2 + 2 * 2, 3, 1]
+    assert list(evaluations.values()) == [3 * 2 + 2 + 2 * 2, 3 * 2, 2 + 2 * 2, 0, 3, 1]
     assert report["teachers"]["steps"] == "3 + 2 + 2" and report["students"]["steps"] == "1 + 1 + 1"
     for found in report.values():
         assert all(np.isfinite(m["value"]) for m in found["metrics"].values())

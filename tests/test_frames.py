@@ -1,13 +1,14 @@
 """Windows and roll-outs: against plain loops, against each other, and what is refused before anything runs."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import frames, grids, oracles, sampling, schedules, solvers
+from diffusion import frames, grids, levels, oracles, sampling, schedules, solvers
 
 VP = schedules.vp_cosine()
 KEY = jax.random.key(5)
@@ -210,3 +211,74 @@ def test_a_matrix_that_does_not_repeat_is_refused():
         frames.roll_out(
             DENOISE, solvers.ddim(VP, pyramid[:6]), clip(), 2, KEY, matrix=pyramid[:6], schedule=VP, advance=4
         )
+
+
+# The least there is ---------------------------------------------------------------------------------------------
+
+
+ENDS = {"finite": (-8.0, 8.0), "no signal": (-np.inf, 8.0), "clean": (-8.0, np.inf), "both": (-np.inf, np.inf)}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_one_step_and_infinite_ends_leave_what_the_denoiser_says(ends, steps):
+    """A denoiser that knows the clip: every matrix ends at it, whatever the number of steps, frames and known frames."""
+    start, end = ENDS[ends]
+    grid = np.array([start, *np.linspace(-2, 2, steps - 1), end])
+    truth = clip(2, 4)
+    for matrix in (
+        frames.full(grid, 4), frames.autoregressive(grid, 4, 2), frames.pyramid(grid, 4, 0.5), frames.trapezoid(grid, 4, 1),
+        frames.known(frames.pyramid(grid, 2, 1), before=1, after=1),
+    ):  # fmt: skip
+        first = levels.expand(matrix[0], np.asarray(truth))
+        x = VP.alpha(first) * truth + VP.sigma(first) * clip(2, 4) * 0.7
+        last = levels.expand(matrix[-1], np.asarray(truth))
+        for build in (solvers.ddim, solvers.dpmpp):
+            made = sampling.sample(
+                functools.partial(lambda c, x, l: c, truth), build(VP, matrix), jnp.asarray(x, jnp.float32)
+            )
+            # At an end that isn't clean the noise that is left there is what it began with.
+            left = VP.sigma(last) * np.where(np.isinf(last), 0.0, 0.7) * np.asarray(clip(2, 4))
+            np.testing.assert_allclose(made, VP.alpha(last) * truth + left, atol=2e-4)
+
+
+def test_one_frame_rolls_out():
+    """A window of one frame without history is as many clips of one frame as there are periods."""
+    matrix = frames.full(STEPS, 1)
+    video = frames.roll_out(
+        DENOISE, solvers.ddim(VP, matrix), clip(2, 1), 3, KEY, matrix=matrix, schedule=VP, history=0
+    )  # fmt: skip
+    alone = sampling.sample(DENOISE, solvers.ddim(VP, STEPS), clip(2, 1))
+    assert video.shape == (2, 3, 2, 2, 1)
+    np.testing.assert_allclose(video[:, :1], alone, atol=1e-5)
+
+
+def test_an_overlap_of_all_frames_but_one_is_the_longest_history():
+    """Chunks of one frame after the other seven, against the loop."""
+    matrix = frames.known(frames.full(STEPS, 1), before=7)
+    table = solvers.ddim(VP, matrix)
+    video = frames.roll_out(DENOISE, table, clip(), 2, KEY, matrix=matrix, schedule=VP, history=7)
+    first = sampling.sample(DENOISE, table, clip())
+    assert video.shape == (3, 2, 2, 2, 1)
+    np.testing.assert_allclose(video[:, :1], first[:, -1:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make, error",
+    [
+        (lambda: frames.known(frames.full(STEPS, 2), before=1, level=np.nan), "known: expected a log-SNR, .* got level nan"),
+        (lambda: inspect.unwrap(frames.known)(frames.sweep(STEPS, 2, 3, 3, 1)), r"known: expected .* shape \(7, 1, 2"),
+        (lambda: inspect.unwrap(frames.wave)(frames.sweep(STEPS, 2, 3, 3, 1)), "wave: expected a schedule matrix"),
+        (lambda: frames.pyramid(STEPS[::-1], 3, 1), "must rise"),
+        (lambda: frames.pyramid(np.array([0.0, np.nan, 1.0]), 3, 1), "must not hold NaN"),
+        (lambda: frames.windowed(DENOISE, 16, 8, 4, matrix=frames.full(STEPS, 12)), "have 16 frames, this schedule matrix 12"),
+    ],
+)  # fmt: skip
+def test_what_is_no_matrix_is_refused_by_name(make, error):
+    """Without the tests' checks of types, which come first here."""
+    with pytest.raises(ValueError, match=error):
+        make()
+
+
+def test_frames_that_are_all_given_are_no_wave():
+    assert frames.wave(np.full((5, 1, 3), 2.0)) == 0

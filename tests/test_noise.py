@@ -202,6 +202,8 @@ def test_correlated_noise_is_the_oracles_noise():
         (lambda: noise.block_correlated(1.5), "nearest: 1"),
         (lambda: noise.block_correlated(0.5, 0), "at least 1 pixel"),
         (lambda: noise.window_shuffled(16, 5), "nearest stride: 4"),
+        (lambda: noise.window_shuffled(np.inf, 4), "got window inf"),
+        (lambda: noise.block_correlated(0.0, np.nan), "expected a block of at least 1 pixel, got nan"),
         (lambda: noise.window_shuffled(4, 8), "stride"),
         (lambda: noise.window_shuffled(0, 0), "stride"),
         (lambda: noise.warped(np.zeros((3, 4, 4, 2))), "integer"),

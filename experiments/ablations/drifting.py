@@ -5,6 +5,7 @@ import tempfile
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from experiments import continuation, data
 from experiments import mesh as meshes
@@ -20,9 +21,11 @@ WAYS: dict[str, dict[str, Any]] = {
 SHOWN = ("identity_kept", "label_accuracy", drift.IDENTITY, "mass", "law_residual", "flicker", "change", "frechet_clip")
 
 
-def measured(options: dict[str, Any]) -> dict[str, dict[str, Measure]]:
-    """Drift of continued clips with the class told, rows by chunks of the model's 8 frames."""
-    source = data.build({**shipped.DATA, "frames": PAST + FRAMES}, "test")
+def measured(
+    options: dict[str, Any], frames: int = FRAMES
+) -> tuple[dict[str, dict[str, Measure]], UInt8[np.ndarray, "n f h w c"]]:
+    """Drift of continued clips with the class told, rows by chunks of the model's 8 frames; and the clips."""
+    source = data.build({**shipped.DATA, "frames": PAST + frames}, "test")
     real = data.Batches(source, CLIPS + shipped.REFERENCE, seed=0).batch_at(0)
     truth, labels, others = (
         real["video"][:CLIPS],
@@ -30,22 +33,22 @@ def measured(options: dict[str, Any]) -> dict[str, dict[str, Measure]]:
         real["video"][CLIPS:, : shipped.DATA["frames"]],
     )
     block = dict(
-        weights=shipped.FORCING, history=PAST, frames=FRAMES, steps=STEPS, solver="dpmpp", told_label=True,
-        batch_size=CLIPS, **options,
-    )  # fmt: skip
+        weights=shipped.FORCING, history=PAST, frames=frames, steps=STEPS, solver="dpmpp", told_label=True, batch_size=CLIPS,
+    ) | options  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         context = Context(dict(seed=0), pathlib.Path(folder), meshes.make(None))
         made = continuation.continued(context, "drift", block, truth[:, :PAST], labels)[0]
-    return drift.drift(
+    rows = drift.drift(
         made, others, chunk=shipped.DATA["frames"], labels=labels, floor_reference=truth[:, PAST:],
         names=[name for name in SHOWN if name != drift.IDENTITY], classify=shipped.judge().classify,
         bootstrap=shipped.BOOTSTRAP,
     )  # fmt: skip
+    return rows, made
 
 
 @shipped.in_float32
 def section(folder: pathlib.Path) -> str:
-    found = {way: measured(options) for way, options in WAYS.items()}
+    found = {way: measured(options)[0] for way, options in WAYS.items()}
     lines = []
     for way, rows in found.items():
         for row in ("0-7", "8-15", "24-31", f"{FRAMES - 8}-{FRAMES - 1}", drift.CONTRAST):

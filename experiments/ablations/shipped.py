@@ -42,14 +42,19 @@ def network(reference: str):
     return drawing.load_network(weights.find(reference, None))
 
 
-def drawn(reference: str, steps: int, scale: float = 1.0, **block: Any) -> Float[np.ndarray, "n f h w c"]:
-    """CLIPS clips, from the same noise and of the same classes whatever the sampler. block: solver, grid, matrix."""
+def drawn(
+    reference: str, steps: int, scale: float = 1.0, source: Callable[..., Any] | None = None, **block: Any
+) -> Float[np.ndarray, "n f h w c"]:
+    """CLIPS clips, from the same noise and of the same classes whatever the sampler. source: of noise, in place of the
+    network's own. block: solver, grid, matrix.
+    """
     params, net, record = network(reference)
+    net = net if source is None else net._replace(noise=source)
     shape, key = tuple(record["shape"]), jax.random.key(0)
     model = tables.Model(drawing.classes_in_turn(net, params, scale), shape, key)
     table = tables.make(block, steps, net.schedule, reference, model)
     print(f"{steps} steps, {block}", file=sys.stderr, flush=True)
-    noise = np.asarray(jax.random.normal(key, (CLIPS, *shape)), np.float32)
+    noise = drawing.start(net, key, (CLIPS, *shape))
     clips = drawing.drawn(net, params, table, judge().labels, noise, jax.random.fold_in(key, 1), scale)
     return np.clip(np.asarray(clips), -1, 1)
 

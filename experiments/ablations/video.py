@@ -7,7 +7,7 @@ import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from experiments.ablations import cascades, drifting, hold, page, steps
+from experiments.ablations import cascades, drifting, hold, on_digits, page, steps
 from experiments.ablations.faults import section as corruptions
 from experiments.ablations.matrices import section as matrices
 from experiments.ablations.memory import section as memory
@@ -27,6 +27,10 @@ def sections(runs: pathlib.Path) -> dict[str, page.Section]:
         "guidance": hold.guidance,
         "steps": steps.section,
         "stochastic": steps.noisy,
+        "orders": on_digits.orders,
+        "sources": on_digits.sources,
+        "history": on_digits.history,
+        "blending": on_digits.blending,
         "drift": drifting.section,
         "corruptions": corruptions,
         "cascade": functools.partial(cascades.section, runs),
@@ -45,7 +49,7 @@ def introduction() -> str:
     text = (
         "`--only=NAME` makes one section again: "
         + ", ".join(sections(RUNS))
-        + f". The last is read from a finished run (`--runs`, `{RUNS}`); the four before it are of moving digits. In "
+        + f". The last is read from a finished run (`--runs`, `{RUNS}`); those before it are of moving digits. In "
         + ", ".join(EXACT)
         + " the video is Gaussian, 16 frames, its "
         "denoiser exact under any level per frame (`oracles.gaussian_process`), so a deterministic sampler is a matrix, the "

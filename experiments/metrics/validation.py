@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from diffusion import sampling
 from diffusion.schedules import Schedule
 from experiments.metrics import distances
 from experiments.metrics.report import Measure, interval
@@ -25,6 +26,7 @@ def loss_by_level(
     key: PRNGKeyArray,
     *,
     levels: Sequence[float] = LEVELS,
+    noise: Callable[..., Array] = sampling.normal,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> dict[str, Measure]:
@@ -34,14 +36,14 @@ def loss_by_level(
     app. D), of order 1 at every level, whatever the schedule's scale and the network's prediction.
 
     denoise: (x [n, ...], logsnr []) -> denoised, with any labels of the n clips bound in it. clips: held out, in the units
-    of the model; all n are one batch. Level i draws its noise with fold_in(key, i).
+    of the model; all n are one batch. Level i draws its noise, of the network's source, with fold_in(key, i).
     """
     measures = {}
     weights = np.concatenate([distances.equal_weights(len(clips)), distances.resampled(len(clips), bootstrap, seed)])
     for index, level in enumerate(levels):
         logsnr = jnp.asarray(level, jnp.float32)
-        noise = jax.random.normal(jax.random.fold_in(key, index), clips.shape, clips.dtype)
-        x = schedule.alpha(logsnr) * clips + schedule.sigma(logsnr) * noise
+        eps = noise(jax.random.fold_in(key, index), clips.shape, clips.dtype)
+        x = schedule.alpha(logsnr) * clips + schedule.sigma(logsnr) * eps
         error = np.asarray(jnp.mean((denoise(x, logsnr) - clips) ** 2, tuple(range(1, clips.ndim))), np.float64)
         value, *others = weights @ error * (1 + np.exp(level))
         measures[f"{level:g}"] = Measure(float(value), *interval(value, others), None, "lower")
