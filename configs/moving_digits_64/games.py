@@ -13,9 +13,11 @@ from configs.moving_digits.games import HALVED
 from configs.moving_digits.students import GUIDANCE, STUDENTS, train_stage
 from configs.moving_digits_64.base import TEACHER, latents, on_latents
 
-# An update of the critic is the student's clip and the teacher's features, .64 of a forward, of two kinds of clips; one of the
+# A head on the map after every level of the teacher, told the level and class, that judges every place.
+HEADS = dict(width=64, depth=1, level=True, places=True, layers="all")
+# An update of the critic is the student's clip and a forward of the teacher for its features, of two kinds of clips; one of the
 # student 3 forwards and the gradient through the features.
-FORWARDS = 6.0
+FORWARDS = 8.0
 
 
 def get_config(argument: str = "ladd") -> ConfigDict:
@@ -38,7 +40,7 @@ def get_config(argument: str = "ladd") -> ConfigDict:
         kind="train", method="ladd", teacher=TEACHER, init="halved", clips="synthetic",
         steps=round((1 - HALVED) * forwards / FORWARDS), batch_size=16,
         optimiser=dict(learning_rate=1e-4, decay="cosine", warmup=20, clip=1.0),
-        critic_optimiser=dict(learning_rate=1e-3, decay="constant"), heads=dict(width=64, depth=1, level=True),
+        critic_optimiser=dict(learning_rate=1e-3, decay="constant"), heads=HEADS,
         options=dict(steps=count, warmup=100, ema=0.98), log_every=50, checkpoint_every=250,
     )  # fmt: skip
     samplers = {"teacher_50": dict(weights=TEACHER, steps=50, guidance=GUIDANCE)}
