@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from distill.fields import RATIOS, SCORE, Law, noisy
-from distill.games import CriticTerm, Field, Scene
+from distill.games import CriticTerm, Field, Scene, per_clip
 from distill.inputs import Network
 from distill.method import Metrics
 
@@ -21,14 +21,18 @@ HEADS = "heads"
 """The name of the heads in the critic."""
 
 
+Logits = Array | tuple[Array, ...]
+
+
 class Discriminator(NamedTuple):
     """features(params, x, logsnr, cond) -> maps [b, ...]; init(key) -> the heads' weights; apply(heads, maps, label, logsnr) ->
-    logits [b, heads], high for real clips. label: [b], or None where there are none; logsnr: [b], where the clips were seen.
+    logits [b, heads], high for real clips; or, of heads that judge every place of their map alone, a tuple of a map [b, ...] a
+    head. label: [b], or None where there are none; logsnr: [b], where the clips were seen.
     """
 
     features: Callable[..., tuple[Array, ...]]
     init: Callable[[Array], PyTree]
-    apply: Callable[[PyTree, tuple[Array, ...], Array | None, Array], Array]
+    apply: Callable[[PyTree, tuple[Array, ...], Array | None, Array], Logits]
 
 
 Feature = Callable[[Mapping[str, PyTree], Scene], PyTree]
@@ -50,10 +54,18 @@ generator's loss of a logit)."""
 
 def logits(
     discriminator: Discriminator, whose: str, critic: Mapping[str, PyTree], scene: Scene, x: Array, logsnr: Array
-) -> Array:
-    """[b, heads]"""
+) -> Logits:
     maps = discriminator.features(FEATURES[whose](critic, scene), x, logsnr, told(whose, scene))
     return discriminator.apply(critic[HEADS], maps, scene.cond.get("label"), logsnr)
+
+
+def of_heads(loss: Callable[[Array], Array], logits: Logits) -> Array:
+    """[b, heads]: the loss of each logit; of a head that judges places the mean of its losses, not the loss of its mean
+    (Sauer et al. 2023, StyleGAN-T, arXiv 2301.09515: what ADD and LADD have their heads from).
+    """
+    if isinstance(logits, tuple):
+        return jnp.stack([per_clip(loss(head)) for head in logits], -1)
+    return loss(logits)
 
 
 def told(whose: str, scene: Scene) -> dict[str, Array]:
@@ -77,7 +89,7 @@ def deception(network: Network, discriminator: Discriminator, *, law: Law | None
     def field(scene: Scene, key: Array) -> tuple[Array, Metrics]:
         def value(clips: Array) -> tuple[Array, Array]:
             x, logsnr = placed(network, law, clips, key)
-            each = jnp.sum(generator(logits(discriminator, whose, scene.critic, scene, x, logsnr)), -1)
+            each = jnp.sum(of_heads(generator, logits(discriminator, whose, scene.critic, scene, x, logsnr)), -1)
             return jnp.sum(each), jnp.mean(each)
 
         gradient, mean = jax.grad(value, has_aux=True)(scene.fake)
@@ -101,11 +113,12 @@ def discrimination(
     """The discriminator's loss, heads summed.
 
     paired: a clip of the data and one of the student's get the same level and noise (FastGen); else their own.
-    r1: of |gradient of the logits by the features|^2 at real clips (ADD, eq. 3: the input of the heads, not the pixels).
+    r1: of |gradient of the logits by the features|^2 at real clips (ADD, eq. 3: the input of the heads, not the pixels); of
+    heads that judge n places that of their logits' sum, over n: the mean over places, were each judged by itself alone.
     approximate_r1: of |D(x) - D(x + perturbation N)|^2 at real clips as the discriminator sees them, which needs no second
     derivative (Lin et al. 2025, APT, arXiv 2501.08316, section 3.3).
 
-    Metrics: discrimination (without penalties), accuracy over heads and both kinds of clips, penalty.
+    Metrics: discrimination (without penalties), accuracy over heads, places and both kinds of clips, penalty.
     """
     call_real, _ = LOSSES[loss]
 
@@ -117,21 +130,30 @@ def discrimination(
         maps = discriminator.features(FEATURES[whose](critic, scene), *shown, told(whose, scene))
         real = judge(maps)
         fake = see(*placed(network, law, scene.fake, key_real if paired else key_fake))
-        value = jnp.mean(jnp.sum(call_real(real) + call_real(-fake), -1))
-        accuracy = 0.5 * (jnp.mean(real > 0) + jnp.mean(fake < 0))
+        value = jnp.mean(jnp.sum(of_heads(call_real, real) + of_heads(lambda logit: call_real(-logit), fake), -1))
+        right = of_heads(lambda logit: logit > 0, real), of_heads(lambda logit: logit < 0, fake)
+        accuracy = 0.5 * (jnp.mean(right[0]) + jnp.mean(right[1]))
         penalty = jnp.zeros(())
         if r1:
-            slopes = jax.tree.leaves(jax.grad(lambda maps: jnp.sum(judge(maps)))(maps))
-            penalty += r1 * sum(jnp.sum(jnp.square(slope)) for slope in slopes) / len(real)
+            slopes = jax.tree.leaves(jax.grad(lambda maps: scaled_sum(judge(maps)))(maps))
+            penalty += r1 * sum(jnp.sum(jnp.square(slope)) for slope in slopes) / len(scene.real)
         if approximate_r1:
             near = shown[0] + perturbation * jax.random.normal(key_near, shown[0].shape, shown[0].dtype)
-            penalty += approximate_r1 * jnp.mean(jnp.sum(jnp.square(real - see(near, shown[1])), -1))
+            change = jax.tree.map(jnp.subtract, real, see(near, shown[1]))
+            penalty += approximate_r1 * jnp.mean(jnp.sum(of_heads(jnp.square, change), -1))
         metrics = {"discrimination": value, "accuracy": accuracy}
         if r1 or approximate_r1:
             metrics["penalty"] = penalty
         return value + penalty, metrics
 
     return term
+
+
+def scaled_sum(logits: Logits) -> Array:
+    """The sum of all logits, those of a head over the square root of its places: a squared slope is a mean over them."""
+    if isinstance(logits, tuple):
+        return sum((jnp.sum(head) * (len(head) / head.size) ** 0.5 for head in logits), jnp.zeros(()))
+    return jnp.sum(logits)
 
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 20.0
@@ -147,7 +169,9 @@ def density_ratio(
     weigh = RATIOS[divergence]
 
     def ratio(scene: Scene, x: Array, logsnr: Array) -> tuple[Array, Metrics]:
-        logit = jnp.mean(logits(discriminator, whose, scene.critic, scene, x, logsnr), -1)
+        logit = jnp.mean(
+            of_heads(lambda logit: logit, logits(discriminator, whose, scene.critic, scene, x, logsnr)), -1
+        )
         r = jnp.clip(jnp.exp(logit), SMALLEST_RATIO, LARGEST_RATIO)
         h = weigh(r)
         return h / jnp.mean(h), {"density_ratio": jnp.mean(r)}

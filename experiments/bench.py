@@ -192,7 +192,7 @@ def begin(
         if block.get("previous"):
             frozen["previous"] = definition.init(key)
         if block.get("features"):
-            frozen["features"] = beside.feature_network(context, block["features"], where)[2](key)
+            frozen["features"] = beside.feature_network(context, block["features"], where).init(key)
         denoiser = [frozen["teacher"]] if configs.has_critic(block["method"]) and not known else []
         return method.init(key, definition.init(key), *denoiser), frozen
 

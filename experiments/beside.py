@@ -2,11 +2,13 @@
 begins as it, the features that a discriminator sees.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from diffusion import schedules
 from distill import Discriminator, Network
@@ -17,6 +19,8 @@ from experiments.context import Context
 from models import INPUTS, ModelDef, build_heads, inherit
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
+from models.definition import chosen_layers
+from models.heads import DEFAULTS as HEADS_DEFAULTS
 
 
 class Own(NamedTuple):
@@ -71,7 +75,8 @@ def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
     """What the method of a game is given beside its options: the critic's optimiser, and a discriminator where it has use for
-    one. Refuses what belongs to a critic from a method that has none.
+    one. Refuses what belongs to a critic from a method that has none. `heads` has the keys of `build_heads`, and `layers`: the
+    maps that heads are put on, as `ModelDef.features` takes them.
     """
     given: dict[str, Any] = {}
     for parameter, keys in (("critic_optimiser", ("critic_optimiser",)), ("discriminator", ("heads", "features"))):
@@ -93,23 +98,33 @@ def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, whe
             )
         if whose == "teacher" and block.get("teacher") == exact.ORACLE:
             raise ConfigError(f"{where}.options.features: the exact teacher is no network and has no features")
-        features, channels = definition.features, definition.channels
+        of = Features(definition.features, definition.channels, definition.hidden, definition.init)
         if whose == "frozen":
-            features, channels, _ = feature_network(context, block["features"], where)
+            of = feature_network(context, block["features"], where)
+        options = dict(block.get("heads", {}))
+        configs.check_keys(options, {*HEADS_DEFAULTS, "layers"}, set(), f"{where}.heads")
+        features, channels = of.features, of.channels
+        if (layers := options.pop("layers", None)) is not None:
+            chosen = configs.call(chosen_layers, {}, f"{where}.heads", layers=layers, count=len(of.hidden))
+            features, channels = functools.partial(features, layers=chosen), tuple(of.hidden[i] for i in chosen)
         heads = configs.call(
-            build_heads, {}, f"{where}.heads", config=block.get("heads", {}), channels=channels,
-            num_classes=definition.num_classes,
-        )  # fmt: skip
+            build_heads, {}, f"{where}.heads", config=options, channels=channels, num_classes=definition.num_classes
+        )
         given["discriminator"] = Discriminator(features, heads.init, heads.apply)
     return given
 
 
-def feature_network(
-    context: Context, reference: str, where: str
-) -> tuple[Callable[..., Any], tuple[int, ...], Callable[..., Any]]:
-    """(params, x, logsnr, cond) -> maps, their channels, and the network's `init`, of a classifier or a denoiser, finished or
-    still to be trained.
-    """
+class Features(NamedTuple):
+    """(params, x, logsnr, cond, layers=None) -> maps of a network, their channels, those of all its layers, its `init`."""
+
+    features: Callable[..., Any]
+    channels: tuple[int, ...]
+    hidden: tuple[int, ...]
+    init: Callable[..., Any]
+
+
+def feature_network(context: Context, reference: str, where: str) -> Features:
+    """A classifier or a denoiser, finished or still to be trained."""
     stage = context.config["stages"].get(reference.split("@")[0])
     if stage is None:
         record = weights.load(weights.find(reference, context.workdir))[1]
@@ -127,9 +142,16 @@ def feature_network(
                 f" {shape}; a discriminator on the teacher's own features fits them (method 'ladd')"
             )
         classifier = configs.call(build_classifier, {}, f"{where}.features", config=record["model"])
-        return lambda params, x, logsnr, cond: classifier.taps(params, x), classifier.channels, classifier.init
+
+        def taps(
+            params: Any, x: Array, logsnr: Array, cond: Any, layers: Sequence[int] | None = None
+        ) -> tuple[Array, ...]:
+            maps = classifier.taps(params, x)
+            return maps if layers is None else tuple(maps[i] for i in layers)
+
+        return Features(taps, classifier.channels, classifier.channels, classifier.init)
     network = configs.model({"model": record["model"]})
-    return network.features, network.channels, network.init
+    return Features(network.features, network.channels, network.hidden, network.init)
 
 
 def load_fitting(

@@ -3,7 +3,7 @@
 Only this file knows how a flax.nnx module is taken apart and put together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -34,9 +34,11 @@ class ModelDef(NamedTuple):
     denoiser's (Kim et al. 2023, consistency trajectory models, section 3.1). "guidance", the scale g, [] or [b];
     left out it is 1, none. "low", the clip to upsample, of x's shape; such a network can't do without. "aug_logsnr", the
     level of the noise in it, shaped as a level; left out there is none (Ho et al. 2021, cascaded diffusion models, section 4).
-    `features(params, x, logsnr, cond=None) -> maps`: what the network knows of x before it answers, a tuple of float32
-    maps [b, f|1, h, w, channels[i]] without dropout, for the heads of a discriminator (models/heads.py). Only what
-    the maps need is computed: a U-Net's bottleneck, the tokens after every block of a DiT, an MLP's last hidden layer.
+    `features(params, x, logsnr, cond=None, layers=None) -> maps`: what the network knows of x before it answers, a tuple of
+    float32 maps [b, f|1, h, w, channels[i]] without dropout, for the heads of a discriminator (models/heads.py). layers: which
+    of the maps there are, by their places in the order in which the network runs, or "all"; they have hidden[i] channels. There
+    is one after each level of a U-Net, down, at the bottom and up again, and one after each block of a DiT; None is a U-Net's
+    bottleneck, every block of a DiT, an MLP's last hidden layer. Only what the maps need is computed.
     Of a causal network (else None): `empty_cache(batch, slots, sinks=0) -> cache`, the keys and values of up to `slots` earlier
     frames, of which the first `sinks` stay for good, and `remember(params, x, logsnr, cond) -> cache`, cond["cache"] with these
     frames behind the others. A call with cond["cache"] is the call of the whole video, of which it runs the new frames only.
@@ -56,6 +58,7 @@ class ModelDef(NamedTuple):
     jvp: bool
     features: Callable[..., tuple[Float[Array, "b f h w c"], ...]]
     channels: tuple[int, ...]
+    hidden: tuple[int, ...]
     empty_cache: Callable[..., dict[str, Array]] | None = None
     remember: Callable[..., dict[str, Array]] | None = None
 
@@ -102,7 +105,8 @@ def define(
     [b|1, f, h, w] where it differs within a frame, as may be "logsnr_to".
 
     In cond the module finds all of `inputs`, of `INPUTS`: levels as [b|1, f], the scale as [b|1, 1], the low clip as x.
-    `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps.
+    `key` is None unless dropout is to be applied. `module.features(x, level, cond, layers)` is a tuple of maps, of which there
+    are `module.hidden`.
     """
     cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
     cond_keys += ("cache", "history") if caches else ()
@@ -129,17 +133,26 @@ def define(
         return module(params)(*inputs, key if train and dropout else None)
 
     def features(
-        params: Params, x: Float[Array, "b f h w c"], logsnr: Float[Array, "..."], cond: Mapping[str, Any] | None = None
+        params: Params,
+        x: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "..."],
+        cond: Mapping[str, Any] | None = None,
+        layers: Sequence[int] | str | None = None,
     ) -> tuple[Float[Array, "b f h w c"], ...]:
-        inputs = checked(x, logsnr, cond)
-        return tuple(x.astype(jnp.float32) for x in module(params).features(*inputs))
+        inputs, net = checked(x, logsnr, cond), module(params)
+        chosen = None if layers is None else chosen_layers(layers, net.hidden)
+        return tuple(x.astype(jnp.float32) for x in net.features(*inputs, chosen))
 
     nothing = jnp.zeros((1, *shape))
     given = {"low": nothing} if "low" in cond_keys else {}
-    seen = jax.eval_shape(lambda: features(init(jax.random.key(0)), nothing, 0.0, given))
+
+    def seen() -> list[tuple[Float[Array, "b f h w c"], ...]]:
+        params = init(jax.random.key(0))
+        return [features(params, nothing, 0.0, given, layers) for layers in (None, "all")]
+
+    channels, hidden = (tuple(x.shape[-1] for x in maps) for maps in jax.eval_shape(seen))
     jvp = attention in (NO_ATTENTION, *JVP_KINDS)
-    channels = tuple(x.shape[-1] for x in seen)
-    made = ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels)
+    made = ModelDef(init, apply, kind, shape, num_classes, cond_keys, attention, jvp, features, channels, hidden)
     if not caches:
         return made
     blank = jax.eval_shape(init, jax.random.key(0))
@@ -162,6 +175,16 @@ def define(
         return module(params).remember(x, level, inputs)
 
     return made._replace(empty_cache=empty_cache, remember=remember)
+
+
+def chosen_layers(layers: Sequence[int] | str, count: int) -> tuple[int, ...]:
+    """Places among the `count` maps of a network: those of `layers`, or of all."""
+    if layers == "all":
+        return tuple(range(count))
+    if isinstance(layers, list | tuple) and layers and all(type(i) is int and 0 <= i < count for i in layers):
+        if len(set(layers)) == len(layers):
+            return tuple(layers)
+    raise ValueError(f"layers is 'all' or different whole numbers from 0 to {count - 1}, got {layers!r}")
 
 
 def inherit(params: Params, definition: ModelDef, key: PRNGKeyArray) -> Params:

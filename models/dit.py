@@ -100,6 +100,7 @@ class DiT(Conditioned):
         super().__init__(width, num_classes, inputs, level, rngs)
         self.causal, self.block, self.remat = causal, block, remat
         self.patch, self.head_dim, self.depth, self.rate = patch, head_dim, depth, dropout
+        self.hidden = depth
         self.attend, self.rope_base, self.scan, self.dtype = attend, rope_base, scan, jnp.dtype(dtype)
         self.modulation = Linear(width, 6 * width, rngs, scale=0.0)
         self.embed = Linear(channels * patch**2, width, rngs)
@@ -114,10 +115,13 @@ class DiT(Conditioned):
         h = self.head(adaptive_norm(h, scale, shift))
         return depth_to_space(h, self.patch).astype(jnp.float32)
 
-    def features(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> tuple[Clip, ...]:
-        """The tokens after each layer: heads on several layers, as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
-        maps = self.run(x, level, cond, None, collect=lambda h, keys, values: h)[1]
-        return tuple(maps[i] for i in range(self.depth))
+    def features(
+        self, x: Clip, level: Float[Array, "b f ..."], cond: dict, layers: tuple[int, ...] | None
+    ) -> tuple[Clip, ...]:
+        """The tokens after these layers, None for each: heads on several, as in ADD (Sauer et al. 2023, arXiv 2311.17042)."""
+        layers = tuple(range(self.depth)) if layers is None else layers
+        maps = self.run(x, level, cond, None, collect=lambda h, keys, values: h, depth=max(layers) + 1)[1]
+        return tuple(maps[i] for i in layers)
 
     def remember(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> dict[str, Array]:
         """cond['cache'] with these frames behind its own: what later frames read instead of running them again.
@@ -159,8 +163,12 @@ class DiT(Conditioned):
         cond: dict,
         key: PRNGKeyArray | None,
         collect: Callable[[Clip, Array, Array], Any] = lambda h, keys, values: None,
+        depth: int | None = None,
     ) -> tuple[Clip, Any, Float[Array, "b f ... d"]]:
-        """(the tokens after the last layer; collect(tokens, keys, values) of every layer, stacked; the embedding)."""
+        """(the tokens after the last layer; collect(tokens, keys, values) of every layer, stacked; the embedding). depth: of so
+        many layers, without those behind.
+        """
+        depth = self.depth if depth is None else depth
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
         embedding = self.condition(level, cond, self.patch)
@@ -194,13 +202,15 @@ class DiT(Conditioned):
             return h, collect(h, k, v)
 
         layers, policy = (self.layers.arrays(), keys, past), REMAT[self.remat]
+        if depth < self.depth:
+            layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         if policy is not None:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             h, maps = jax.lax.scan(layer, h, layers)
         else:
             collected = []
-            for i in range(self.depth):
+            for i in range(depth):
                 h, after = layer(h, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
                 collected.append(after)
             maps = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)

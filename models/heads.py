@@ -20,11 +20,12 @@ from models.definition import Params, checked_label, seam
 from models.layers import LEVELS, Conv, Embedding, Linear, Rngs, Sinusoids, TemporalMix, rms_normalise
 
 Map = Float[Array, "b f h w c"]
+Logits = Float[Array, "b k"] | tuple[Float[Array, "b f h w"], ...]
 
 MIXERS: dict[str, Callable[..., nnx.Module]] = {"spatial": Conv, "temporal": TemporalMix}
 """What a head's hidden layers are, by its kind: convolutions of 3x3 in every frame, of 3 taps in time at every pixel."""
 
-DEFAULTS = {"kinds": ("spatial", "temporal"), "width": 32, "depth": 1, "level": False}
+DEFAULTS = {"kinds": ("spatial", "temporal"), "width": 32, "depth": 1, "level": False, "places": False}
 
 
 class HeadsDef(NamedTuple):
@@ -34,41 +35,58 @@ class HeadsDef(NamedTuple):
     apply(params, features, label=None, logsnr=None) -> logits [b, k], float32: features is a tuple of maps [b, f, h, w, c_i],
     of any f, h, w down to 1; label is integers [b], of which `num_classes` means "no class", as does None; logsnr, [b|1], is
     the level at which the clips were seen, needed by heads that are told it. Heads are ordered by map, then by kind; k = maps
-    x kinds.
+    x kinds. Of heads with `places` the logits are a tuple of k maps [b, f, h, w].
     """
 
     init: Callable[[PRNGKeyArray], Params]
-    apply: Callable[..., Float[Array, "b k"]]
+    apply: Callable[..., Logits]
 
 
 class Head(nnx.Module):
-    """`depth` hidden layers, then the mean over all positions of a map of logits, plus projections of label and level."""
+    """`depth` hidden layers, then a map of logits, plus projections of label and level; without `places` its mean."""
 
     def __init__(
-        self, mixer: Callable, channels: int, width: int, depth: int, num_classes: int, level: bool, rngs: Rngs
+        self,
+        mixer: Callable,
+        channels: int,
+        width: int,
+        depth: int,
+        num_classes: int,
+        level: bool,
+        places: bool,
+        rngs: Rngs,
     ):
         inputs = [2 * channels] + [width] * (depth - 1)
         self.hidden = nnx.List([mixer(i, width, rngs, scale=2**0.5) for i in inputs])
         self.logit = Linear(width, 1, rngs)
         self.label = Embedding(num_classes, width, rngs) if num_classes else None
         self.level = Sinusoids(1, *LEVELS["logsnr"][1:], width, rngs) if level else None
+        self.places = places
 
-    def __call__(self, x: Map, label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None) -> Float[Array, " b"]:
+    def __call__(
+        self, x: Map, label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None
+    ) -> Float[Array, "b ..."]:
         h = both_scales(x.astype(jnp.float32))
         for layer in self.hidden:
             h = jax.nn.silu(layer(h))
         # The logits are linear in h: their mean over positions is the logit of the mean.
-        h = h.mean((1, 2, 3))
-        logit = self.logit(h)[:, 0]
+        h = h if self.places else h.mean((1, 2, 3))
+        logit = self.logit(h)[..., 0]
         if self.label is not None:
             # The projection of Miyato & Koyama 2018 (arXiv 1802.05637) over sqrt(width): at the start as large as the
             # logit itself, whose weights are normal with a variance of 1 / width.
             embedding = self.label.no_class() if label is None else self.label(label)
-            logit = logit + jnp.sum(embedding * h, axis=-1) / embedding.shape[-1] ** 0.5
+            logit = logit + projected(embedding, h)
         if self.level is not None:
-            embedding = self.level(LEVELS["logsnr"][0](logsnr))
-            logit = logit + jnp.sum(embedding * h, axis=-1) / embedding.shape[-1] ** 0.5
+            logit = logit + projected(self.level(LEVELS["logsnr"][0](logsnr)), h)
         return logit
+
+
+def projected(embedding: Float[Array, "... d"], h: Float[Array, "b ... d"]) -> Float[Array, "b ..."]:
+    """<embedding, h> / sqrt(d), for each place of h."""
+    if embedding.ndim == 2:
+        embedding = embedding.reshape(len(embedding), *(1,) * (h.ndim - 2), -1)
+    return jnp.sum(embedding * h, axis=-1) / embedding.shape[-1] ** 0.5
 
 
 class Heads(nnx.Module):
@@ -80,20 +98,23 @@ class Heads(nnx.Module):
         width: int,
         depth: int,
         level: bool,
+        places: bool,
         channels: tuple[int, ...],
         num_classes: int,
         rngs: Rngs,
     ):
+        self.places = places
         self.names = tuple(tuple(f"{kind}{i}" for kind in kinds) for i in range(len(channels)))
         for names, inputs in zip(self.names, channels, strict=True):
             for name, kind in zip(names, kinds, strict=True):
-                setattr(self, name, Head(MIXERS[kind], inputs, width, depth, num_classes, level, rngs))
+                setattr(self, name, Head(MIXERS[kind], inputs, width, depth, num_classes, level, places, rngs))
 
     def __call__(
         self, features: tuple[Map, ...], label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None
-    ) -> Float[Array, "b k"]:
+    ) -> Logits:
         pairs = zip(self.names, features, strict=True)
-        return jnp.stack([getattr(self, name)(x, label, logsnr) for names, x in pairs for name in names], axis=-1)
+        logits = tuple(getattr(self, name)(x, label, logsnr) for names, x in pairs for name in names)
+        return logits if self.places else jnp.stack(logits, axis=-1)
 
 
 def both_scales(x: Map) -> Map:
@@ -110,9 +131,10 @@ def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classe
     """The heads that `config` describes, on maps of `channels` channels: any of the keys of DEFAULTS.
 
     `kinds`, some of "spatial" and "temporal"; `width` and `depth` of each head's hidden layers; `level`, whether they are told
-    the level at which the clips were seen (Sauer et al. 2024, LADD, arXiv 2403.12015, section 3). `num_classes` is 0 for no
-    labels. Equal arguments give the same HeadsDef. Raises KeyError for an unknown key and ValueError for a value
-    that makes no heads.
+    the level at which the clips were seen (Sauer et al. 2024, LADD, arXiv 2403.12015, section 3); `places`, whether each place
+    of a map is judged alone, as by ADD's heads and LADD's, which are those of StyleGAN-T (Sauer et al. 2023, arXiv 2301.09515,
+    section 3.2), or all of it by one logit, as in DMD2. `num_classes` is 0 for no labels. Equal arguments give the same
+    HeadsDef. Raises KeyError for an unknown key and ValueError for a value that makes no heads.
     """
     options = DEFAULTS | {name: config[name] for name in config}
     for name in options:
@@ -127,27 +149,35 @@ def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classe
     for name in ("width", "depth"):
         if not _is_count(options[name]):
             raise ValueError(f"{name} is a whole number from 1 up, got {options[name]!r}")
-    if not isinstance(options["level"], bool):
-        raise ValueError(f"level is True or False, got {options['level']!r}")
+    for name in ("level", "places"):
+        if not isinstance(options[name], bool):
+            raise ValueError(f"{name} is True or False, got {options[name]!r}")
     if not isinstance(channels, list | tuple) or not channels or not all(map(_is_count, channels)):
         raise ValueError(f"heads need the channels of each map, a tuple of whole numbers from 1 up, got {channels!r}")
     if num_classes != 0 and not _is_count(num_classes):
         raise ValueError(f"num_classes is the number of classes or 0 for none, got {num_classes!r}")
-    return _build(tuple(kinds), options["width"], options["depth"], options["level"], tuple(channels), num_classes)
+    of = (options[name] for name in ("width", "depth", "level", "places"))
+    return _build(tuple(kinds), *of, tuple(channels), num_classes)
 
 
 @functools.lru_cache(maxsize=128)
 def _build(
-    kinds: tuple[str, ...], width: int, depth: int, level: bool, channels: tuple[int, ...], num_classes: int
+    kinds: tuple[str, ...],
+    width: int,
+    depth: int,
+    level: bool,
+    places: bool,
+    channels: tuple[int, ...],
+    num_classes: int,
 ) -> HeadsDef:
-    init, module = seam(lambda rngs: Heads(kinds, width, depth, level, channels, num_classes, rngs))
+    init, module = seam(lambda rngs: Heads(kinds, width, depth, level, places, channels, num_classes, rngs))
 
     def apply(
         params: Params,
         features: tuple[Map, ...],
         label: Int[Array, " b"] | None = None,
         logsnr: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b k"]:
+    ) -> Logits:
         shapes = tuple(x.shape for x in features)
         if any(len(shape) != 5 for shape in shapes) or tuple(shape[-1] for shape in shapes) != channels:
             raise ValueError(f"these heads take maps [b, f, h, w, c] with c of {channels}, got shapes {shapes}")

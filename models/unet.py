@@ -5,6 +5,7 @@ upper levels replaced by a temporal convolution of three taps (Tran et al. 2018,
 is a matrix product over a frame and its two neighbours.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -97,6 +98,7 @@ class UNet(Conditioned):
     ):
         super().__init__(embed, num_classes, inputs, level, rngs)
         self.patch, self.dtype, self.before = patch, jnp.dtype(dtype), blocks[-1]
+        self.hidden = 2 * len(widths) - 1
         self.stem = Conv(channels * patch**2, widths[0], rngs)
         # A stem of its own, added: the same as one stem of both clips, side by side in the channels.
         self.low = Conv(channels * patch**2, widths[0], rngs, scale=0.0) if "low" in inputs else None
@@ -117,21 +119,24 @@ class UNet(Conditioned):
         self.head = Conv(widths[0], channels * patch**2, rngs, scale=0.0)
 
     def __call__(self, x: Clip, level: Float[Array, "b f ..."], cond: dict, key: PRNGKeyArray | None) -> Clip:
-        keys = one_by_one(key)
-        h, skips, embeddings = self.encode(x, level, cond, keys)
-        for stack, grow, embedding in reversed(list(zip(self.up, self.grow, embeddings[:-1], strict=True))):
-            h = run(stack, jnp.concatenate([depth_to_space(grow(h), 2), skips.pop()], axis=-1), embedding, keys)
+        *_, h = self.levels(x, level, cond, one_by_one(key))
         h = self.head(jax.nn.silu(self.norm(h)))
         return depth_to_space(h, self.patch).astype(jnp.float32)
 
-    def features(self, x: Clip, level: Float[Array, "b f ..."], cond: dict) -> tuple[Clip]:
-        """The bottleneck, what DMD2 puts its discriminator on (Yin et al. 2024, arXiv 2405.14867, section 4.3)."""
-        return (self.encode(x, level, cond, one_by_one(None))[0],)
+    def features(
+        self, x: Clip, level: Float[Array, "b f ..."], cond: dict, layers: tuple[int, ...] | None
+    ) -> tuple[Clip, ...]:
+        """After each level on the way down, at the bottom and on the way up; None is the bottleneck alone, what DMD2 puts its
+        discriminator on (Yin et al. 2024, arXiv 2405.14867, section 4.3).
+        """
+        layers = (len(self.down),) if layers is None else layers
+        maps = list(itertools.islice(self.levels(x, level, cond, one_by_one(None)), max(layers) + 1))
+        return tuple(maps[i] for i in layers)
 
-    def encode(
+    def levels(
         self, x: Clip, level: Float[Array, "b f ..."], cond: dict, keys: Iterator[PRNGKeyArray | None]
-    ) -> tuple[Clip, list[Clip], list[Float[Array, "b f ... e"]]]:
-        """(what goes up from the lowest level, what crosses over at each level above it, the embedding at each level)."""
+    ) -> Iterator[Clip]:
+        """What each level hands on, in turn: down, at the bottom, up. What nobody asks for isn't computed."""
         factor = self.patch * 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"this U-Net takes sides that are multiples of {factor}, got frames {x.shape[2:4]}")
@@ -146,11 +151,16 @@ class UNet(Conditioned):
         skips = []
         for stack, shrink, embedding in zip(self.down, self.shrink, embeddings[:-1], strict=True):
             h = run(stack, h, embedding, keys)
+            yield h
             skips.append(h)
             h = shrink(space_to_depth(h, 2))
         h = run(self.middle[: self.before], h, embeddings[-1], keys)
         h = h if self.attention is None else self.attention(h)
-        return run(self.middle[self.before :], h, embeddings[-1], keys), skips, embeddings
+        h = run(self.middle[self.before :], h, embeddings[-1], keys)
+        yield h
+        for stack, grow, embedding in reversed(list(zip(self.up, self.grow, embeddings[:-1], strict=True))):
+            h = run(stack, jnp.concatenate([depth_to_space(grow(h), 2), skips.pop()], axis=-1), embedding, keys)
+            yield h
 
 
 def run(stack: nnx.List, h: Clip, embedding: Float[Array, "b f ... e"], keys: Iterator[PRNGKeyArray | None]) -> Clip:

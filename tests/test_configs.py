@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,12 +22,13 @@ from configs.moving_digits_64 import latents as latents_64
 from configs.moving_digits_64 import students as students_64
 from configs.moving_digits_64 import teacher as teacher_64
 from distill import GAMES, METHODS
+from experiments import beside, latents, loop, mesh, run, stages, weights
 from experiments import config as configs
-from experiments import latents, loop, mesh, run, stages, weights
 from experiments.ablations import digits
 from experiments.data import latents as store
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 from experiments.data.exact import Exact
+from models.classifier import build_classifier
 
 STUDENTS = pathlib.Path(students.__file__)
 
@@ -149,6 +151,60 @@ def test_names_and_shapes_are_those_of_the_program():
                 module.get_config(f"{name},{wrong}")
         with pytest.raises(ValueError, match="unknown student 'dmd3', expected one of"):
             module.get_config("dmd3")
+
+
+def discriminator(config, tmp_path, **heads):
+    """(that of a config's student, the network's definition)"""
+    context = stages.Context(configs.plain(config), tmp_path, mesh.make())
+    block, (definition, _) = context.config["stages"]["student"], configs.network(context.config)
+    block["heads"] = block.get("heads", {}) | heads
+    return beside.critic(context, block, definition, "student")["discriminator"], definition
+
+
+def seen(judge, params, shape):
+    """(shapes of maps, shapes of logits, names of heads)"""
+    video, level, label = jnp.zeros((2, *shape)), jnp.zeros(2), jnp.zeros(2, int)
+    maps = jax.eval_shape(lambda: judge.features(params, video, level, {"label": label}))
+    heads = jax.eval_shape(judge.init, jax.random.key(0))
+    logits = jax.eval_shape(lambda heads, maps: judge.apply(heads, maps, label, level), heads, maps)
+    return [m.shape[1:] for m in maps], jax.tree.map(lambda leaf: leaf.shape[1:], logits), sorted(heads)
+
+
+def test_ladds_discriminator_judges_every_place_of_every_level(tmp_path):
+    """And another choice of maps, by config; heads that are told nothing else keep to the bottleneck and one logit each."""
+    config, down, low = games_64.get_config("ladd"), (9, 8, 8), (9, 4, 4)
+    judge, net = discriminator(config, tmp_path)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
+    maps, logits, names = seen(judge, params, net.shape)
+    assert maps == [(*down, 96), (*low, 128), (*down, 96)] and logits == (down, down, low, low, down, down)
+    assert names == [f"{kind}{i}" for kind in ("spatial", "temporal") for i in range(3)]
+    maps, logits, _ = seen(discriminator(config, tmp_path, layers=(2,), places=False)[0], params, net.shape)
+    assert maps == [(*down, 96)] and logits == (2,)
+    config.stages.student.heads = {}
+    maps, logits, _ = seen(discriminator(config, tmp_path)[0], params, net.shape)
+    assert maps == [(*low, 128)] and logits == (2,)
+
+
+def test_of_a_frozen_networks_maps_some_may_be_chosen(tmp_path):
+    config, network = digit_games.get_config("add"), build_classifier(classifier.STAGE.get("model", {}))
+    params, shape = network.init(jax.random.key(0)), tuple(config.model.shape)
+    every, _, _ = seen(discriminator(config, tmp_path)[0], params, shape)
+    some, logits, _ = seen(discriminator(config, tmp_path, layers=(2, 0), kinds=("spatial",))[0], params, shape)
+    assert len(every) == 3 and some == [every[2], every[0]] and logits == (2,)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (dict(layers=(3,)), r"student.heads: layers is 'all' or different whole numbers from 0 to 2, got \(3,\)"),
+        (dict(layers="al"), "student.heads: layers is 'all' or different whole numbers from 0 to 2, got 'al'"),
+        (dict(layrs="all"), "student.heads has no key 'layrs'; did you mean 'layers'"),
+    ],
+)
+def test_maps_that_there_are_not_are_refused(heads, message, tmp_path):
+    with pytest.raises(configs.ConfigError, match=message):
+        discriminator(games_64.get_config("ladd"), tmp_path, **heads)
 
 
 def test_a_student_of_the_exact_teacher_beats_ddim_at_one_call(tmp_path):

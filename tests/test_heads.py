@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from distill.adversarial import of_heads
 from models import build, build_heads
 
 CHANNELS, CLASSES, BATCH = (3, 5), 4, 2
@@ -144,6 +145,80 @@ def test_a_label_is_projected_on_the_mean_of_the_last_hidden_map():
     np.testing.assert_allclose(plainly(bare, x), plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_mean_over_places_is_the_whole_maps_logit(depth):
+    """Heads that judge places have the weights of those that don't, and logits that average to theirs: all is linear behind the
+    hidden layers.
+    """
+    whole, params, apply = heads(CLASSES, depth=depth, level=True)
+    by_place, own, apply_by_place = heads(CLASSES, depth=depth, level=True, places=True)
+    jax.tree.map(np.testing.assert_array_equal, own, params)
+    for label in (None, jnp.array([1, CLASSES]), jnp.array([2])):
+        got = apply_by_place(params, maps(), label, jnp.array([-3.0, 1.0]))
+        assert [m.shape for m in got] == [(BATCH, *m.shape[1:4]) for m in maps() for _ in BOTH]
+        assert all(np.std(m, axis=(1, 2, 3)).min() > 1e-3 for m in got)
+        means = np.stack([m.mean((1, 2, 3)) for m in got], axis=-1)
+        np.testing.assert_allclose(means, apply(params, maps(), label, jnp.array([-3.0, 1.0])), atol=1e-5)
+
+
+def test_a_place_is_judged_by_what_is_around_it():
+    """A change of one place moves a spatial head's logits of that frame around it, a temporal head's of that place around
+    then.
+    """
+    _, params, apply = heads(CLASSES, places=True)
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 6, 5, 5, CHANNELS[0])), jnp.float32)
+    other = jnp.zeros((1, 1, 1, 1, CHANNELS[1]))
+    before, after = (apply(params, (m, other), jnp.array([1])) for m in (x, x.at[0, 2, 3, 1].add(2.0)))
+    space, time, *rest = (np.abs(a - b)[0] > 1e-6 for a, b in zip(before, after, strict=True))
+    around = np.zeros((6, 5, 5), bool)
+    around[2, 2:5, 0:3] = True
+    np.testing.assert_array_equal(space, around)
+    around[:] = False
+    around[1:4, 3, 1] = True
+    np.testing.assert_array_equal(time, around)
+    assert not np.any(rest)
+
+
+def flawed(seed, n):
+    """[2n, 4, 8, 8, 1]: noise, and noise of which two neighbours in one frame, somewhere, are +-3: their mean says nothing."""
+    rng = np.random.default_rng(seed)
+    x = 0.3 * rng.standard_normal((2 * n, 4, 8, 8, 1))
+    for clip in x[n:]:
+        frame, row, column = rng.integers(4), rng.integers(8), 2 * rng.integers(4)
+        clip[frame, row, column : column + 2, 0] += (3, -3)
+    return jnp.asarray(x, jnp.float32)
+
+
+@pytest.mark.parametrize("coarse, places", [(False, True), (True, False)])
+def test_a_flaw_at_one_place_is_found_by_place_and_not_through_a_bottleneck(coarse, places):
+    """Hinge losses; the bottleneck holds means of 2x2 places, in which the flaw isn't."""
+    made = build_heads({"width": 8, "kinds": ("spatial",), "places": places}, (1,), 0)
+    params, optimiser = made.init(jax.random.key(0)), optax.adam(2e-2)
+
+    def judged(params, x):
+        x = x.reshape(len(x), 4, 4, 2, 4, 2, 1).mean((3, 5)) if coarse else x
+        return made.apply(params, (x,))
+
+    def loss(params, x):
+        real, fake = (judged(params, part) for part in jnp.split(x, 2))
+        each = of_heads(lambda m: jax.nn.relu(1 - m), real) + of_heads(lambda m: jax.nn.relu(1 + m), fake)
+        return jnp.mean(each)
+
+    @jax.jit
+    def step(params, state, x):
+        updates, state = optimiser.update(jax.grad(loss)(params, x), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimiser.init(params)
+    for i in range(150):
+        params, state = step(params, state, flawed(i, 16))
+    logits = judged(params, flawed(1000, 100))
+    # A clip is as bad as its worst place.
+    worst = np.asarray(logits[0].min((1, 2, 3)) if places else logits[:, 0])
+    right = np.mean(worst[:100, None] > worst[None, 100:])
+    assert right > 0.95 if places else 0.35 < right < 0.65
+
+
 def test_a_gradient_penalty_has_a_gradient():
     """R1, the squared gradient by the features, differentiated by the weights, against a central difference."""
     made, params, _ = heads(CLASSES)
@@ -220,6 +295,7 @@ def test_a_temporal_head_learns_the_direction_of_time_and_a_spatial_head_cannot(
         (dict(width=0), ValueError, "width is a whole number from 1 up, got 0"),
         (dict(depth=True), ValueError, "depth is a whole number from 1 up, got True"),
         (dict(depth=1.5), ValueError, "depth is a whole number from 1 up, got 1.5"),
+        (dict(places=1), ValueError, "places is True or False, got 1"),
     ],
 )
 def test_a_config_that_makes_no_heads_is_refused(change, error, message):

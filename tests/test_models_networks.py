@@ -11,7 +11,7 @@ from models import build, inherit
 from models.definition import INPUTS, frame_level
 from models.dit import REMAT
 from models.layers import LEVELS, rms_normalise
-from models.unet import depth_to_space
+from models.unet import Block, depth_to_space
 
 BATCH, SHAPE, CLASSES = 2, (4, 8, 8, 1), 3
 TINY = {
@@ -424,6 +424,51 @@ def test_features_of_a_unet_leave_its_decoder_alone():
     # Nor is it computed: two convolutions a block and the stem's, of one block above and two at the bottom.
     count = str(jax.make_jaxpr(model("unet").features)(params, x, 0.5)).count("conv_general_dilated[")
     assert count == 7
+
+
+def test_maps_of_a_unet_are_what_its_levels_hand_on(monkeypatch):
+    """Against what its blocks return, one after the other, in a call of the network; the last of a level is its map."""
+    net = model("unet", widths=(6, 8, 12), blocks=(2, 1, 1))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, net.init(jax.random.key(0)))
+    x, cond, heard, call = clip(), {"label": jnp.array([0, 2])}, [], Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda *told: heard.append(call(*told)) or heard[-1])
+    net.apply(params, x, 0.5, cond)
+    whole, lasts = list(heard), (1, 2, 4, 5, 7)  # two down, one down, two at the bottom, one up, two up
+    assert net.hidden == (6, 8, 12, 8, 6) and net.channels == (12,)
+    for got, at in zip(net.features(params, x, 0.5, cond, "all"), lasts, strict=True):
+        np.testing.assert_array_equal(got, whole[at])
+    # Some of them, in any order, of which nothing is computed beyond the last.
+    heard.clear()
+    for got, at in zip(net.features(params, x, 0.5, cond, layers=(3, 0)), (5, 1), strict=True):
+        np.testing.assert_array_equal(got, whole[at])
+    assert len(heard) == 6
+    np.testing.assert_array_equal(net.features(params, x, 0.5, cond)[0], whole[4])
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_maps_of_a_dit_are_those_of_its_blocks_and_leave_later_ones_alone(scan):
+    net, params, x = model("dit", depth=3, scan=scan), model("dit", depth=3).init(jax.random.key(0)), clip()
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    every = jax.jit(net.features)(params, x, 0.5)
+    assert net.hidden == net.channels == (16,) * 3
+    features = jax.jit(net.features, static_argnames="layers")
+    for layers in ((2, 0), (1,)):
+        for got, at in zip(features(params, x, 0.5, layers=layers), layers, strict=True):
+            np.testing.assert_allclose(got, every[at], atol=1e-5)
+    # A layer that isn't read isn't run: all its weights may be nothing at all.
+    lost = params | {"layers": jax.tree.map(lambda leaf: leaf.at[2].set(jnp.nan), params["layers"])}
+    np.testing.assert_array_equal(features(lost, x, 0.5, layers=(1,))[0], features(params, x, 0.5, layers=(1,))[0])
+    some, whole = (
+        str(jax.make_jaxpr(lambda p, layers=layers: net.features(p, x, 0.5, layers=layers))(params))
+        for layers in ((1,), None)
+    )
+    assert "length=2" in some and "length=3" in whole if scan else len(some) < 0.75 * len(whole)
+
+
+@pytest.mark.parametrize("layers", ["al", (), (3,), (-1,), (1, 1), (1.0,), 1])
+def test_maps_that_there_are_not_are_refused(layers):
+    with pytest.raises(ValueError, match="layers is 'all' or different whole numbers from 0 to 2, got"):
+        model("unet").features(weights("unet"), clip(), 0.5, {}, layers)
 
 
 def test_features_of_a_dit_are_what_its_blocks_hand_on():

@@ -38,7 +38,7 @@ def configured() -> dict[str, dict[str, Any]]:
     stage = dict(kind="train", steps=1, batch_size=BATCH, teacher="teacher", guidance=1.5, options={"steps": 4})
     common = dict(seed=0, schedule="vp_cosine", prediction="v")
     add = dict(**stage, method="add", features=FEATURES)
-    ladd = dict(**stage, method="ladd", heads={"level": True})
+    ladd = dict(**stage, method="ladd", heads={"level": True, "places": True, "layers": "all"})
     return {
         "add, pixels": common | dict(data=CLIPS, model=PIXELS, stages={"student": add}),
         "ladd, latents": common | dict(data={"kind": "latents"}, model=LATENTS, stages={"student": ladd}),

@@ -37,8 +37,8 @@ def get_config(argument: str = "autoencoder") -> ConfigDict:
         kind="generate", weights="teacher", steps=2, guidance=2.0, num_clips=32, batch_size=16
     )
     config.stages.student = dict(
-        **COMMON, method="ladd", teacher="teacher", clips="synthetic", steps=4, heads=dict(width=4, level=True),
-        options=dict(steps=2, warmup=2),
+        **COMMON, method="ladd", teacher="teacher", clips="synthetic", steps=4,
+        heads=dict(width=4, level=True, places=True, layers="all"), options=dict(steps=2, warmup=2),
     )  # fmt: skip
     samplers = dict(
         teacher_2=dict(weights="teacher", steps=2, guidance=2.0),

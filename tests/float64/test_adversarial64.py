@@ -194,6 +194,93 @@ def test_a_logistic_head_learns_the_log_density_ratio():
     np.testing.assert_allclose(end.critic["heads"], real - fake, atol=0.02)
 
 
+# Heads that judge every place ---------------------------------------------------------------------------------
+
+
+def by_place(weights, gain=lambda x: x):
+    """Heads with a map of logits each: gain(w x) at every number of the clip."""
+    return Discriminator(
+        lambda params, x, logsnr, cond: (x,), lambda key: jnp.asarray(weights),
+        lambda heads, maps, label, logsnr: tuple(gain(w * maps[0]) for w in heads),
+    )  # fmt: skip
+
+
+def test_heads_of_one_place_are_heads_of_a_clip():
+    """All that is made of their logits: moves, losses, gradients, penalties, accuracy, density ratio, number by number."""
+    judge, critic = adversaries()
+    apart = judge._replace(apply=lambda *told: tuple(jnp.moveaxis(judge.apply(*told), -1, 0)[..., None]))
+    network, real = network_of(COSINE), jax.random.normal(jax.random.key(1), VIDEO)
+    scene = scene_of(jax.random.normal(jax.random.key(2), VIDEO), critic, None, real=real)
+    common = dict(law=at(LEVEL), whose="critic")
+
+    def everything(judge, loss):
+        term = adversarial.discrimination(network, judge, loss=loss, r1=0.7, approximate_r1=30.0, **common)
+        learnt = jax.value_and_grad(
+            lambda heads: term({**critic, "heads": heads}, scene, jax.random.key(0)), has_aux=True
+        )
+        moved = adversarial.deception(network, judge, loss=loss, **common)(scene, jax.random.key(0))
+        ratio = adversarial.density_ratio(judge, divergence="forward_kl", whose="critic")
+        return learnt(critic["heads"]), moved, ratio(scene, real, jnp.full(len(real), LEVEL))
+
+    for loss in adversarial.LOSSES:
+        whole, placed = everything(judge, loss), everything(apart, loss)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), whole, placed)
+
+
+def test_the_hinge_of_a_place_is_its_own(noises):
+    """Real logits 3, 3, 3 and -1, and 0 of the student's clip: the loss is 2 / 4 + 1, where that of their mean, 2, would be 1;
+    its slope in w is what the one wrong place says. Three of eight places are on the right side of 0.
+    """
+    real = jnp.array([3.0, 3.0, 3.0, -1.0]).reshape(1, 4, 1, 1, 1)
+    judge, heads = by_place([1.0]), {"heads": jnp.ones(1)}
+    term = adversarial.discrimination(network_of(COSINE), judge, law=None, loss="hinge", whose="frozen")
+    scene = scene_of(0 * real, heads, None, real=real, frozen={"features": {}})
+    (value, metrics), slope = jax.value_and_grad(term, has_aux=True)(heads, scene, jax.random.key(0))
+    np.testing.assert_allclose([value, slope["heads"][0], metrics["accuracy"]], [2 / 4 + 1, 1 / 4, 3 / 8], rtol=1e-12)
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+def test_a_field_and_its_penalties_do_not_grow_with_the_places(frames):
+    """Two heads of slopes 3 and -2: each clip is moved by -(3 - 2) / n in every place, R1 is (3 - 2)^2 and the other one
+    (3^2 + 2^2) times a perturbation's mean square, however many places there are.
+    """
+    clips = jax.random.normal(jax.random.key(1), (5, frames, 2, 2, 1))
+    judge, critic = by_place([3.0, -2.0]), {"heads": jnp.array([3.0, -2.0])}
+    scene = scene_of(clips, critic, None, frozen={"features": {}})
+    common = dict(law=None, loss="hinge", whose="frozen")
+    move, _ = adversarial.deception(network_of(COSINE), judge, **common)(scene, jax.random.key(0))
+    # Fields are in units of the mean over all numbers.
+    np.testing.assert_allclose(move * len(clips) / clips.size, -1 / (4 * frames) * jnp.ones(clips.shape), rtol=1e-12)
+    term = adversarial.discrimination(network_of(COSINE), judge, r1=0.5, **common)
+    np.testing.assert_allclose(term(critic, scene, jax.random.key(0))[1]["penalty"], 0.5, rtol=1e-12)
+    near = adversarial.discrimination(network_of(COSINE), judge, approximate_r1=2.0, perturbation=0.1, **common)
+    noise = jax.random.normal(jax.random.split(jax.random.key(0), 3)[2], clips.shape)
+    expected = 2.0 * 13 * 0.01 * float(jnp.mean(noise**2))
+    np.testing.assert_allclose(near(critic, scene, jax.random.key(0))[1]["penalty"], expected, rtol=1e-12)
+
+
+def test_the_optimum_of_a_place_is_its_own_log_ratio():
+    """A free logit for either value of each of three places: of ten real clips 5, 9 and 5 have a 1 there, of the student's 5, 2
+    and 5. Where the laws agree nothing is said, whatever the other place says.
+    """
+    ones = lambda *counts: jnp.stack([jnp.arange(10) < n for n in counts], -1).astype(float)[..., None, None, None]  # noqa: E731
+    real, fake = ones(5, 9, 5), ones(5, 2, 5)
+    judge = Discriminator(
+        lambda params, x, logsnr, cond: (x.reshape(10, 3).astype(int),), lambda key: {},
+        lambda table, maps, label, logsnr: (table[jnp.arange(3), maps[0]],),
+    )  # fmt: skip
+    told = adversarial.discrimination(network_of(COSINE), judge, law=None, loss="softplus", whose="critic")
+    method = game(network_of(COSINE), given(fake), terms={"discrimination": told}, rate=2.0)
+
+    def step(state, _):
+        return method.phases["critic"](state, {}, {"video": real}, jax.random.key(0), HYPER)[0], None
+
+    first = begin(method, line(0.0, 1.0), {SCORE: {}, "heads": 0.3 * jnp.ones((3, 2))}, 2.0)
+    end, _ = jax.lax.scan(step, first, None, 500)
+    expected = [[0, 0], [np.log(1 / 8), np.log(9 / 2)], [0, 0]]
+    np.testing.assert_allclose(end.critic["heads"], expected, atol=1e-6)
+
+
 # Adversarial diffusion distillation ---------------------------------------------------------------------------
 
 
