@@ -252,7 +252,7 @@ def offset(strength: float | int = 0.1, per_frame: bool = False) -> Offset:
 
 
 def warped(flow: ArrayLike | Sequence[Any]) -> Warped:
-    """White noise that moves with the picture, in whole pixels (How I Warped Your Noise, Chang et al. 2024).
+    """White noise that moves with the picture, in whole pixels (How I Warped Your Noise: Chang et al. 2024, arXiv 2504.03072).
 
     flow: how far (down, right) the content now at a pixel of frames 1, 2, ... has come since the frame
     before. The pixel takes the noise from there; where that lies outside the frame, or another pixel (earlier

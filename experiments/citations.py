@@ -74,6 +74,7 @@ PAPERS = {
     # Games.
     "luo2023diffinstruct": Paper("Weijian Luo and others", "Diff-Instruct: A Universal Approach for Transferring Knowledge From Pre-trained Diffusion Models", 2023, "2305.18455"),
     "sauer2023add": Paper("Axel Sauer and Dominik Lorenz and Andreas Blattmann and Robin Rombach", "Adversarial Diffusion Distillation", 2023, "2311.17042"),
+    "sauer2023stylegant": Paper("Axel Sauer and Tero Karras and Samuli Laine and Andreas Geiger and Timo Aila", "StyleGAN-T: Unlocking the Power of GANs for Fast Large-Scale Text-to-Image Synthesis", 2023, "2301.09515"),
     "yin2023dmd": Paper("Tianwei Yin and others", "One-step Diffusion with Distribution Matching Distillation", 2023, "2311.18828"),
     "sauer2024ladd": Paper("Axel Sauer and Frederic Boesel and Tim Dockhorn and Andreas Blattmann and Patrick Esser and Robin Rombach", "Fast High-Resolution Image Synthesis with Latent Adversarial Diffusion Distillation", 2024, "2403.12015"),
     "zhou2024sid": Paper("Mingyuan Zhou and Huangjie Zheng and Zhendong Wang and Mingzhang Yin and Hai Huang", "Score identity Distillation: Exponentially Fast Distillation of Pretrained Diffusion Models for One-Step Generation", 2024, "2404.04057"),
@@ -94,6 +95,7 @@ PAPERS = {
     "ruhe2024rolling": Paper("David Ruhe and Jonathan Heek and Tim Salimans and Emiel Hoogeboom", "Rolling Diffusion Models", 2024, "2402.09470"),
     "kim2024fifo": Paper("Jihwan Kim and Junoh Kang and Jinyoung Choi and Bohyung Han", "FIFO-Diffusion: Generating Infinite Videos from Text without Training", 2024, "2405.11473"),
     "chen2024forcing": Paper("Boyuan Chen and Diego Martí Monsó and Yilun Du and Max Simchowitz and Russ Tedrake and Vincent Sitzmann", "Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion", 2024, "2407.01392"),
+    "chang2024warped": Paper("Pascal Chang and Jingwei Tang and Markus Gross and Vinicius C. Azevedo", "How I Warped Your Noise: a Temporally-Correlated Noise Prior for Diffusion Models", 2024, "2504.03072"),
     "jin2024pyramidal": Paper("Yang Jin and others", "Pyramidal Flow Matching for Efficient Video Generative Modeling", 2024, "2410.05954"),
     "yin2024causvid": Paper("Tianwei Yin and others", "From Slow Bidirectional to Fast Autoregressive Video Diffusion Models", 2024, "2412.07772"),
     "song2025history": Paper("Kiwhan Song and Boyuan Chen and Max Simchowitz and Yilun Du and Russ Tedrake and Vincent Sitzmann", "History-Guided Video Diffusion", 2025, "2502.06764"),
@@ -253,6 +255,15 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "simulated": ("yin2024dmd2",),
         "rolled_out": ("huang2025selfforcing",),
     },
+    "noise": {
+        "iid": (),
+        "mixed": ("ge2023pyoco",),
+        "progressive": ("ge2023pyoco",),
+        "window_shuffled": ("qiu2023freenoise",),
+        "block_correlated": ("jin2024pyramidal",),
+        "offset": (),
+        "warped": ("chang2024warped",),
+    },
     # What a stage does by its kind, and what a key of a config or of a block adds to it.
     "stage": {
         "evaluate": ("heusel2017fid", "binkowski2018kid", "kynkaanniemi2019precision"),
@@ -265,7 +276,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "guidance": ("ho2022guidance",),
         "guidance_range": ("meng2022guided",),
         "interval": ("kynkaanniemi2024interval",),
-        "heads": ("miyato2018projection", "zhang2024sfv"),
+        "heads": ("miyato2018projection", "zhang2024sfv", "sauer2023stylegant"),
         "augmentation": ("ho2021cascaded",),
         "per_frame": ("chen2024forcing",),
     },

@@ -17,7 +17,8 @@ from experiments.names import imported, is_outside
 KINDS = {
     "schedule": "Schedules", "prediction": "Predictions", "law": "Laws of noise levels", "weight": "Weights of the loss",
     "solver": "Solvers", "grid": "Grids", "matrix": "Schedule matrices", "method": "Methods", "source": "What a critic judges",
-    "model": "Networks", "attention": "Attention", "stage": "Stages and metrics", "key": "Keys of a config",
+    "noise": "Sources of noise", "model": "Networks", "attention": "Attention", "stage": "Stages and metrics",
+    "key": "Keys of a config",
 }  # fmt: skip
 """kind of part -> its heading in the bibliography."""
 
@@ -49,6 +50,8 @@ def _parts(config: Mapping[str, Any], workdir: Any) -> Iterator[Part]:
         yield "schedule", _kind(config["schedule"])
     if "prediction" in config:
         yield "prediction", config["prediction"]
+    if config.get("noise") is not None:
+        yield "noise", _kind(config["noise"])
     if "augmentation" in config:
         yield "key", "augmentation"
     if "model" in config:

@@ -23,6 +23,7 @@ ARXIV = re.compile(r"\b(?:0[7-9]|1\d|2\d)(?:0[1-9]|1[0-2])\.\d{4,5}\b")
         ("method", METHODS, True), ("solver", tables.SOLVERS, True), ("schedule", configs.SCHEDULES, True),
         ("prediction", PREDICTIONS, True), ("grid", tables.GRIDS, False), ("matrix", tables.MATRICES, False),
         ("law", configs.LAWS, False), ("weight", configs.WEIGHTS, False), ("model", KINDS, False), ("source", SOURCES, False),
+        ("noise", configs.NOISES, False),
     ],
 )  # fmt: skip
 def test_every_registered_name_has_an_entry(kind, registered, always):
