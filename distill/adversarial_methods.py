@@ -92,8 +92,8 @@ def ladd(
     """Latent adversarial diffusion distillation (Sauer et al. 2024, arXiv 2403.12015, section 3): heads on the frozen teacher's
     own features of clips noised anew are the discriminator, so that nothing is decoded; the data are meant to be the
     teacher's samples, with which the adversarial loss is all. The paper has a head after every block of the teacher, which
-    judges each place (heads with `places` on all `layers`): one on the bottleneck of a small U-Net, which judges a whole clip,
-    is soon deceived.
+    judges each place: heads with `places` on all `layers`. The student is to start slower than its critic, which knows nothing
+    at first.
 
     shares, first_shares: how often the student is asked at each of its `steps` levels, noisiest first, after `warmup` of its
     updates and before; None: .7 at noise and the rest alike, and the cleaner half alike, which is .7 .1 .1 .1 and 0 0 .5 .5 in
