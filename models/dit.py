@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from models.attention import Attention, Order
 from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, per_frame, rms_normalise
 from models.parallel import TENSOR, constrain, over_context
-from models.rope import grid_angles, rotate
+from models.rope import grid_turns, rotate
 from models.unet import depth_to_space, space_to_depth
 
 Clip = Float[Array, "b f h w c"]
@@ -173,7 +173,7 @@ class DiT(Conditioned):
             h = h + self.low(space_to_depth(cond["low"].astype(self.dtype), self.patch))
         cache, history = cond.get("cache"), cond.get("history")
         slots = 0 if cache is None else cache["keys"].shape[2]
-        angles = grid_angles(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
+        turns = grid_turns(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
         past = None if cache is None else (cache["keys"], cache["values"])
         keys = None if key is None else jax.random.split(key, self.depth)
         if history is None:
@@ -186,11 +186,11 @@ class DiT(Conditioned):
                 told["logsnr_to"] = history["level"]
             past = self.read(history["clip"], history["level"], told)
             attend = functools.partial(self.attend_forced, frames=h.shape[1])
-            angles = np.concatenate([angles, angles])
+            turns = jnp.concatenate([turns, turns], axis=1)
 
         def layer(h: Clip, of: tuple) -> tuple[Clip, Any]:
             weights, key, past = of
-            h, k, v = self.layer(weights, h, modulation + weights["table"], angles, attend, past, key)
+            h, k, v = self.layer(weights, h, modulation + weights["table"], turns, attend, past, key)
             return h, collect(h, k, v)
 
         layers, policy = (self.layers.arrays(), keys, past), REMAT[self.remat]
@@ -234,7 +234,7 @@ class DiT(Conditioned):
         weights: dict[str, Array],
         h: Clip,
         modulation: Float[Array, "b f ... 6 d"],
-        angles: Float[np.ndarray, "n half"],
+        turns: Float[Array, "two n half"],
         attend: Callable[[Array, Array, Array], Array],
         past: tuple[Array, Array] | None,
         key: PRNGKeyArray | None,
@@ -253,7 +253,7 @@ class DiT(Conditioned):
 
         @jax.checkpoint
         def turned(x: Float[Array, "b n k d"], gain: Float[Array, " d"]) -> Float[Array, "b n k d"]:
-            return rotate(rms_normalise(x) * gain, angles[-x.shape[1] :])
+            return rotate(rms_normalise(x) * gain, turns[:, -x.shape[1] :])
 
         tokens = adaptive_norm(h, scale1, shift1)
         # The weights as heads first: then each device of `tensor` makes its own heads, and weights move, not tokens.
@@ -268,7 +268,7 @@ class DiT(Conditioned):
         else:
             old_k, old_v = (part.reshape(h.shape[0], -1, *part.shape[3:]).astype(h.dtype) for part in past)
             own_k = normed(own_k, weights["key_gain"])
-            k, v = rotate(jnp.concatenate([old_k, own_k], 1), angles), jnp.concatenate([old_v, own_v], 1)
+            k, v = rotate(jnp.concatenate([old_k, own_k], 1), turns), jnp.concatenate([old_v, own_v], 1)
         out = attend(turned(q, weights["query_gain"]), k, v)
         out = out.reshape(h.shape) @ weights["out"] + weights["out_bias"]
         h = h + dropout(out, self.rate, first) * gate1.astype(h.dtype)
