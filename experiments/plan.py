@@ -10,6 +10,7 @@ is compiled to see whether that is so.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -103,15 +104,14 @@ def check(context: Context, name: str) -> None:
 
 
 class Program(NamedTuple):
-    """What is compiled. lower(): its jit for the mesh's devices; operations, forward: of one step at its batch size, and of one
+    """What is compiled. lower(): its jit for the mesh's devices; count(): operations of one step at its batch size, and of one
     call of the network, on all devices; trips: of loops whose length is data, at most; state: bytes of all weights in it;
     least: bytes of one device that its arguments take.
     """
 
     name: str
     lower: Callable[[], Any]
-    operations: float
-    forward: float
+    count: Callable[[], tuple[float, float]]
     trips: float
     state: float
     least: float
@@ -122,23 +122,22 @@ def training(context: Context, name: str, batch_size: int) -> list[Program]:
     block = {**context.config["stages"][name], "batch_size": batch_size}
     method, arguments = bench.begin(context, name, block, shapes=True)
     places = placed(context.mesh, *arguments)
-    # For counting on no devices: the kernels' products as those of an attention that computes its scores again.
-    counted = counting(context)
-    plain, shapes = bench.begin(counted, name, block, shapes=True)
     trips = max(1.0, float(block.get("options", {}).get("steps", 1)) - 1)
-    forward = one_forward(counted.config, batch_size)
 
-    def count(phase: Callable) -> float:
-        return programs.operations(jax.make_jaxpr(phase)(*shapes), trips)
+    def count(phase: str) -> tuple[float, float]:
+        # For counting on no devices: the kernels' products as those of an attention that computes its scores again.
+        counted = counting(context)
+        plain, shapes = bench.begin(counted, name, block, shapes=True)
+        step = programs.operations(jax.make_jaxpr(plain.phases[phase])(*shapes), trips)
+        return step, one_forward(counted.config, batch_size)
 
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[:2]))
     least = on_one_device(places[:3])
     return [
         Program(
             f"{name}, {phase}",
-            lambda step=step: step.lower(*places),
-            count(plain.phases[phase]),
-            forward,
+            functools.partial(step.lower, *places),
+            functools.partial(count, phase),
             trips,
             held,
             least,
@@ -210,11 +209,13 @@ def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: i
     )  # fmt: skip
     places = jax.tree.map(lambda leaf: shaped(leaf, NamedSharding(mesh, PartitionSpec())), shapes)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
-    return Program(
-        name, lambda: jax.jit(draw(real)).lower(*places), programs.operations(jax.make_jaxpr(draw(network))(*shapes)),
-        one_forward({**config, "model": counting(context).config["model"]} if config is context.config else config, batch_size),
-        1.0, held, on_one_device(places[:3]),
-    )  # fmt: skip
+
+    def count() -> tuple[float, float]:
+        plain = {**config, "model": counting(context).config["model"]} if config is context.config else config
+        return programs.operations(jax.make_jaxpr(draw(network))(*shapes)), one_forward(plain, batch_size)
+
+    lower = functools.partial(jax.jit(draw(real)).lower, *places)
+    return Program(name, lower, count, 1.0, held, on_one_device(places[:3]))
 
 
 def record_of(context: Context, reference: str, where: str) -> dict[str, Any]:
@@ -261,13 +262,13 @@ class Compiled:
     cpu: float = 0.0
 
 
-def build(program: Program, batch: int, devices: list[Any], memory: float) -> Compiled:
-    """Compiles, with a line before and one after; not, where a device's `memory` hasn't even room for the arguments."""
-    share = program.operations / len(devices)
-    told = dict(operations=share, forwards=program.operations / program.forward, forward=program.forward / len(devices))
+def build(program: Program, batch: int, devices: list[Any], memory: float, whole: bool = True) -> Compiled:
+    """Compiles, with a line before and one after; not, where a device's `memory` hasn't even room for the arguments. whole:
+    with what the step does, else its memory alone.
+    """
     if program.least > memory:
         say(f"{program.name}: batch {batch}: does not fit, nor do its arguments alone")
-        return Compiled(program.name, batch, False, program.least, program.least, **told)
+        return Compiled(program.name, batch, False, program.least, program.least)
     say(f"{program.name}: batch {batch}: compiling ...")
     begun, cpu = time.perf_counter(), time.process_time()
     try:
@@ -276,24 +277,30 @@ def build(program: Program, batch: int, devices: list[Any], memory: float) -> Co
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise ConfigError(f"{program.name}: the TPU's compiler refuses it: {str(error).splitlines()[0]}") from error
         spent = dict(seconds=time.perf_counter() - begun, cpu=time.process_time() - cpu)
-        found = Compiled(program.name, batch, False, asked(str(error)), **told, **spent)
-        say(f"{program.name}: batch {batch}: does not fit ({spent['seconds']:.0f} s)")
+        found = Compiled(program.name, batch, False, asked(str(error)), **spent)
+        say(f"{program.name}: batch {batch}: does not fit ({spent['cpu']:.0f} s of CPU)")
         return found
     spent = dict(seconds=time.perf_counter() - begun, cpu=time.process_time() - cpu)
-    memory = compiled.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    held = compiled.memory_analysis()
+    arguments, temporaries = held.argument_size_in_bytes, held.temp_size_in_bytes
     # Results that take the place of donated arguments are no further memory; the program itself is there too.
-    own = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = arguments + own + temporaries + memory.generated_code_size_in_bytes
-    slices = [getattr(device, "slice_index", 0) for device in devices]
-    moves = programs.transfers(compiled.as_text(), slices, program.trips)
+    own = held.output_size_in_bytes - held.alias_size_in_bytes
+    peak = arguments + own + temporaries + held.generated_code_size_in_bytes
     say(
         f"{program.name}: batch {batch}: peak {peak / GIB:.3g} GiB, compiled in {spent['seconds']:.0f} s"
         f" ({spent['cpu']:.0f} s of CPU)"
     )
-    return Compiled(
-        program.name, batch, True, peak, arguments, temporaries, moves.sent, moves.across, moves.memory, moves.by_kind(),
-        **told, **spent,
+    found = Compiled(program.name, batch, True, peak, arguments, temporaries, **spent)
+    return dataclasses.replace(found, **work(program, compiled.as_text(), devices)) if whole else found
+
+
+def work(program: Program, text: str, devices: list[Any]) -> dict[str, Any]:
+    """What a step does, by the program's own count and by its compiled text."""
+    moves = programs.transfers(text, [getattr(device, "slice_index", 0) for device in devices], program.trips)
+    step, forward = program.count()
+    return dict(
+        sent=moves.sent, across=moves.across, memory=moves.memory, collectives=moves.by_kind(),
+        operations=step / len(devices), forwards=step / forward, forward=forward / len(devices),
     )  # fmt: skip
 
 
@@ -361,7 +368,9 @@ def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
 
     def at(batch: int, only: str | None = None) -> dict[str, Compiled]:
         made = PLANNED[block["kind"]](context, name, batch)
-        return {one.name: build(one, batch, devices, chip.memory) for one in made if only in (None, one.name)}
+        return {
+            one.name: build(one, batch, devices, chip.memory, batch == size) for one in made if only in (None, one.name)
+        }
 
     first = at(size)
     if not all(one.fits for one in first.values()):

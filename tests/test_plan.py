@@ -349,7 +349,7 @@ def test_a_step_in_microbatches_costs_what_the_whole_batch_does():
         )
         context = Context(config, None, mesh.make())  # pyright: ignore[reportArgumentType]
         counts, forward = bench.counted(context, "teacher")
-        return plan.training(context, "teacher", 8)[0].operations, counts["train"], forward
+        return plan.training(context, "teacher", 8)[0].count()[0], counts["train"], forward
 
     planned, counted, forward = of(1)
     assert of(4) == (pytest.approx(planned, rel=0.02), pytest.approx(counted, rel=0.02), forward)
@@ -363,12 +363,12 @@ def planned(monkeypatch, memory, chip=CHIP, batch_size=8, **more):
     """(plans of a stage of two programs whose memory is memory[name](batch), the batches at which each was compiled)"""
     seen = {name: [] for name in memory}
 
-    def build(program, batch, devices, room):
+    def build(program, batch, devices, room, whole):
         seen[program.name].append(batch)
         peak = memory[program.name](batch)
         return plan.Compiled(program.name, batch, peak <= room, peak, 0.0, 0.0)
 
-    made = [plan.Program(name, lambda: None, 1.0, 1.0, 1.0, 1e2, 0.0) for name in memory]
+    made = [plan.Program(name, lambda: None, lambda: (1.0, 1.0), 1.0, 1e2, 0.0) for name in memory]
     monkeypatch.setattr(plan, "build", build)
     monkeypatch.setitem(plan.PLANNED, "train", lambda context, name, batch: made)
     block = dict(kind="train", method="denoising", batch_size=batch_size, **more)
@@ -408,7 +408,7 @@ def test_batches_that_are_tried_divide_into_the_microbatches(monkeypatch):
 
 
 def test_what_arguments_alone_exceed_is_not_compiled():
-    program = plan.Program("large", lambda: pytest.fail("it was lowered"), 1.0, 1.0, 1.0, 1e2, 101.0)
+    program = plan.Program("large", lambda: pytest.fail("it was lowered"), lambda: (1.0, 1.0), 1.0, 1e2, 101.0)
     found = plan.build(program, 8, [None], CHIP.memory)
     assert not found.fits and found.peak == 101
     said = plan.verdict(plan.Plan(found, None, math.nan, math.nan, "set nothing"), CHIP._replace(memory=100 * GIB))
@@ -421,7 +421,7 @@ def test_a_program_for_a_tpu_and_one_that_is_too_large():
     where = mesh.make(dict(fsdp=4), devices)
     spec = jax.ShapeDtypeStruct((4096, 4096), F32, sharding=mesh.split(where))
     product = plan.Program(
-        "product", lambda: jax.jit(lambda x: jnp.sum(x @ x)).lower(spec), 2 * 4096.0**3, 1.0, 1.0, 0.0, 0.0
+        "product", lambda: jax.jit(lambda x: jnp.sum(x @ x)).lower(spec), lambda: (2 * 4096.0**3, 1.0), 1.0, 0.0, 0.0
     )
     found = plan.build(product, 4096, devices, chip.memory)
     assert found.fits and found.arguments == 4096 * 4096 * 4 / 4 and found.peak < chip.memory
@@ -458,7 +458,7 @@ def test_samplers_cost_a_forward_a_call_and_two_where_they_are_guided():
     )
     made = plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]
     assert [one.name for one in made] == ["evaluate, plain", "evaluate, guided"]
-    assert [one.operations / one.forward for one in made] == pytest.approx(
+    assert [step / forward for step, forward in (one.count() for one in made)] == pytest.approx(
         [5, 10], rel=1e-3
     )  # the level is one for all clips
     found = plan.build(made[0], 4, jax.devices()[:1], math.inf)
