@@ -6,6 +6,7 @@ and queries and keys normalised by their rms (Dehghani et al. 2023, ViT-22B, sec
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention, Order
 from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, per_frame, rms_normalise
-from models.parallel import TENSOR, constrain, over_context
+from models.parallel import TENSOR, constrain, cut, filled, in_tiles, over_context
 from models.rope import grid_turns, rotate
 from models.unet import depth_to_space, space_to_depth
 
@@ -177,7 +178,13 @@ class DiT(Conditioned):
         past = None if cache is None else (cache["keys"], cache["values"])
         keys = None if key is None else jax.random.split(key, self.depth)
         if history is None:
-            attend = functools.partial(self.attend, order=self.order(h, cache))
+            order, tokens = self.order(h, cache), math.prod(h.shape[1:4])
+            if past is None and (more := in_tiles(tokens) - tokens):
+                # What fills up the last tile is a key that nobody sees, and the place of a query that nobody reads.
+                order = (np.zeros(tokens, np.float32),) * 2 if order is None else order
+                order = tuple(np.pad(part, (0, more), constant_values=np.inf) for part in order)
+                turns = jnp.pad(turns, ((0, 0), (0, more), (0, 0)))
+            attend = functools.partial(self.attend, order=order)
         else:
             # As earlier frames of an empty cache, at their own places, which are those of x's frames too.
             empty = self.empty_cache(x.shape[0], *x.shape[2:4], slots=0, sinks=0)
@@ -255,13 +262,15 @@ class DiT(Conditioned):
         def turned(x: Float[Array, "b n k d"], gain: Float[Array, " d"]) -> Float[Array, "b n k d"]:
             return rotate(rms_normalise(x) * gain, turns[:, -x.shape[1] :])
 
-        tokens = adaptive_norm(h, scale1, shift1)
+        tokens = adaptive_norm(h, scale1, shift1).reshape(h.shape[0], -1, h.shape[-1])
+        count = tokens.shape[1]
+        tokens = filled(tokens, turns.shape[1] if past is None else count)
         # The weights as heads first: then each device of `tensor` makes its own heads, and weights move, not tokens.
         by_heads = (
             weights[name].reshape(-1, 3, h.shape[-1] // self.head_dim, self.head_dim) for name in ("qkv", "qkv_bias")
         )
         heads, bias = (constrain(part, None, None, TENSOR, None) for part in by_heads)
-        qkv = jnp.tensordot(tokens.reshape(h.shape[0], -1, h.shape[-1]), heads, 1) + bias
+        qkv = jnp.tensordot(tokens, heads, 1) + bias
         q, own_k, own_v = jnp.moveaxis(qkv, 2, 0)
         if past is None:
             k, v = turned(own_k, weights["key_gain"]), own_v
@@ -270,8 +279,8 @@ class DiT(Conditioned):
             own_k = normed(own_k, weights["key_gain"])
             k, v = rotate(jnp.concatenate([old_k, own_k], 1), turns), jnp.concatenate([old_v, own_v], 1)
         out = attend(turned(q, weights["query_gain"]), k, v)
-        out = out.reshape(h.shape) @ weights["out"] + weights["out_bias"]
-        h = h + dropout(out, self.rate, first) * gate1.astype(h.dtype)
+        out = out.reshape(tokens.shape) @ weights["out"] + weights["out_bias"]
+        h = h + dropout(cut(out, count).reshape(h.shape), self.rate, first) * gate1.astype(h.dtype)
 
         tokens = adaptive_norm(h, scale2, shift2)
         hidden = gelu(tokens @ weights["expand"] + weights["expand_bias"])
