@@ -132,22 +132,28 @@ def prepare(context: Context, name: str) -> tuple[dict[str, Prepared], tuple[Any
     """(a stage's phases, the arguments of their first call, on the devices)"""
     block, where = context.config["stages"][name], f"config.stages.{name}"
     stages.check_block(block, where)
-    meshes.check_batch(block["batch_size"], context.mesh, where)
+    meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
     method, (state, frozen, batch, key, hyper) = begin(context, name, block)
     state, frozen = meshes.put(state, context.mesh), meshes.put(frozen, context.mesh)
     arguments = (state, frozen, meshes.put_batch(batch, context.mesh, block["batch_size"]), key, hyper)
-    # A loop's body counts once: for counting, and for that only, the layers stand one after the other.
-    flat, shapes = begin(unrolled(context), name, block, shapes=True)
-    forward = one_forward(unrolled(context).config, block["batch_size"])
+    counts, forward = counted(context, name)
     phases = {}
     for phase, step in loop.compile_phases(method, context.mesh).items():
         begun = time.perf_counter()
         compiled = step.lower(*arguments).compile()
         compiling = time.perf_counter() - begun
         memory, lines = compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text().splitlines())
-        counted = operations(flat.phases[phase], *shapes)
-        phases[phase] = Prepared(compiled, Timing(math.nan, counted, forward, memory, lines, compiling))
+        phases[phase] = Prepared(compiled, Timing(math.nan, counts[phase], forward, memory, lines, compiling))
     return phases, arguments
+
+
+def counted(context: Context, name: str) -> tuple[dict[str, float], float]:
+    """(operations of a step of every phase of a stage, and of one forward)"""
+    # A loop's body counts once: for counting, and for that only, the layers stand one after the other and the batch is whole.
+    flat, block = unrolled(context), {**context.config["stages"][name], "accumulate": 1}
+    method, shapes = begin(flat, name, block, shapes=True)
+    counts = {phase: operations(step, *shapes) for phase, step in method.phases.items()}
+    return counts, one_forward(flat.config, block["batch_size"])
 
 
 def timed(name: str, phases: Mapping[str, Prepared], arguments: tuple[Any, ...], steps: int) -> dict[str, Timing]:
