@@ -62,8 +62,14 @@ def guided_teacher(
     if not judge.num_classes:
         return conditional
     unconditional = estimate(judge, params, {**cond, "label": jnp.full_like(cond["label"], judge.num_classes)})
-    guided = guidance.classifier_free(conditional, unconditional, scale)
-    return lambda x, logsnr: jax.lax.cond(jnp.all(scale == 1.0), conditional, guided, x, logsnr)
+
+    def denoise(x: Array, logsnr: Array) -> Array:
+        # Once for both branches: a network is a large part of a program, and of the time that it takes to compile.
+        told = conditional(x, logsnr)
+        guided = guidance.classifier_free(lambda *_: told, unconditional, scale)
+        return jax.lax.cond(jnp.all(scale == 1.0), lambda *_: told, guided, x, logsnr)
+
+    return denoise
 
 
 def time_to_level(schedule, time: Array) -> Array:

@@ -1,5 +1,8 @@
 """`python -m experiments.bench --config=configs/X.py[:ARG] [--stage=NAME] [--steps=20] [--out=FILE]`: what a step costs here.
 
+Without a config, `python -m experiments.bench [--only=SECTION,..] [--out=docs/results]`: the page of what every method's step
+costs, and of CPU time beside other libraries' (experiments/ablations/bench.py).
+
 Compiles every phase of a training stage as the stage itself would, on random weights and clips (no data and no finished
 stage is needed), and times it on this machine's devices. Beside the time: the operations of the step in forwards of the
 network, its temporary memory, the size of its program, and the share of the chip's bfloat16 peak that it reaches.
@@ -24,6 +27,7 @@ from distill.method import Method
 from experiments import beside, data, exact, latents, loop, run, stages, training
 from experiments import config as configs
 from experiments import mesh as meshes
+from experiments.ablations import bench as benchmarks
 from experiments.ablations import costs, page
 from experiments.config import ConfigError
 from experiments.context import Context
@@ -36,6 +40,8 @@ PEAKS = {
 DRAWN = ("moving_digits", "resized", "exact")
 """Kinds of data that no file holds."""
 OPTIONS = ("steps", "out")
+PAGE_OPTIONS = ("only", "out")
+"""Without a config."""
 
 
 class Timing(NamedTuple):
@@ -52,8 +58,11 @@ class Timing(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    argv = sys.argv if argv is None else argv
+    if not any(a.startswith("--config") for a in argv[1:]):
+        return make_page(argv[1:])
     try:
-        config, source, only, steps, out = parse(sys.argv if argv is None else argv)
+        config, source, only, steps, out = parse(argv)
         with tempfile.TemporaryDirectory() as folder:
             context = Context(config, pathlib.Path(folder), meshes.make(config.get("mesh")), source)
             report = {name: measure(context, name, steps) for name in chosen(config, only)}
@@ -64,6 +73,23 @@ def main(argv: list[str] | None = None) -> int:
     if out is not None:
         found = {name: {phase: timing._asdict() for phase, timing in rows.items()} for name, rows in report.items()}
         configs.write_json(out, {"config": source, "device": device, "devices": len(jax.devices()), "stages": found})
+    return 0
+
+
+def make_page(arguments: list[str]) -> int:
+    """Writes bench.md in the folder --out."""
+    given = {"only": "", "out": "docs/results"}
+    try:
+        for argument in arguments:
+            key, _, value = argument.removeprefix("--").partition("=")
+            if key not in PAGE_OPTIONS or not argument.startswith("--"):
+                raise ConfigError(f"{argument}: without --config=... there are --only=SECTION,.. and --out=FOLDER")
+            if not value:
+                raise ConfigError(f"--{key} needs a value: --{key}=...")
+            given[key] = value
+        benchmarks.run(pathlib.Path(given["out"]), [name for name in given["only"].split(",") if name])
+    except ConfigError as error:
+        return run.fail(str(error), 2)
     return 0
 
 
@@ -106,22 +132,28 @@ def prepare(context: Context, name: str) -> tuple[dict[str, Prepared], tuple[Any
     """(a stage's phases, the arguments of their first call, on the devices)"""
     block, where = context.config["stages"][name], f"config.stages.{name}"
     stages.check_block(block, where)
-    meshes.check_batch(block["batch_size"], context.mesh, where)
+    meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
     method, (state, frozen, batch, key, hyper) = begin(context, name, block)
     state, frozen = meshes.put(state, context.mesh), meshes.put(frozen, context.mesh)
     arguments = (state, frozen, meshes.put_batch(batch, context.mesh, block["batch_size"]), key, hyper)
-    # A loop's body counts once: for counting, and for that only, the layers stand one after the other.
-    flat, shapes = begin(unrolled(context), name, block, shapes=True)
-    forward = one_forward(unrolled(context).config, block["batch_size"])
+    counts, forward = counted(context, name)
     phases = {}
     for phase, step in loop.compile_phases(method, context.mesh).items():
         begun = time.perf_counter()
         compiled = step.lower(*arguments).compile()
         compiling = time.perf_counter() - begun
         memory, lines = compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text().splitlines())
-        counted = operations(flat.phases[phase], *shapes)
-        phases[phase] = Prepared(compiled, Timing(math.nan, counted, forward, memory, lines, compiling))
+        phases[phase] = Prepared(compiled, Timing(math.nan, counts[phase], forward, memory, lines, compiling))
     return phases, arguments
+
+
+def counted(context: Context, name: str) -> tuple[dict[str, float], float]:
+    """(operations of a step of every phase of a stage, and of one forward)"""
+    # A loop's body counts once: for counting, and for that only, the layers stand one after the other and the batch is whole.
+    flat, block = unrolled(context), {**context.config["stages"][name], "accumulate": 1}
+    method, shapes = begin(flat, name, block, shapes=True)
+    counts = {phase: operations(step, *shapes) for phase, step in method.phases.items()}
+    return counts, one_forward(flat.config, block["batch_size"])
 
 
 def timed(name: str, phases: Mapping[str, Prepared], arguments: tuple[Any, ...], steps: int) -> dict[str, Timing]:

@@ -10,11 +10,9 @@ is compiled to see whether that is so.
 """
 
 import dataclasses
-import difflib
-import importlib.util
+import functools
 import logging
 import math
-import os
 import pathlib
 import re
 import sys
@@ -24,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -33,38 +30,13 @@ from experiments import bench, drawing, evaluation, loop, programs, run, stages,
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.ablations import page
+from experiments.chips import GIB, Chip, check_topology, described, mesh_of
 from experiments.config import ConfigError
 from experiments.context import Context
 
-GIB = 2**30
 OPTIONS = ("topology", "num_slices", "out")
 FARTHEST = 8
 """The largest batch is looked for up to so many times the config's."""
-
-
-class Chip(NamedTuple):
-    """A chip, one device: bytes of memory that libtpu lets a program have; by the vendor's data sheet its bytes/s, bfloat16
-    operations/s, bytes/s over one axis of the torus, both directions, and to other slices; the topologies that are sold.
-    """
-
-    memory: float
-    bandwidth: float
-    peak: float
-    links: float
-    across: float
-    topologies: tuple[str, ...]
-
-
-FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-CUBES = (
-    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
-)  # fmt: skip
-CHIPS = {
-    "v4": Chip(30.75 * GIB, 1.23e12, 275e12, 90e9, 6.25e9, CUBES),
-    "v5e": Chip(15.75 * GIB, 0.82e12, 197e12, 90e9, 3.125e9, FLAT),
-    "v5p": Chip(95.74 * GIB, 2.77e12, 459e12, 180e9, 6.25e9, CUBES),
-    "v6e": Chip(31.25 * GIB, 1.64e12, 918e12, 180e9, 12.5e9, FLAT),
-}
 
 
 # The command line ------------------------------------------------------------------------------------------------
@@ -109,68 +81,6 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, str, int, p
     return config, source, only, values["topology"], int(text), pathlib.Path(values["out"]) if "out" in values else None
 
 
-def check_topology(name: str) -> None:
-    """Refuses what isn't sold; the compiler itself takes tori of any size."""
-    chip, _, shape = name.partition(":")
-    if chip not in CHIPS:
-        raise ConfigError(f"--topology {name!r}: no chip {chip!r}; {configs.nearest(chip, CHIPS)}")
-    if shape not in CHIPS[chip].topologies:
-        raise ConfigError(
-            f"--topology {name!r}: {chip} has no {shape!r}; nearest: '{chip}:{_nearest_shape(shape, CHIPS[chip].topologies)}'"
-            f" (of {', '.join(CHIPS[chip].topologies)})"
-        )
-
-
-def _nearest_shape(shape: str, known: tuple[str, ...]) -> str:
-    """By the number of chips where it is one, else by its letters."""
-    if re.fullmatch(r"\d+(x\d+)*", shape):
-        count = lambda text: math.log(max(1, math.prod(map(int, text.split("x")))))  # noqa: E731
-        return min(known, key=lambda other: abs(count(other) - count(shape)))
-    return difflib.get_close_matches(shape, known, 1, 0)[0]
-
-
-def described(name: str, slices: int) -> tuple[Chip, list[Any]]:
-    """(the chip, the devices of so many slices) as libtpu describes them. JAX itself stays on the CPU."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("the TPU's compiler, libtpu, isn't installed (no TPU is needed): pip install -e '.[tpu]'")
-    # Of a machine that is no TPU host; JAX, at its import, has put warnings where the names belong.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    # Plans may be made side by side: nobody holds a TPU.
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    jax.config.update("jax_platforms", "cpu")
-    more = {"num_slices": slices} if slices > 1 else {}
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
-    except Exception as error:  # libtpu raises whatever went wrong in it
-        raise ConfigError(f"--topology {name!r}: libtpu refuses it: {str(error).splitlines()[0]}") from error
-    return CHIPS[name.split(":")[0]], list(found.devices)
-
-
-def mesh_of(sizes: Mapping[str, int] | None, devices: list[Any]) -> Mesh:
-    """The config's mesh on these devices; a refusal names the nearest one that they make up."""
-    try:
-        return meshes.make(sizes, devices)
-    except ConfigError as error:
-        if "devices" not in str(error) and "slices" not in str(error):
-            raise
-        raise ConfigError(f"{error}; {nearest_mesh(sizes, devices)}") from None
-
-
-def nearest_mesh(sizes: Any, devices: list[Any]) -> str:
-    """The mesh with the nearest `fsdp` whose `data`, a multiple of the slices, takes what is left."""
-    slices, count = len({getattr(device, "slice_index", 0) for device in devices}), len(devices)
-    given = dict(sizes) if isinstance(sizes, Mapping) else {}
-    known = {axis: n for axis, n in given.items() if axis in ("context", "tensor") and type(n) is int and n > 0}
-    if count // slices % math.prod(known.values()):
-        known = {}
-    left = count // slices // math.prod(known.values())
-    wanted = given.get("fsdp", 1)
-    wanted = wanted if type(wanted) is int and wanted > 0 else left
-    fsdp = min((n for n in range(1, left + 1) if left % n == 0), key=lambda n: abs(math.log(n / wanted)))
-    sizes = {"data": count // fsdp // math.prod(known.values()), "fsdp": fsdp, **known}
-    return "nearest: " + ", ".join(f"{axis}={n}" for axis, n in sizes.items())
-
-
 def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:
     """The stages that have programs to plan, or the one that is asked for."""
     known = {name: block for name, block in config["stages"].items() if block["kind"] in PLANNED}
@@ -187,23 +97,24 @@ def check(context: Context, name: str) -> None:
     block, where = context.config["stages"][name], f"config.stages.{name}"
     stages.check_block(block, where)
     if block["kind"] == "train":
-        meshes.check_batch(block["batch_size"], context.mesh, where)
+        meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
 
 
 # Programs of a stage ---------------------------------------------------------------------------------------------
 
 
 class Program(NamedTuple):
-    """What is compiled. lower(): its jit for the mesh's devices; operations, forward: of one step at its batch size, and of one
-    call of the network, on all devices; trips: of loops whose length is data, at most; state: bytes of all weights in it.
+    """What is compiled. lower(): its jit for the mesh's devices; count(): operations of one step at its batch size, and of one
+    call of the network, on all devices; trips: of loops whose length is data, at most; state: bytes of all weights in it;
+    least: bytes of one device that its arguments take.
     """
 
     name: str
     lower: Callable[[], Any]
-    operations: float
-    forward: float
+    count: Callable[[], tuple[float, float]]
     trips: float
     state: float
+    least: float
 
 
 def training(context: Context, name: str, batch_size: int) -> list[Program]:
@@ -211,19 +122,25 @@ def training(context: Context, name: str, batch_size: int) -> list[Program]:
     block = {**context.config["stages"][name], "batch_size": batch_size}
     method, arguments = bench.begin(context, name, block, shapes=True)
     places = placed(context.mesh, *arguments)
-    # For counting on no devices: the kernels' products as those of an attention that computes its scores again.
-    counted = counting(context)
-    plain, shapes = bench.begin(counted, name, block, shapes=True)
     trips = max(1.0, float(block.get("options", {}).get("steps", 1)) - 1)
-    forward = one_forward(counted.config, batch_size)
 
-    def count(phase: Callable) -> float:
-        return programs.operations(jax.make_jaxpr(phase)(*shapes), trips)
+    def count(phase: str) -> tuple[float, float]:
+        # For counting on no devices: the kernels' products as those of an attention that computes its scores again.
+        counted = counting(context)
+        plain, shapes = bench.begin(counted, name, block, shapes=True)
+        step = programs.operations(jax.make_jaxpr(plain.phases[phase])(*shapes), trips)
+        return step, one_forward(counted.config, batch_size)
 
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[:2]))
+    least = on_one_device(places[:3])
     return [
         Program(
-            f"{name}, {phase}", lambda step=step: step.lower(*places), count(plain.phases[phase]), forward, trips, held
+            f"{name}, {phase}",
+            functools.partial(step.lower, *places),
+            functools.partial(count, phase),
+            trips,
+            held,
+            least,
         )
         for phase, step in loop.compile_phases(method, context.mesh).items()
     ]
@@ -241,6 +158,12 @@ def placed(mesh: Mesh, state: PyTree, frozen: PyTree, batch: PyTree, key: Any, h
 
 def shaped(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def on_one_device(places: PyTree) -> float:
+    """Bytes that one device has of these shapes."""
+    leaves = jax.tree.leaves(places)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def counting(context: Context) -> Context:
@@ -286,11 +209,13 @@ def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: i
     )  # fmt: skip
     places = jax.tree.map(lambda leaf: shaped(leaf, NamedSharding(mesh, PartitionSpec())), shapes)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
-    return Program(
-        name, lambda: jax.jit(draw(real)).lower(*places), programs.operations(jax.make_jaxpr(draw(network))(*shapes)),
-        one_forward({**config, "model": counting(context).config["model"]} if config is context.config else config, batch_size),
-        1.0, held,
-    )  # fmt: skip
+
+    def count() -> tuple[float, float]:
+        plain = {**config, "model": counting(context).config["model"]} if config is context.config else config
+        return programs.operations(jax.make_jaxpr(draw(network))(*shapes)), one_forward(plain, batch_size)
+
+    lower = functools.partial(jax.jit(draw(real)).lower, *places)
+    return Program(name, lower, count, 1.0, held, on_one_device(places[:3]))
 
 
 def record_of(context: Context, reference: str, where: str) -> dict[str, Any]:
@@ -317,7 +242,7 @@ PLANNED: dict[str, Callable[[Context, str, int], list[Program]]] = {
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """One program at one batch size; all of one device, in bytes. peak: of its memory; where it didn't fit, what it asked for,
-    or NaN.
+    or NaN, or, of arguments that alone are too many, these.
     """
 
     name: str
@@ -337,36 +262,45 @@ class Compiled:
     cpu: float = 0.0
 
 
-def compile(program: Program, batch: int, devices: list[Any]) -> Compiled:
-    """Compiles, with a line before and one after."""
+def build(program: Program, batch: int, devices: list[Any], memory: float, whole: bool = True) -> Compiled:
+    """Compiles, with a line before and one after; not, where a device's `memory` hasn't even room for the arguments. whole:
+    with what the step does, else its memory alone.
+    """
+    if program.least > memory:
+        say(f"{program.name}: batch {batch}: does not fit, nor do its arguments alone")
+        return Compiled(program.name, batch, False, program.least, program.least)
     say(f"{program.name}: batch {batch}: compiling ...")
     begun, cpu = time.perf_counter(), time.process_time()
-    share = program.operations / len(devices)
-    told = dict(operations=share, forwards=program.operations / program.forward, forward=program.forward / len(devices))
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise ConfigError(f"{program.name}: the TPU's compiler refuses it: {str(error).splitlines()[0]}") from error
         spent = dict(seconds=time.perf_counter() - begun, cpu=time.process_time() - cpu)
-        found = Compiled(program.name, batch, False, asked(str(error)), **told, **spent)
-        say(f"{program.name}: batch {batch}: does not fit ({spent['seconds']:.0f} s)")
+        found = Compiled(program.name, batch, False, asked(str(error)), **spent)
+        say(f"{program.name}: batch {batch}: does not fit ({spent['cpu']:.0f} s of CPU)")
         return found
     spent = dict(seconds=time.perf_counter() - begun, cpu=time.process_time() - cpu)
-    memory = compiled.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    held = compiled.memory_analysis()
+    arguments, temporaries = held.argument_size_in_bytes, held.temp_size_in_bytes
     # Results that take the place of donated arguments are no further memory; the program itself is there too.
-    own = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = arguments + own + temporaries + memory.generated_code_size_in_bytes
-    slices = [getattr(device, "slice_index", 0) for device in devices]
-    moves = programs.transfers(compiled.as_text(), slices, program.trips)
+    own = held.output_size_in_bytes - held.alias_size_in_bytes
+    peak = arguments + own + temporaries + held.generated_code_size_in_bytes
     say(
         f"{program.name}: batch {batch}: peak {peak / GIB:.3g} GiB, compiled in {spent['seconds']:.0f} s"
         f" ({spent['cpu']:.0f} s of CPU)"
     )
-    return Compiled(
-        program.name, batch, True, peak, arguments, temporaries, moves.sent, moves.across, moves.memory, moves.by_kind(),
-        **told, **spent,
+    found = Compiled(program.name, batch, True, peak, arguments, temporaries, **spent)
+    return dataclasses.replace(found, **work(program, compiled.as_text(), devices)) if whole else found
+
+
+def work(program: Program, text: str, devices: list[Any]) -> dict[str, Any]:
+    """What a step does, by the program's own count and by its compiled text."""
+    moves = programs.transfers(text, [getattr(device, "slice_index", 0) for device in devices], program.trips)
+    step, forward = program.count()
+    return dict(
+        sent=moves.sent, across=moves.across, memory=moves.memory, collectives=moves.by_kind(),
+        operations=step / len(devices), forwards=step / forward, forward=forward / len(devices),
     )  # fmt: skip
 
 
@@ -429,12 +363,14 @@ def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
     block = context.config["stages"][name]
     trained = block["kind"] == "train"
     devices = list(context.mesh.devices.flat) if trained else list(context.mesh.devices.flat)[:1]
-    parts = math.prod(context.mesh.shape[axis] for axis in meshes.BATCH) if trained else 1
+    parts = math.prod(context.mesh.shape[axis] for axis in meshes.BATCH) * block.get("accumulate", 1) if trained else 1
     size = block["batch_size"] if trained else block.get("batch_size", 64)
 
     def at(batch: int, only: str | None = None) -> dict[str, Compiled]:
         made = PLANNED[block["kind"]](context, name, batch)
-        return {one.name: compile(one, batch, devices) for one in made if only in (None, one.name)}
+        return {
+            one.name: build(one, batch, devices, chip.memory, batch == size) for one in made if only in (None, one.name)
+        }
 
     first = at(size)
     if not all(one.fits for one in first.values()):
@@ -462,26 +398,50 @@ def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
 def hint(context: Context, block: Mapping[str, Any], found: Compiled, held: float, chip: Chip, parts: int) -> str:
     """What would make a program smaller, the cheapest first."""
     model, mesh, sets = context.config["model"], context.mesh, []
+    stage, size = found.name.split(",")[0], mesh.size
     if block["kind"] != "train":
         return "set batch_size=1" if block.get("batch_size", 64) > 1 else "choose a chip of more memory"
+    if held > chip.memory * size:
+        return (
+            f"the weights and their optimisers alone are {held / GIB:.0f} GiB: more chips, {math.ceil(held / chip.memory)} at"
+            " the least, or chips of more memory"
+        )
     if model.get("remat", "layers") != "layers":
         sets.append("config.model.remat='layers'")
     if model.get("attention", "splash") in ("xla", "checkpoint") and model["kind"] == "dit":
         kind = "ring" if block["method"] in FORWARD else "splash"
         sets.append(f"config.model.attention={kind!r}")
-    size = math.prod(mesh.shape.values())
-    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
     # The state is to leave half of the memory for the step.
-    if held / split > chip.memory / 2 and split < size:
-        wanted = 2 ** math.ceil(math.log2(held / (chip.memory / 2) / mesh.shape["tensor"]))
-        sets.append(f"config.mesh.fsdp={min(wanted, size // mesh.shape['tensor'])}")
+    across = mesh.shape["tensor"] * len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
+    fsdps = [n for n in range(1, size // across + 1) if size // across % n == 0]
+    enough = [n for n in fsdps if held / (n * mesh.shape["tensor"]) <= chip.memory / 2]
+    now, along = mesh.shape["fsdp"], mesh.shape["context"]
+    if now not in enough and now < fsdps[-1]:
+        wanted = min(enough, default=fsdps[-1])
+        sets += resized(context, stage, wanted, math.gcd(along, size // across // wanted))
     if not sets and block["batch_size"] > parts:
-        sets.append(f"config.stages.{found.name.split(',')[0]}.batch_size={parts}")
-    if not sets and mesh.shape["context"] < size // split:
-        sets.append(f"config.mesh.context={2 * mesh.shape['context']}")
+        more = f"accumulate={block['batch_size'] // parts * block.get('accumulate', 1)}"
+        sets.append(f"config.stages.{stage}.{more}, or config.stages.{stage}.batch_size={parts}")
+    if not sets:
+        kept = next((n for n in (now, now // 2) if n in enough and size // across % (n * 2 * along) == 0), None)
+        sets += resized(context, stage, kept, 2 * along) if kept else []
     if not sets:
         return f"the weights and their optimisers alone are {held / GIB:.0f} GiB: more chips, or chips of more memory"
     return "set " + ", ".join(sets)
+
+
+def resized(context: Context, stage: str, fsdp: int, along: int) -> list[str]:
+    """What to set for so many devices on `fsdp` and `context`, the others on `data`, and a batch that this mesh takes."""
+    block, mesh, given = context.config["stages"][stage], context.mesh, context.config.get("mesh") or {}
+    sizes = {"data": mesh.size // (fsdp * along * mesh.shape["tensor"]), "fsdp": fsdp, "context": along}
+    named = given.get("data", -1) != -1
+    sets = [
+        f"config.mesh.{axis}={n}" for axis, n in sizes.items() if n != mesh.shape[axis] and (axis != "data" or named)
+    ]
+    parts = sizes["data"] * fsdp * block.get("accumulate", 1)
+    if block["batch_size"] % parts:
+        sets.append(f"config.stages.{stage}.batch_size={max(1, block['batch_size'] // parts) * parts}")
+    return sets
 
 
 # Reporting -------------------------------------------------------------------------------------------------------
@@ -552,9 +512,9 @@ def told(one: Plan) -> str | None:
 def verdict(one: Plan, chip: Chip) -> str:
     if one.fits:
         return "fits"
-    need = (
-        "" if math.isnan(one.program.peak) else f"needs {one.program.peak / GIB:.1f} GiB of {chip.memory / GIB:.2f}; "
-    )
+    found = one.program
+    what = "its arguments alone need" if found.peak == found.arguments else "needs"
+    need = "" if math.isnan(found.peak) else f"{what} {found.peak / GIB:.1f} GiB of {chip.memory / GIB:.2f}; "
     return f"does not fit: {need}{one.hint}"
 
 

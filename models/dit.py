@@ -6,6 +6,7 @@ and queries and keys normalised by their rms (Dehghani et al. 2023, ViT-22B, sec
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,23 +18,34 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.attention import Attention, Order
 from models.layers import Conditioned, Linear, Rngs, dropout, fan_in_normal, modulate, per_frame, rms_normalise
-from models.parallel import TENSOR, constrain, over_context
-from models.rope import grid_angles, rotate
+from models.parallel import TENSOR, constrain, cut, filled, in_tiles, over_context
+from models.rope import grid_turns, rotate
 from models.unet import depth_to_space, space_to_depth
 
 Clip = Float[Array, "b f h w c"]
 Tokens = Float[Array, "b n d"]
 
 
-# Chains of elementwise steps are recomputed in the backward pass. Arithmetic is cheaper than memory: on CPU this
-# saves a fifth of a training step and, with fused attention, 40 % of its memory.
-gelu = jax.checkpoint(jax.nn.gelu)
+# Chains of elementwise steps are recomputed in the backward pass, and so is what a product reads of them; the product
+# itself is not, as nothing reads its result twice. Arithmetic is cheaper than memory.
 
 
-@jax.checkpoint
 def adaptive_norm(h: Clip, scale: Float[Array, "..."], shift: Float[Array, "..."]) -> Clip:
     """h / rms(h) (1 + scale) + shift."""
     return modulate(rms_normalise(h), scale, shift)
+
+
+@jax.checkpoint
+def after_norm(
+    h: Clip, scale: Float[Array, "..."], shift: Float[Array, "..."], weight: Float[Array, "d ..."], bias: Array
+) -> Float[Array, "b f h w ..."]:
+    """The product of normed tokens with a weight, and its bias."""
+    return jnp.tensordot(adaptive_norm(h, scale, shift), weight, 1) + bias
+
+
+@jax.checkpoint
+def after_gelu(x: Clip, weight: Float[Array, "d e"], bias: Float[Array, " e"]) -> Clip:
+    return jax.nn.gelu(x) @ weight + bias
 
 
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -112,7 +124,7 @@ class DiT(Conditioned):
     def __call__(self, x: Clip, level: Float[Array, "b f ..."], cond: dict, key: PRNGKeyArray | None) -> Clip:
         h, _, embedding = self.run(x, level, cond, key)
         shift, scale = (per_frame(x) for x in jnp.moveaxis(embedding[..., None, :] + self.final_table[...], -2, 0))
-        h = self.head(adaptive_norm(h, scale, shift))
+        h = after_norm(h, scale, shift, self.head.weight[...].astype(h.dtype), self.head.bias[...].astype(h.dtype))
         return depth_to_space(h, self.patch).astype(jnp.float32)
 
     def features(
@@ -181,11 +193,17 @@ class DiT(Conditioned):
             h = h + self.low(space_to_depth(cond["low"].astype(self.dtype), self.patch))
         cache, history = cond.get("cache"), cond.get("history")
         slots = 0 if cache is None else cache["keys"].shape[2]
-        angles = grid_angles(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
+        turns = grid_turns(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
         past = None if cache is None else (cache["keys"], cache["values"])
         keys = None if key is None else jax.random.split(key, self.depth)
         if history is None:
-            attend = functools.partial(self.attend, order=self.order(h, cache))
+            order, tokens = self.order(h, cache), math.prod(h.shape[1:4])
+            if past is None and (more := in_tiles(tokens) - tokens):
+                # What fills up the last tile is a key that nobody sees, and the place of a query that nobody reads.
+                order = (np.zeros(tokens, np.float32),) * 2 if order is None else order
+                order = tuple(np.pad(part, (0, more), constant_values=np.inf) for part in order)
+                turns = jnp.pad(turns, ((0, 0), (0, more), (0, 0)))
+            attend = functools.partial(self.attend, order=order)
         else:
             # As earlier frames of an empty cache, at their own places, which are those of x's frames too.
             empty = self.empty_cache(x.shape[0], *x.shape[2:4], slots=0, sinks=0)
@@ -194,11 +212,11 @@ class DiT(Conditioned):
                 told["logsnr_to"] = history["level"]
             past = self.read(history["clip"], history["level"], told)
             attend = functools.partial(self.attend_forced, frames=h.shape[1])
-            angles = np.concatenate([angles, angles])
+            turns = jnp.concatenate([turns, turns], axis=1)
 
         def layer(h: Clip, of: tuple) -> tuple[Clip, Any]:
             weights, key, past = of
-            h, k, v = self.layer(weights, h, modulation + weights["table"], angles, attend, past, key)
+            h, k, v = self.layer(weights, h, modulation + weights["table"], turns, attend, past, key)
             return h, collect(h, k, v)
 
         layers, policy = (self.layers.arrays(), keys, past), REMAT[self.remat]
@@ -244,7 +262,7 @@ class DiT(Conditioned):
         weights: dict[str, Array],
         h: Clip,
         modulation: Float[Array, "b f ... 6 d"],
-        angles: Float[np.ndarray, "n half"],
+        turns: Float[Array, "two n half"],
         attend: Callable[[Array, Array, Array], Array],
         past: tuple[Array, Array] | None,
         key: PRNGKeyArray | None,
@@ -263,27 +281,34 @@ class DiT(Conditioned):
 
         @jax.checkpoint
         def turned(x: Float[Array, "b n k d"], gain: Float[Array, " d"]) -> Float[Array, "b n k d"]:
-            return rotate(rms_normalise(x) * gain, angles[-x.shape[1] :])
+            return rotate(rms_normalise(x) * gain, turns[:, -x.shape[1] :])
 
-        tokens = adaptive_norm(h, scale1, shift1)
+        count = math.prod(h.shape[1:4])
+        length = turns.shape[1] if past is None else count
+
+        @jax.checkpoint
+        def by_tokens(
+            h: Clip, scale: Array, shift: Array, weight: Float[Array, "d three k e"], bias: Float[Array, "1 three k e"]
+        ) -> Float[Array, "b n three k e"]:
+            tokens = adaptive_norm(h, scale, shift).reshape(h.shape[0], -1, h.shape[-1])
+            return jnp.tensordot(filled(tokens, length), weight, 1) + bias
+
         # The weights as heads first: then each device of `tensor` makes its own heads, and weights move, not tokens.
         by_heads = (
             weights[name].reshape(-1, 3, h.shape[-1] // self.head_dim, self.head_dim) for name in ("qkv", "qkv_bias")
         )
         heads, bias = (constrain(part, None, None, TENSOR, None) for part in by_heads)
-        qkv = jnp.tensordot(tokens.reshape(h.shape[0], -1, h.shape[-1]), heads, 1) + bias
-        q, own_k, own_v = jnp.moveaxis(qkv, 2, 0)
+        q, own_k, own_v = jnp.moveaxis(by_tokens(h, scale1, shift1, heads, bias), 2, 0)
         if past is None:
             k, v = turned(own_k, weights["key_gain"]), own_v
         else:
             old_k, old_v = (part.reshape(h.shape[0], -1, *part.shape[3:]).astype(h.dtype) for part in past)
             own_k = normed(own_k, weights["key_gain"])
-            k, v = rotate(jnp.concatenate([old_k, own_k], 1), angles), jnp.concatenate([old_v, own_v], 1)
+            k, v = rotate(jnp.concatenate([old_k, own_k], 1), turns), jnp.concatenate([old_v, own_v], 1)
         out = attend(turned(q, weights["query_gain"]), k, v)
-        out = out.reshape(h.shape) @ weights["out"] + weights["out_bias"]
-        h = h + dropout(out, self.rate, first) * gate1.astype(h.dtype)
+        out = out.reshape(h.shape[0], length, -1) @ weights["out"] + weights["out_bias"]
+        h = h + dropout(cut(out, count).reshape(h.shape), self.rate, first) * gate1.astype(h.dtype)
 
-        tokens = adaptive_norm(h, scale2, shift2)
-        hidden = gelu(tokens @ weights["expand"] + weights["expand_bias"])
-        out = hidden @ weights["contract"] + weights["contract_bias"]
+        hidden = after_norm(h, scale2, shift2, weights["expand"], weights["expand_bias"])
+        out = after_gelu(hidden, weights["contract"], weights["contract_bias"])
         return h + dropout(out, self.rate, second) * gate2.astype(h.dtype), own_k, own_v

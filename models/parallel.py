@@ -44,6 +44,31 @@ def constrain(x: Float[Array, "..."], *names: str | tuple[str, ...] | None) -> F
     return jax.lax.with_sharding_constraint(x, spec(x.shape, *names)) if axes() else x
 
 
+ROWS = 16
+"""Rows of a TPU's tile of bfloat16."""
+
+
+def in_tiles(tokens: int) -> int:
+    """`tokens`, or so many more that every device of `context` has whole tiles of them: putting the parts of several devices
+    behind each other would shift every row, and takes a compiler for TPUs ten times as long.
+    """
+    count = axes().get(CONTEXT, 1)
+    return tokens if count == 1 else tokens + -tokens % (count * ROWS)
+
+
+def filled(x: Float[Array, "b n d"], tokens: int) -> Float[Array, "b m d"]:
+    """x with zeros behind it up to `tokens`, over `context`."""
+    if tokens == x.shape[1]:
+        return x
+    # Whole where it is padded or cut: of parts every device would pass rows on to the next, and shift its own.
+    return constrain(_padded(constrain(x, BATCH, None, None), tokens), BATCH, CONTEXT, None)
+
+
+def cut(x: Float[Array, "b m d"], tokens: int) -> Float[Array, "b n d"]:
+    """The first `tokens` of x."""
+    return x if tokens == x.shape[1] else constrain(x, BATCH, None, None)[:, :tokens]
+
+
 def over_context(h: Float[Array, "b f h w c"], *sides: int) -> Float[Array, "b f h w c"]:
     """The batch over `data` and `fsdp`, over `context` the first of `sides` (1 frames, 2 rows, 3 columns) that it divides."""
     count = axes().get(CONTEXT, 1)

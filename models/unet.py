@@ -26,7 +26,7 @@ from models.layers import (
     per_frame,
     rms_normalise,
 )
-from models.rope import grid_angles, rotate
+from models.rope import grid_turns, rotate
 
 Clip = Float[Array, "b f h w c"]
 
@@ -66,8 +66,8 @@ class JointAttention(nnx.Module):
     def __call__(self, x: Clip) -> Clip:
         b, f, h, w, c = x.shape
         q, k, v = jnp.moveaxis(self.qkv(self.norm(x)).reshape(b, f * h * w, 3, self.heads, -1), 2, 0)
-        angles = grid_angles(f, h, w, c // self.heads, self.base)
-        out = self.attend(rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles), v, None)
+        turns = grid_turns(f, h, w, c // self.heads, self.base)
+        out = self.attend(rotate(self.query_norm(q), turns), rotate(self.key_norm(k), turns), v, None)
         return x + self.out(out.reshape(x.shape))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import ATTENTION, JVP_KINDS, attention, require_jvp
-from models.rope import axis_split, grid_angles, rotate
+from models.rope import axis_split, grid_turns, rotate
 from models.splash import Ordered
 
 # 37 tokens in chunks of 16: three chunks, of which the last is padded.
@@ -117,18 +117,18 @@ def test_bfloat16_goes_in_and_out(kind):
 def test_every_channel_of_a_head_turns_with_one_axis(head_dim):
     split = axis_split(head_dim)
     assert sum(split) == head_dim and all(width % 2 == 0 and width > 0 for width in split)
-    assert grid_angles(2, 3, 4, head_dim, 100.0).shape == (24, head_dim // 2)
+    assert grid_turns(2, 3, 4, head_dim, 100.0).shape == (2, 24, head_dim // 2)
 
 
 def test_scores_depend_on_position_differences_alone():
     """q at p + d against k at p is the same number for every p: all pairs of a 3 x 4 x 5 grid."""
     rng = np.random.default_rng(1)
     grid, width = (3, 4, 5), 32
-    angles = grid_angles(*grid, width, 100.0)
+    turns = grid_turns(*grid, width, 100.0)
     q, k = (jnp.asarray(rng.standard_normal(width), jnp.float32) for _ in range(2))
     tokens = int(np.prod(grid))
-    turned_q = rotate(jnp.broadcast_to(q, (1, tokens, 1, width)), angles)[0, :, 0]
-    turned_k = rotate(jnp.broadcast_to(k, (1, tokens, 1, width)), angles)[0, :, 0]
+    turned_q = rotate(jnp.broadcast_to(q, (1, tokens, 1, width)), turns)[0, :, 0]
+    turned_k = rotate(jnp.broadcast_to(k, (1, tokens, 1, width)), turns)[0, :, 0]
     scores = np.asarray(turned_q @ turned_k.T)
     positions = np.indices(grid).reshape(3, -1).T
     groups = {}
@@ -142,10 +142,20 @@ def test_scores_depend_on_position_differences_alone():
 
 
 def test_rotation_keeps_lengths_and_longer_clips_extend_shorter_ones():
-    angles = grid_angles(6, 2, 2, 12, 100.0)
-    np.testing.assert_array_equal(angles[:8], grid_angles(2, 2, 2, 12, 100.0))
+    turns = grid_turns(6, 2, 2, 12, 100.0)
+    np.testing.assert_array_equal(turns[:, :8], grid_turns(2, 2, 2, 12, 100.0))
     x = jax.random.normal(jax.random.key(0), (2, 24, 3, 12))
-    np.testing.assert_allclose(jnp.linalg.norm(rotate(x, angles), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(rotate(x, turns), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+def test_the_table_of_turns_is_made_by_the_program_and_not_written_into_it():
+    """As a constant it would stand in a program once for every call of the network, of 30k tokens 8 MB each."""
+
+    def written(*grid):
+        x = jax.ShapeDtypeStruct((1, int(np.prod(grid)), 1, 32), jnp.float32)
+        return len(jax.jit(lambda x: rotate(x, grid_turns(*grid, 32, 100.0))).lower(x).as_text())
+
+    assert written(8, 16, 16) < 1.5 * written(4, 8, 8) < written(8, 16, 16) + 20_000
 
 
 @pytest.mark.parametrize("head_dim", [4, 7, 33])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.video import wan
-from experiments import bench, mesh, plan, programs, training
+from experiments import bench, chips, mesh, plan, programs, training
 from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.context import Context
@@ -164,7 +164,7 @@ def test_memory_counts_of_a_loop_only_the_slices_that_it_reads():
 
 def test_the_roofline_by_hand():
     """A chip of 100 operations, 10 bytes of memory, 4 to its neighbours and 1 to other slices a second."""
-    chip = plan.Chip(0.0, 10.0, 100.0, 4.0, 1.0, ())
+    chip = chips.Chip(0.0, 10.0, 100.0, 4.0, 1.0, ())
     found = plan.Compiled("", 1, True, 0.0, operations=300.0, memory=20.0, sent=16.0, across=3.5)
     least = plan.roofline(found, chip)
     assert least == (3.0, 2.0, 4.0, 3.5)
@@ -283,7 +283,7 @@ class Device:
 )
 def test_a_mesh_that_the_devices_do_not_make_up(sizes, slices, nearest):
     with pytest.raises(ConfigError, match=nearest):
-        plan.mesh_of(sizes, [Device(i % slices) for i in range(64)])
+        chips.mesh_of(sizes, [Device(i % slices) for i in range(64)])
 
 
 def test_stages_without_programs():
@@ -294,37 +294,84 @@ def test_stages_without_programs():
 
 
 @pytest.mark.parametrize(
-    "model, sizes, says",
+    "model, held, says",
     [
-        (dict(remat="none"), {}, "remat='layers'"),
-        (dict(attention="xla"), {}, "attention='splash'"),
-        ({}, {}, "more chips"),
+        (dict(remat="none"), 1e10, "set config.model.remat='layers'"),
+        (dict(attention="xla"), 1e10, "set config.model.attention='splash'"),
+        ({}, 1e12, "are 931 GiB: more chips, 60 at the least, or chips of more memory"),
     ],
 )
-def test_hints(model, sizes, says):
+def test_hints(model, held, says):
     context = context_of("14b,dmd2,v5e-256")
     context.config["model"].update(model)
     found = plan.Compiled("student, critic", 1, False, math.nan)
     block = {**context.config["stages"]["student"], "batch_size": 1}
-    assert says in plan.hint(context, block, found, 1e12, plan.CHIPS["v5e"], 1)
+    assert says in plan.hint(context, block, found, held, chips.CHIPS["v5e"], 1)
 
 
-CHIP = plan.Chip(100.0, 1.0, 1.0, 1.0, 1.0, ())
+@pytest.mark.parametrize(
+    "sizes, slices, batch, held, sets",
+    [
+        # Half of a chip's 15.75 GiB leaves room for 63 GiB on eight, for 32 on four.
+        (dict(fsdp=4, context=4), 1, 4, 60, dict(fsdp=8, context=2, batch_size=8)),
+        (dict(data=16, fsdp=1), 1, 16, 60, dict(data=2, fsdp=8)),
+        # Slices are a part of `data`, so that a half of the devices can split the weights.
+        (dict(fsdp=1, context=2), 2, 8, 100, dict(fsdp=8, context=1, batch_size=16)),
+        # The weights leave room and the batch is the smallest: a clip over more devices.
+        (dict(fsdp=8, context=2), 1, 8, 31, dict(fsdp=4, context=4)),
+        (dict(data=4, fsdp=4), 1, 16, 31, dict(data=2, context=2)),
+    ],
+)  # fmt: skip
+def test_hints_name_meshes_that_the_devices_make_up(sizes, slices, batch, held, sets):
+    devices = [Device(i * slices // 16) for i in range(16)]
+    context = context_of("14b,dmd2,v5e-256", mesh=sizes)
+    block = context.config["stages"]["student"]
+    block["batch_size"] = batch
+    parts = math.prod(mesh.make(sizes, devices).shape[axis] for axis in mesh.BATCH)
+    context = Context(context.config, None, mesh.make(sizes, devices))  # pyright: ignore[reportArgumentType]
+    found = plan.Compiled("student, critic", batch, False, math.nan)
+    told = [f"config.{'mesh' if name in mesh.AXES else 'stages.student'}.{name}={n}" for name, n in sets.items()]
+    assert plan.hint(context, block, found, held * GIB, chips.CHIPS["v5e"], parts) == "set " + ", ".join(told)
+    # Taken at its word the config is one that a run takes.
+    where = mesh.make(sizes | {axis: n for axis, n in sets.items() if axis in mesh.AXES}, devices)
+    assert where.shape["data"] % slices == 0
+    mesh.check_batch(sets.get("batch_size", batch), where, "student")
 
 
-def planned(monkeypatch, memory, chip=CHIP, batch_size=8):
+def test_a_step_in_microbatches_costs_what_the_whole_batch_does():
+    """Its program loops over the parts, of which the compiler's own analysis counts one."""
+    model = dict(kind="dit", shape=(3, 16, 16, 1), num_classes=0, patch=4, width=16, depth=1, head_dim=8)
+    config = configs.plain(tiny.get_config()) | dict(model=model)
+
+    def of(accumulate):
+        config["stages"]["teacher"] = dict(
+            kind="train", method="denoising", steps=4, batch_size=8, accumulate=accumulate
+        )
+        context = Context(config, None, mesh.make())  # pyright: ignore[reportArgumentType]
+        counts, forward = bench.counted(context, "teacher")
+        return plan.training(context, "teacher", 8)[0].count()[0], counts["train"], forward
+
+    planned, counted, forward = of(1)
+    assert of(4) == (pytest.approx(planned, rel=0.02), pytest.approx(counted, rel=0.02), forward)
+    assert counted / forward == pytest.approx(3, rel=0.15)
+
+
+CHIP = chips.Chip(100.0, 1.0, 1.0, 1.0, 1.0, ())
+
+
+def planned(monkeypatch, memory, chip=CHIP, batch_size=8, **more):
     """(plans of a stage of two programs whose memory is memory[name](batch), the batches at which each was compiled)"""
     seen = {name: [] for name in memory}
 
-    def compile(program, batch, devices):
+    def build(program, batch, devices, room, whole):
         seen[program.name].append(batch)
         peak = memory[program.name](batch)
-        return plan.Compiled(program.name, batch, peak <= chip.memory, peak, 0.0, 0.0)
+        return plan.Compiled(program.name, batch, peak <= room, peak, 0.0, 0.0)
 
-    made = [plan.Program(name, lambda: None, 1.0, 1.0, 1.0, 1e3) for name in memory]
-    monkeypatch.setattr(plan, "compile", compile)
+    made = [plan.Program(name, lambda: None, lambda: (1.0, 1.0), 1.0, 1e2, 0.0) for name in memory]
+    monkeypatch.setattr(plan, "build", build)
     monkeypatch.setitem(plan.PLANNED, "train", lambda context, name, batch: made)
-    block = dict(kind="train", method="denoising", batch_size=batch_size)
+    block = dict(kind="train", method="denoising", batch_size=batch_size, **more)
     config = dict(model=dict(kind="dit", remat="layers", attention="splash"), stages=dict(a=block))
     return plan.plan(Context(config, None, mesh.make()), "a", chip), seen  # pyright: ignore[reportArgumentType]
 
@@ -350,32 +397,57 @@ def test_what_does_not_fit_is_told_what_to_set(monkeypatch):
     plans, seen = planned(monkeypatch, {"large": lambda b: 10 + 30 * b})
     assert seen == {"large": [8]} and not plans[0].fits
     assert plan.verdict(plans[0], CHIP).startswith("does not fit: needs ")
-    assert plans[0].hint == "set config.stages.large.batch_size=1"
+    assert plans[0].hint == "set config.stages.large.accumulate=8, or config.stages.large.batch_size=1"
+
+
+def test_batches_that_are_tried_divide_into_the_microbatches(monkeypatch):
+    plans, seen = planned(monkeypatch, {"large": lambda b: 10 + 3 * b}, accumulate=4)
+    assert seen == {"large": [8, 4, 28]} and plans[0].largest == 28
+    plans, _ = planned(monkeypatch, {"large": lambda b: 10 + 30 * b}, accumulate=4)
+    assert plans[0].hint == "set config.stages.large.accumulate=8, or config.stages.large.batch_size=4"
+
+
+def test_what_arguments_alone_exceed_is_not_compiled():
+    program = plan.Program("large", lambda: pytest.fail("it was lowered"), lambda: (1.0, 1.0), 1.0, 1e2, 101.0)
+    found = plan.build(program, 8, [None], CHIP.memory)
+    assert not found.fits and found.peak == 101
+    said = plan.verdict(plan.Plan(found, None, math.nan, math.nan, "set nothing"), CHIP._replace(memory=100 * GIB))
+    assert said == "does not fit: its arguments alone need 0.0 GiB of 100.00; set nothing"
 
 
 @needs_libtpu
 def test_a_program_for_a_tpu_and_one_that_is_too_large():
-    chip, devices = plan.described("v5e:2x2", 1)
+    chip, devices = chips.described("v5e:2x2", 1)
     where = mesh.make(dict(fsdp=4), devices)
     spec = jax.ShapeDtypeStruct((4096, 4096), F32, sharding=mesh.split(where))
     product = plan.Program(
-        "product", lambda: jax.jit(lambda x: jnp.sum(x @ x)).lower(spec), 2 * 4096.0**3, 1.0, 1.0, 0.0
+        "product", lambda: jax.jit(lambda x: jnp.sum(x @ x)).lower(spec), lambda: (2 * 4096.0**3, 1.0), 1.0, 0.0, 0.0
     )
-    found = plan.compile(product, 4096, devices)
+    found = plan.build(product, 4096, devices, chip.memory)
     assert found.fits and found.arguments == 4096 * 4096 * 4 / 4 and found.peak < chip.memory
+    assert plan.on_one_device((spec,)) == found.arguments
     # Every device needs all rows: three quarters of them travel, as bfloat16, of which a TPU makes its products.
     assert found.sent == pytest.approx(3 / 4 * 4096 * 4096 * 2, rel=0.01)
     large = lambda x: jnp.sum(jnp.sort(jnp.sin(jnp.tile(x, (64, 64))), axis=0)[::7])  # noqa: E731
     product = product._replace(lower=lambda: jax.jit(large).lower(spec))
-    found = plan.compile(product, 4096, devices)
+    found = plan.build(product, 4096, devices, chip.memory)
     assert not found.fits and found.peak > chip.memory
 
 
 @needs_libtpu
+def test_a_config_that_cannot_fit_is_refused_before_it_is_compiled(capsys):
+    where = ["--config=configs/video/wan.py:14b,teacher,v5p-64", "--topology=v5e:2x2", "--config.mesh.fsdp=2"]
+    assert plan.main(["plan", *where, "--config.mesh.context=2", "--config.stages.teacher.batch_size=2"]) == 1
+    printed = capsys.readouterr()
+    assert "compiling" not in printed.err and "arguments alone" in printed.out
+    assert "more chips, 15 at the least" in printed.out
+
+
+@needs_libtpu
 def test_slices_are_parts_of_data():
-    _, devices = plan.described("v5e:2x2", 2)
+    _, devices = chips.described("v5e:2x2", 2)
     with pytest.raises(ConfigError, match="slices.*nearest: data=2, fsdp=4"):
-        plan.mesh_of(dict(fsdp=8), devices)
+        chips.mesh_of(dict(fsdp=8), devices)
 
 
 def test_samplers_cost_a_forward_a_call_and_two_where_they_are_guided():
@@ -386,10 +458,10 @@ def test_samplers_cost_a_forward_a_call_and_two_where_they_are_guided():
     )
     made = plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]
     assert [one.name for one in made] == ["evaluate, plain", "evaluate, guided"]
-    assert [one.operations / one.forward for one in made] == pytest.approx(
+    assert [step / forward for step, forward in (one.count() for one in made)] == pytest.approx(
         [5, 10], rel=1e-3
     )  # the level is one for all clips
-    found = plan.compile(made[0], 4, jax.devices()[:1])
+    found = plan.build(made[0], 4, jax.devices()[:1], math.inf)
     assert found.fits and found.arguments > 4 * sum(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(configs.model(config).init, jax.random.key(0)))
     )

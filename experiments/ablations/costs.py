@@ -1,4 +1,4 @@
-"""What one training step of every method costs, in forwards of its network: operations that the compiler counts."""
+"""What one training step of every method costs: forwards of its network, temporaries, lines and number of its programs."""
 
 import functools
 import math
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from diffusion import schedules
@@ -15,13 +16,17 @@ from distill import Discriminator, Network
 from distill.games import CRITIC, STUDENT
 from distill.method import Method
 from experiments import config as configs
+from experiments import loop
+from experiments import mesh as meshes
 from experiments.ablations import page
 from experiments.config import ConfigError
 from models import build_heads
 
 WIDTH, DEPTH, BATCH = 4096, 4, 4096
 """Of the network and its batch: so wide that what isn't a matrix product hardly counts. Nothing of it is ever computed."""
-SHAPE = (1, 64, 64, 1)
+SMALL = (64, 4)
+"""Width and batch of the network whose steps are run to see how many programs they take."""
+STEPS = 3
 CLASSES, FEATURES = 10, 64
 OWN_GUIDANCE = ("shortcut", "mean_flow")
 """Methods that are guided without a teacher, by their own answers."""
@@ -96,7 +101,7 @@ def stack(params, x, logsnr, cond, *, key=None, train=False):
 def early(params, x, logsnr, cond):
     """What the first half of the layers makes of x."""
     told = sum((cond[name] for name in ("logsnr_to", "guidance") if name in cond), logsnr)
-    h = x.reshape(len(x), WIDTH) + jnp.broadcast_to(told, (len(x),))[:, None]
+    h = x.reshape(len(x), -1) + jnp.broadcast_to(told, (len(x),))[:, None]
     h = h + params["label"][cond["label"]] if "label" in cond else h
     return through(params["early"], h)
 
@@ -110,9 +115,11 @@ def features(params, x, logsnr, cond):
     return (early(params, x, logsnr, cond)[:, None, None, None, :FEATURES],)
 
 
-def make(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool) -> tuple[Method, tuple[Any, ...]]:
-    """(the method, the arguments of one call of a phase, of which most are shapes only)"""
-    of, params = jax.ShapeDtypeStruct, parameters()
+def make(
+    method: str, options: Mapping[str, Any], *, taught: bool, guided: bool, size: tuple[int, int] = (WIDTH, BATCH)
+) -> tuple[Method, tuple[Any, ...]]:
+    """(the method, the arguments of one call of a phase, of which most are shapes only). size: width and batch."""
+    of, params = jax.ShapeDtypeStruct, parameters(size[0])
     network = Network(stack, schedules.vp_cosine(), "v", 0, ("logsnr_to",))
     if guided or draws_guidance(method, options):
         network = network._replace(num_classes=CLASSES, cond_keys=("label", "logsnr_to", "guidance"))
@@ -120,7 +127,7 @@ def make(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool)
     if configs.takes(method, "discriminator"):
         heads = build_heads(dict(width=1), (FEATURES,), network.num_classes)
         given["discriminator"] = Discriminator(features, heads.init, heads.apply)
-    batch = {"video": of((BATCH, *SHAPE), jnp.float32), "label": of((BATCH,), jnp.int32)}
+    batch = {"video": of((size[1], *shape(size[0])), jnp.float32), "label": of((size[1],), jnp.int32)}
     frozen = {"previous": params, "features": params} | ({"teacher": params} if taught else {})
     hyper = {"learning_rate_scale": 1.0, "guidance": 1.0, "steps": 1.0}
     made = configs.method(method, options, network, optax.sgd(1.0), 1000, method, **given)
@@ -138,10 +145,11 @@ STATE = (0,)
 
 
 class Count(NamedTuple):
-    """Forwards of a phase, and its temporaries in sizes of the network's weights."""
+    """Forwards of a phase, its temporaries in sizes of the network's weights, and lines of its program before the compiler."""
 
     forwards: float
     memory: float
+    lines: int
 
 
 def count(method: str, options: Mapping[str, Any], phase: str, *, taught: bool, guided: bool) -> Count:
@@ -152,7 +160,8 @@ def count(method: str, options: Mapping[str, Any], phase: str, *, taught: bool, 
         raise ConfigError(f"{method}: a roll-out costs by the number of its chunks, which isn't counted here")
     with jax.enable_x64(False):  # float32, as a network would run
         made, arguments = make(method, options, taught=taught, guided=guided)
-        compiled = compile(made.phases[phase], *arguments, donated=STATE)
+        lowered = lower(made.phases[phase], *arguments, donated=STATE)
+        compiled = compile(lowered)
     found = operations(compiled) / one_forward()
     if method == "reflow":
         found += calls * (option("steps") - 1)
@@ -160,7 +169,27 @@ def count(method: str, options: Mapping[str, Any], phase: str, *, taught: bool, 
         found += calls * (option("teacher_steps") - 1)
     elif option("source") == "simulated":
         found -= (option("steps") - 1) / 2
-    return Count(found, temporaries(compiled))
+    return Count(found, temporaries(compiled), len(lowered.as_text().splitlines()))
+
+
+def programs(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool) -> dict[str, int]:
+    """phase -> how many programs its calls of STEPS steps took, on arrays, as training makes them: a second one would mean that
+    a phase gives back a state of other types than it took, or that something is static that changes.
+    """
+    with jax.enable_x64(False):
+        made, (_, frozen, batch, key, hyper) = make(method, options, taught=taught, guided=guided, size=SMALL)
+        shapes = (parameters(SMALL[0]), frozen, batch)
+        params, frozen, batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        mesh = meshes.make(devices=jax.devices()[:1])
+        state, frozen = meshes.put(made.init(key, params), mesh), meshes.put(frozen, mesh)
+        batch = meshes.put_batch(batch, mesh, SMALL[1])
+        phases = loop.compile_phases(made, mesh)
+        for step in range(STEPS):
+            # Each phase every time: what a game's order leaves out of three steps counts too.
+            for phase in phases.values():
+                hyper = {name: np.float32(value) for name, value in hyper.items()}
+                state, _ = phase(state, frozen, batch, jax.random.fold_in(key, step), hyper)
+        return {name: phase._cache_size() for name, phase in phases.items()}
 
 
 def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool) -> float:
@@ -186,21 +215,30 @@ def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: b
     return sum(each[phase] for phase in turns) / period
 
 
-def parameters() -> dict[str, jax.ShapeDtypeStruct]:
-    half = (DEPTH // 2, WIDTH, WIDTH)
-    shapes = {"early": half, "late": half, "label": (CLASSES + 1, WIDTH)}
+def shape(width: int) -> tuple[int, int, int, int]:
+    """Of a clip of so many numbers, one square frame."""
+    return 1, math.isqrt(width), math.isqrt(width), 1
+
+
+def parameters(width: int = WIDTH) -> dict[str, jax.ShapeDtypeStruct]:
+    half = (DEPTH // 2, width, width)
+    shapes = {"early": half, "late": half, "label": (CLASSES + 1, width)}
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
 @functools.cache
 def one_forward() -> float:
-    clips, level = (jax.ShapeDtypeStruct((BATCH, *part), jnp.float32) for part in (SHAPE, ()))
-    return operations(compile(lambda params, x, logsnr: stack(params, x, logsnr, {}), parameters(), clips, level))
+    clips, level = (jax.ShapeDtypeStruct((BATCH, *part), jnp.float32) for part in (shape(WIDTH), ()))
+    lowered = lower(lambda params, x, logsnr: stack(params, x, logsnr, {}), parameters(), clips, level)
+    return operations(compile(lowered))
 
 
-def compile(function: Callable, *arguments: Any, donated: tuple[int, ...] = ()) -> Any:
+def lower(function: Callable, *arguments: Any, donated: tuple[int, ...] = ()) -> Any:
+    return jax.jit(function, donate_argnums=donated).lower(*arguments)
+
+
+def compile(lowered: Any) -> Any:
     """Level 0 only spares LLVM's work, which comes after all that is asked of the program."""
-    lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
     return lowered.compile({"xla_backend_optimization_level": 0})
 
 
@@ -220,22 +258,32 @@ def held(compiled: Any) -> float:
 
 
 class Cost(NamedTuple):
-    """Forwards of a step, None where there is no such thing; its temporaries without guidance, or with where it must be."""
+    """Forwards of a step, None where there is no such thing; its temporaries, the lines of its program and the programs of
+    STEPS steps without guidance, or with where it must be.
+    """
 
     unguided: float | None
     guided: float | None
     memory: float
+    lines: int
+    programs: int
 
 
 def measure(variants: Mapping[str, Variant] = VARIANTS) -> dict[str, Cost]:
+    # A game is run once for all of its phases.
+    ran: dict[tuple[str, str], dict[str, int]] = {}
     found = {}
     for name, (method, options, taught, _, phase) in variants.items():
-        never = phase == CRITIC or not taught and method not in OWN_GUIDANCE
+        always, never = draws_guidance(method, options), phase == CRITIC or not taught and method not in OWN_GUIDANCE
         counts = [
             None if missing else count(method, options, phase, taught=taught, guided=guided)
-            for guided, missing in ((False, draws_guidance(method, options)), (True, never))
+            for guided, missing in ((False, always), (True, never))
         ]
-        found[name] = Cost(*(one and one.forwards for one in counts), next(filter(None, counts)).memory)
+        one = next(filter(None, counts))
+        game = method, repr((options, taught))
+        if game not in ran:
+            ran[game] = programs(method, options, taught=taught, guided=always)
+        found[name] = Cost(*(c and c.forwards for c in counts), one.memory, one.lines, ran[game][phase])
     return found
 
 
@@ -250,19 +298,24 @@ def together(method: str, options: Mapping[str, Any]) -> float:
                 state, metrics[name] = phase(state, frozen, batch, key, hyper)
             return state, metrics
 
-        return temporaries(compile(both, *arguments, donated=STATE))
+        return temporaries(compile(lower(both, *arguments, donated=STATE)))
+
+
+HEADER = ("method", "teacher", "forwards", "guided", "limit", "temporaries", "HLO lines", "compilations")
 
 
 def section(folder: pathlib.Path) -> str:
+    del folder
     found = measure()
     limits = {name: variant.limit for name, variant in VARIANTS.items() if variant.limit is not None}
     over = [f"`{name}`" for name, limit in limits.items() if (found[name].unguided or 0.0) >= limit]
     rows = [
         [f"`{name}`", "yes" if VARIANTS[name].taught else "no", *(c and f"{c:.2f}" for c in cost[:2]), limits.get(name),
-         f"{cost.memory:.1f}"]
+         f"{cost.memory:.2f}", cost.lines, cost.programs]
         for name, cost in found.items()
     ]  # fmt: skip
     verdict = f"Over its limit: {', '.join(over)}." if over else "All stay below."
+    weights = sum(4 * math.prod(leaf.shape) for leaf in parameters().values())
     larger = max(found[f"{ALONE_ROW}, {phase}"].memory for phase in (STUDENT, CRITIC))
     return f"""## What a step costs
 
@@ -278,10 +331,14 @@ the student, after the critic's or in its place. Where no number is given, the s
 method's own default on noised clips; backward simulation of more calls costs either phase half of those before the last, on
 average. An adversary's features are from the middle of a network and cost half a forward.
 
-*Temporaries* are the peak of what a step holds beside its arguments and results, in sizes of the network's weights; the
-activations of its layers are as many numbers as its weights. Phases are programs of their own, so that a step's peak is that
-of its larger phase: one program of both phases of `{ALONE_ROW}` would take
+*Temporaries* are the peak of what a step holds beside its arguments and results, in sizes of the network's weights
+({weights / 2**20:.0f} MiB); the activations of its layers are as many numbers as its weights. Phases are programs of their own,
+so that a step's peak is that of its larger phase: one program of both phases of `{ALONE_ROW}` would take
 {together("dmd2", ALONE) / larger:.2f} times as much.
 
-{page.table(["method", "teacher", "forwards", "guided", "limit", "temporaries"], rows)}
+*HLO lines* are those of the program that is handed to the compiler: they grow with what is traced, not with the machine.
+*Compilations* are the programs that {STEPS} steps took, on arrays, of the same network {SMALL[0]} wide; a second one would be
+the price of a compilation in every run.
+
+{page.table(HEADER, rows)}
 """

@@ -321,7 +321,7 @@ from clips have none. A student of a critic, or of an adversary, is made for one
 *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over the teacher's* its
 ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds are of one
 machine that did other things too. *Training, forwards* are those of a batch of clips in all of a student's stages, counted
-as in the section on what a step costs, with each method's own options.
+as in [what a step costs](bench.md#what-a-step-costs), with each method's own options.
 
 {(chr(10) * 2).join(parts)}
 """

@@ -1,4 +1,4 @@
-"""`python -m experiments.ablate distillation`: students of every method, from finished runs, and what training them costs."""
+"""`python -m experiments.ablate distillation`: students of every method, from finished runs."""
 
 import functools
 import pathlib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments.ablations import costs, digits, games, mixture, page, spaces
+from experiments.ablations import digits, games, mixture, page, spaces
 
 RUNS = pathlib.Path("runs")
 
@@ -18,7 +18,6 @@ def sections(runs: pathlib.Path) -> dict[str, page.Section]:
         "mixture": functools.partial(mixture.section, runs),
         "games": functools.partial(games.section, runs),
         **{f.name: functools.partial(digits.section, f, runs) for f in (digits.PIXELS, digits.LATENTS)},
-        "cost": costs.section,
         "spaces": spaces.section,
     }
 

@@ -22,9 +22,16 @@ MARK = "<!-- section: {} -->"
 
 
 def write(
-    name: str, introduction: str, sections: Mapping[str, Section], folder: pathlib.Path, only: Sequence[str]
+    name: str,
+    introduction: str,
+    sections: Mapping[str, Section],
+    folder: pathlib.Path,
+    only: Sequence[str],
+    program: str = "experiments.ablate {}",
 ) -> pathlib.Path:
-    """Makes the sections (`only` these, or all) and writes folder/NAME.md; sections not made stay as they were there."""
+    """Makes the sections (`only` these, or all) and writes folder/NAME.md; sections not made stay as they were there. program:
+    what makes the page.
+    """
     for key in only:
         choose(key, sections, "the section")
     path = folder / f"{name}.md"
@@ -35,7 +42,7 @@ def write(
         bodies[key] = sections[key](folder)
         print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
         parts = [f"{MARK.format(k)}\n\n{bodies[k].strip()}" for k in sections if k in bodies]
-        command = f"```bash\npython -m experiments.ablate {name}\n```"
+        command = f"```bash\npython -m {program.format(name)}\n```"
         page = "\n\n".join([f"# Results: {name}", f"Made by\n\n{command}", introduction.strip(), *parts])
         write_atomically(path, (page + "\n").encode())
     return path

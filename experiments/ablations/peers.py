@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 
+INSTALL = "`pip install -e '.[bench]'` installs it"
 PEERS = {"diffusers": "diffusers", "k-diffusion": "k_diffusion"}
 BETAS = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="sample")
 

@@ -12,7 +12,6 @@ from experiments.ablations import page, peers
 from experiments.ablations.calls import section as calls
 from experiments.ablations.clocks import section as clocks
 from experiments.ablations.convergence import section as convergence
-from experiments.ablations.overhead import section as overhead
 from experiments.ablations.post import section as post
 from experiments.ablations.variance import section as variance
 
@@ -22,7 +21,6 @@ SECTIONS: dict[str, page.Section] = {
     "variance": variance,
     "schedules": clocks,
     "calls": calls,
-    "overhead": overhead,
 }
 
 

@@ -142,6 +142,23 @@ def test_a_change_of_the_future_does_not_move_the_past(kind):
     assert all(np.abs(after[:, f] - before[:, f]).max() > 1e-4 for f in (4, 5))
 
 
+def test_devices_exchange_whole_tiles_of_tokens():
+    """Of 24 tokens four devices would have six each: they are filled up to 16 each, here and after the exchange."""
+    model, mesh = build({**CAUSAL, "attention": "ulysses"}), meshes.make(MESHES["tokens"])
+
+    def inside(params, x, level):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return model.apply(params, x, level)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0)), jnp.zeros((2, 6, 4, 4, 1)), jnp.zeros((1, 6))
+    everywhere = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh)), shapes
+    )
+    text = jax.jit(inside).lower(*everywhere).as_text()
+    exchanged = set(re.findall(r"all_to_all.*?\(tensor<([\dx]+)xf32>\)", text))
+    assert exchanged == {"1x16x4x6", "1x64x1x6"}
+
+
 @pytest.mark.parametrize("kind", [kind for kind in ATTENTION if kind != "splash"])
 def test_a_cache_is_the_whole_video(kind):
     model = build({**CAUSAL, "attention": kind})

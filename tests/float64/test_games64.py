@@ -83,9 +83,11 @@ def test_a_teacher_and_a_critic_of_another_network(name, options):
 
 
 def test_a_guided_teacher_of_another_network_is_told_what_it_takes():
-    """Its own index of no class, and no history unless it takes one."""
+    """Its own index of no class, and no history unless it takes one. It stands twice in a program: with a class and without."""
+    traces = []
 
     def apply(params, x, logsnr, cond, **told):
+        traces.append(cond)
         assert set(cond) == {"label"}
         return params * x + cond["label"].reshape(-1, *SHAPE)
 
@@ -94,6 +96,7 @@ def test_a_guided_teacher_of_another_network_is_told_what_it_takes():
     x, cond = jnp.ones((2, *SHAPE)), {"label": jnp.array([1, 2]), "history": {}}
     guided = jumps.guided_teacher(student, jnp.float64(0.5), cond, 3.0)(x, jnp.float64(0.0))
     np.testing.assert_allclose(guided.ravel(), [7.5 + 3 * (1 - 7), 7.5 + 3 * (2 - 7)])
+    assert len(traces) == 2
 
 
 # Distribution matching ----------------------------------------------------------------------------------------
