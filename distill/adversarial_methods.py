@@ -86,14 +86,15 @@ def ladd(
     law: Law | None = None,
     ratio: int = 1,
     critic_in_student_steps: bool = True,
+    head_start: int = 0,
     ema: float = 0.999,
     label_dropout: float = 0.0,
 ) -> Method:
     """Latent adversarial diffusion distillation (Sauer et al. 2024, arXiv 2403.12015, section 3): heads on the frozen teacher's
     own features of clips noised anew are the discriminator, so that nothing is decoded; the data are meant to be the
     teacher's samples, with which the adversarial loss is all. The paper has a head after every block of the teacher, which
-    judges each place: heads with `places` on all `layers`. The student is to start slower than its critic, which knows nothing
-    at first.
+    judges each place: heads with `places` on all `layers`. New heads know nothing, and a student that follows them is led
+    astray: `head_start` updates of the critic come before its first.
 
     shares, first_shares: how often the student is asked at each of its `steps` levels, noisiest first, after `warmup` of its
     updates and before; None: .7 at noise and the rest alike, and the cleaner half alike, which is .7 .1 .1 .1 and 0 0 .5 .5 in
@@ -123,7 +124,7 @@ def ladd(
     )
     return games.method(
         network, source=source, fields=moves, critic=critic_of(heads, score=False), critic_terms=judge, optimiser=optimiser,
-        critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps), ema=ema,
+        critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps, head_start), ema=ema,
         label_dropout=label_dropout,
     )  # fmt: skip
 

@@ -169,12 +169,16 @@ def critic_phase(
     return Phase(pose, lambda state: state.critic, move)
 
 
-def turns(ratio: int, critic_in_student_steps: bool) -> Callable[[int], tuple[str, ...]]:
+def turns(ratio: int, critic_in_student_steps: bool, head_start: int = 0) -> Callable[[int], tuple[str, ...]]:
     """Two time scales: the student moves in the last of every `ratio` steps, after the critic or instead of it.
 
     The first is the original of DMD2; public re-implementations do the second (FastGen, rCM), where the critic moves
-    `ratio` - 1 times for each move of the student.
+    `ratio` - 1 times for each move of the student. In the first `head_start` steps the critic moves alone.
     """
+    if head_start < 0 or head_start != int(head_start):
+        raise ValueError(
+            f"head_start: expected a whole number of the critic's first updates, from 0 up, got {head_start}"
+        )
     if ratio < 1 or ratio != int(ratio) or (ratio == 1 and not critic_in_student_steps):
         raise ValueError(
             f"ratio: expected a whole number of the critic's updates for each of the student's, from 1 up (from 2 where"
@@ -182,7 +186,7 @@ def turns(ratio: int, critic_in_student_steps: bool) -> Callable[[int], tuple[st
         )
 
     def order(step: int) -> tuple[str, ...]:
-        if step % ratio != ratio - 1:
+        if step < head_start or (step - head_start) % ratio != ratio - 1:
             return (CRITIC,)
         return (CRITIC, STUDENT) if critic_in_student_steps else (STUDENT,)
 

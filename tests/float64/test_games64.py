@@ -659,6 +659,13 @@ def test_turns(ratio, also, expected):
     assert [games.turns(ratio, also)(step) for step in range(10)] == expected
 
 
+def test_a_head_start_comes_before_the_first_turn():
+    order = games.turns(2, True, head_start=3)
+    assert [order(step) for step in range(7)] == [*[CRITIC_ONLY] * 4, BOTH, CRITIC_ONLY, BOTH]
+    with pytest.raises(ValueError, match="head_start: expected a whole number .* got -1"):
+        games.turns(1, True, -1)
+
+
 @pytest.mark.parametrize("ratio, also", [(0, True), (-1, True), (1, False)])
 def test_turns_that_are_none(ratio, also):
     with pytest.raises(ValueError, match=f"ratio: expected a whole number .* got {ratio}"):

@@ -215,6 +215,7 @@ def test_shares_that_are_none_are_refused(name, wrong):
         (dict(loss="hing"), "loss 'hing' .* nearest: 'hinge'"),
         (dict(discriminator=None), "needs a discriminator"),
         (dict(ratio=1, critic_in_student_steps=False), "ratio: expected"),
+        (dict(head_start=-1), "head_start: expected"),
     ],
 )
 def test_options_that_make_no_game_are_refused(options, message):
