@@ -28,7 +28,7 @@ CAUSES = {
     "mass_drift": "stretching keeps the base's; the stages draw every frame's strokes anew",
     "objects": "blur joins the pieces of a broken digit",
     "position_distance": "stretching keeps the base's positions",
-    "law_kept": "no clip of either keeps the law within its bound: the base's digits change shape",
+    "law_kept": "no clip of either keeps the law within its bound: a repeated frame leaves it, and a digit that changes shape",
 }
 """Metric -> why stretching a clip may do as well, or better. By hand: new runs may need new ones."""
 
