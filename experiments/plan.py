@@ -377,7 +377,9 @@ def plan(context: Context, name: str, chip: Chip) -> list[Plan]:
         held = PLANNED[block["kind"]](context, name, size)[0].state
         told = {key: "" if one.fits else hint(context, block, one, held, chip, parts) for key, one in first.items()}
         return [Plan(one, None, math.nan, math.nan, told[key]) for key, one in first.items()]
-    other = at(2 * parts if size == parts else max(parts, size // 2 // parts * parts))
+    # Far from the first, as the line goes on to FARTHEST times; all temporaries may grow with the batch.
+    far = all(one.arguments + 4 * one.temporaries <= chip.memory for one in first.values())
+    other = at((4 if far else 2) * parts if size == parts else max(parts, size // 2 // parts * parts))
     if not all(one.fits for one in other.values()):  # so the config's own is the largest
         return [Plan(one, size, one.peak, one.peak, "") for one in first.values()]
     lines = {key: line((size, one.peak), (other[key].batch, other[key].peak)) for key, one in first.items()}

@@ -365,8 +365,8 @@ def planned(monkeypatch, memory, chip=CHIP, batch_size=8, **more):
 
     def build(program, batch, devices, room, whole):
         seen[program.name].append(batch)
-        peak = memory[program.name](batch)
-        return plan.Compiled(program.name, batch, peak <= room, peak, 0.0, 0.0)
+        peak, least = memory[program.name](batch), memory[program.name](0)
+        return plan.Compiled(program.name, batch, peak <= room, peak, least, peak - least)
 
     made = [plan.Program(name, lambda: None, lambda: (1.0, 1.0), 1.0, 1e2, 0.0) for name in memory]
     monkeypatch.setattr(plan, "build", build)
@@ -386,6 +386,12 @@ def test_two_compiles_of_each_program_and_one_of_the_one_that_limits(monkeypatch
 def test_a_line_that_the_compiler_does_not_keep_to(monkeypatch):
     plans, _ = planned(monkeypatch, {"bent": lambda b: 10 + 3 * b + (b > 8)})
     assert plans[0].largest is None and "does not fit" in (plan.told(plans[0]) or "")
+
+
+@pytest.mark.parametrize("slope, seen", [(10, [1, 4, 8]), (24, [1, 2, 3])])
+def test_the_smallest_batch_is_tried_with_one_far_from_it_that_fits(monkeypatch, slope, seen):
+    plans, tried = planned(monkeypatch, {"large": lambda b: 10 + slope * b}, batch_size=1)
+    assert tried == {"large": seen} and plans[0].largest == seen[-1]
 
 
 def test_the_search_ends(monkeypatch):
