@@ -105,8 +105,8 @@ def define(
     [b|1, f, h, w] where it differs within a frame, as may be "logsnr_to".
 
     In cond the module finds all of `inputs`, of `INPUTS`: levels as [b|1, f], the scale as [b|1, 1], the low clip as x.
-    `key` is None unless dropout is to be applied. `module.features(x, level, cond, layers)` is a tuple of maps, of which there
-    are `module.hidden`.
+    `key` is None unless dropout is to be applied. `module.features(x, level, cond)` is a tuple of maps; a module that has its
+    choice of them takes `layers` too, and `hidden` is their number.
     """
     cond_keys = (("label",) if num_classes else ()) + tuple(name for name in INPUTS if name in inputs)
     cond_keys += ("cache", "history") if caches else ()
@@ -140,8 +140,12 @@ def define(
         layers: Sequence[int] | str | None = None,
     ) -> tuple[Float[Array, "b f h w c"], ...]:
         inputs, net = checked(x, logsnr, cond), module(params)
-        chosen = None if layers is None else chosen_layers(layers, net.hidden)
-        return tuple(x.astype(jnp.float32) for x in net.features(*inputs, chosen))
+        if count := getattr(net, "hidden", 0):
+            maps = net.features(*inputs, None if layers is None else chosen_layers(layers, count))
+        else:
+            maps = net.features(*inputs)
+            maps = maps if layers is None else tuple(maps[i] for i in chosen_layers(layers, len(maps)))
+        return tuple(x.astype(jnp.float32) for x in maps)
 
     nothing = jnp.zeros((1, *shape))
     given = {"low": nothing} if "low" in cond_keys else {}

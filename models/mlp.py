@@ -57,10 +57,8 @@ class MLP(Conditioned):
         h = self.run(x, level, cond, key)
         return self.head(jax.nn.silu(h)).astype(jnp.float32).reshape(x.shape)
 
-    hidden = 1
-
-    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict, layers: tuple[int, ...] | None) -> tuple[Clip]:
-        """What the last layer hands on, as a map of one frame and one pixel: there is no choice of `layers`."""
+    def features(self, x: Clip, level: Float[Array, "b f"], cond: dict) -> tuple[Clip]:
+        """What the last layer hands on, as a map of one frame and one pixel."""
         return (self.run(x, level, cond, None)[:, None, None, None],)
 
     def run(self, x: Clip, level: Float[Array, "b f"], cond: dict, key: PRNGKeyArray | None) -> Vector:

@@ -239,7 +239,7 @@ def test_a_cascade_leaves_all_it_promises(folder):
     for found in report.values():
         assert all(np.isfinite(m["value"]) for m in found["metrics"].values())
     text = (folder / "made/cascade/report.md").read_text()
-    assert re.search(r"evaluations of spatial \| 4 \|  \| 4 \| 1 \|", text) and "ms per clip of temporal" in text
+    assert re.search(r"evaluations of spatial \| 4 \|  \| 4 \|  \| 1 \|", text) and "ms per clip of temporal" in text
     for name in ("comparison.png", "comparison.webp", "quality.png", "samples_students.png"):
         assert (folder / "made/cascade" / name).is_file()
     against = json.loads((folder / "made/cascade/done.json").read_text())["against_bicubic"]
