@@ -51,7 +51,7 @@ def objective(
     def construct(state, frozen, batch, key, hyper) -> regression.Problem:
         key_level, key_noise, key_cond = jax.random.split(key, 3)
         shape = batch["video"].shape
-        eps = network.noise(key_noise, shape)
+        eps = network.noise(key_noise, shape, jnp.result_type(float))
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         teacher = guided_teacher(network, frozen["teacher"], teacher_cond, scale)
         x0, bad = finite(coupled(schedule, teacher, table, eps))
