@@ -33,9 +33,8 @@ def get_config(argument: str = "ladd") -> ConfigDict:
     config = latents()
     config.stages = ConfigDict()
     config.stages.synthetic = dict(
-        kind="generate", weights=TEACHER, steps=10, solver=dict(kind="dpmpp", order=2), guidance=GUIDANCE,
-        num_clips=2048, batch_size=64,
-    )  # fmt: skip
+        kind="generate", weights=TEACHER, steps=50, guidance=GUIDANCE, num_clips=1024, batch_size=64
+    )
     rounds = dict(teacher=TEACHER, guidance=GUIDANCE, student_steps=tuple(n for n in HALVINGS if n >= count))
     halved = STUDENTS["progressive"].stages["student"]._replace(block=rounds)
     config.stages.halved = {**train_stage(halved, HALVED * forwards), "clips": "synthetic"}
