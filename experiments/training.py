@@ -58,8 +58,15 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     if (own := beside.own_teacher(context, block, network, where)) is not None:
         judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
-    # Of a game the student moves once in `ratio` steps, and its learning rate is to fall to its end all the same.
-    updates = block["steps"] // (configs.method_option(block["method"], options, "ratio") or 1)
+    # Of a game the student moves once in `ratio` steps, after a head start of its critic, and its learning rate is to fall to
+    # its end all the same.
+    alone = configs.method_option(block["method"], options, "head_start") or 0
+    if alone >= block["steps"]:
+        raise ConfigError(
+            f"{where}.options.head_start: in {block['steps']} steps the student would never move; expected fewer than that, got"
+            f" {alone}"
+        )
+    updates = (block["steps"] - alone) // (configs.method_option(block["method"], options, "ratio") or 1)
     rule = block.get("optimiser", {"learning_rate": 1e-3})
     optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
     given = beside.critic(context, block, judge, where)

@@ -98,6 +98,8 @@ def refused(capsys, folder, argument, *statements):
          "takes frames of shape (64, 64, 1), the clips behind these latents have (16, 16, 1)"),
         ("config.stages.student.method = 'add'; config.stages.student.features = 'pretrained:moving_digits/classifier'; "
          "config.stages.student.options = dict(steps=2)", "is a classifier of frames of pixels"),
+        ("config.stages.student.options = dict(steps=2, head_start=config.stages.student.steps)",
+         "config.stages.student.options.head_start: in "),
         ("config.stages.student.clips = 'teacher'", "a stage of kind 'generate' is needed"),
         ("config.stages.student.clips = 'synthetik'", "did you mean 'synthetic'?"),
         ("config.stages.latents = dict(kind='encode', autoencoder='x')", "config.data are latents already"),
