@@ -26,7 +26,18 @@ def source(data: tuple[str, ...] = (), static: tuple[str, ...] = ()):
 
     def decorate(cls):
         cls = dataclasses.dataclass(frozen=True)(cls)
-        return jax.tree_util.register_dataclass(cls, list(data), list(static))
+
+        def flatten(it):
+            return [(jax.tree_util.GetAttrKey(name), getattr(it, name)) for name in data], tuple(
+                getattr(it, name) for name in static
+            )
+
+        # Not `register_dataclass`: the structures of two such classes are equal where their fields are as many (jaxlib
+        # 0.10), so that where their hashes fell together jit ran one source's program for another.
+        jax.tree_util.register_pytree_with_keys(
+            cls, flatten, lambda fixed, leaves: cls(**dict(zip(data + static, (*leaves, *fixed), strict=True)))
+        )
+        return cls
 
     return decorate
 

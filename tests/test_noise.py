@@ -57,6 +57,15 @@ def test_measured_covariance_is_the_declared_one(name):
     np.testing.assert_allclose(over_pixels, expected, atol=6 * np.sqrt(2 / CLIPS) * expected.max())
 
 
+def test_no_two_sources_share_a_program():
+    """jit finds a program by the structure of its arguments: two sources' must differ, whatever their hashes are."""
+    structures = {type(source): jax.tree.structure(source) for source in SOURCES.values()}
+    for one, other in itertools.combinations(structures, 2):
+        assert structures[one] != structures[other], (one, other)
+    assert jax.tree.structure(noise.mixed(1.0)) == jax.tree.structure(noise.mixed(2.0))  # numbers are arguments
+    assert jax.tree.structure(noise.block_correlated(0.1, 2)) != jax.tree.structure(noise.block_correlated(0.1, 3))
+
+
 def linear_map(source, shape):
     """The matrix from a source's normal numbers to its noise, by differentiating through the draws."""
     shapes = []
