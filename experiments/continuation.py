@@ -188,7 +188,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     truth, labels, others = real["video"][:num], real["label"][:num], real["video"][num:, :window]
     made, advance, calls, evaluations = continued(context, name, block, truth[:, :history], labels)
     come = truth[:, history:]
-    errors = position_errors(made, come, min(window - history, made.shape[1]), bootstrap, seed)
+    errors = position_errors(made, come, window, bootstrap, seed)
     curves = {}
     if made.shape[1] >= 2 * window:
         curves = drift.drift(

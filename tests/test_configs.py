@@ -75,6 +75,14 @@ def test_moving_digits_causal(student, tmp_path):
         causal.get_config(student[:-1])
 
 
+def test_moving_digits_forcing_wide(tmp_path):
+    config = forcing.get_config("wide")
+    checked(config, tmp_path)
+    assert config.model.widths > forcing.get_config().model.widths
+    with pytest.raises(ValueError, match="expected one of shipped, wide"):
+        forcing.get_config("broad")
+
+
 @pytest.mark.parametrize("module, name", [(causal, "causal_teacher"), (causal, "causal_student"), (forcing, "forcing")])
 def test_shipped_networks_are_those_of_their_configs(module, name, tmp_path):
     """Stored as float16, they come back as what the program computes in; a stage may begin as them."""
