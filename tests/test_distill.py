@@ -9,9 +9,10 @@ import pytest
 from diffusion import grids, levels, oracles, sampling, schedules, solvers
 from distill import METHODS, Network, jumps, optimiser, progressive, regression
 from distill.inputs import clean, condition, drop_labels
-from distill.method import exponential_moving_average
+from distill.method import Method, exponential_moving_average
 from experiments import loop
 from experiments import mesh as meshes
+from experiments.config import ConfigError
 
 COSINE = schedules.vp_cosine()
 
@@ -85,6 +86,19 @@ def test_all_halvings_share_one_compilation():
     assert phases["train"]._cache_size() == 1
     # One trace of the student and two of the teacher, for all eight steps.
     assert len(traces) == 3
+
+
+def test_what_a_method_asks_for_and_lacks_is_named():
+    """No list of methods knows what one from outside needs, but for its own program."""
+    asking = lambda state, frozen, batch, key, hyper: (state, {"loss": frozen["teacher"]["c"]})  # noqa: E731
+    forgetful = lambda state, frozen, batch, key, hyper: (state, {"loss": batch["video"]["c"]})  # noqa: E731
+    method = Method(lambda key, params: params, {"train": asking, "own": forgetful}, order=lambda step: ("train",))
+    phases = loop.compile_phases(method, meshes.make())
+    given = {}, {}, {"video": {}}, jax.random.key(0), {}
+    with pytest.raises(ConfigError, match=r"asks for frozen\['teacher'\], which .*: give it the key 'teacher'"):
+        phases["train"](*given)
+    with pytest.raises(KeyError, match="c"):
+        phases["own"](*given)
 
 
 def test_a_guided_teacher_takes_guided_steps_and_only_in_the_first_round():
