@@ -456,6 +456,14 @@ def test_an_adversary_looks_at_half_a_network():
     assert (student, critic) == pytest.approx((5, 2), abs=0.1)
 
 
+def test_a_head_start_costs_its_updates_of_the_critic():
+    counted = {
+        phase: costs.count("ladd", {}, phase, taught=True, guided=False).forwards for phase in ("student", "critic")
+    }
+    found = costs.forwards("ladd", dict(head_start=3), taught=True, guided=False, steps=4)
+    assert found == pytest.approx(counted["critic"] + counted["student"] / 4)
+
+
 def test_a_roll_out_is_not_counted():
     with pytest.raises(configs.ConfigError, match="dmd2: a roll-out costs by the number of its chunks"):
         costs.forwards("dmd2", dict(source="rolled_out"), taught=True, guided=False)

@@ -1,5 +1,6 @@
 """What one training step of every method costs: forwards of its network, temporaries, lines and number of its programs."""
 
+import collections
 import functools
 import math
 import pathlib
@@ -192,8 +193,9 @@ def programs(method: str, options: Mapping[str, Any], *, taught: bool, guided: b
         return {name: phase._cache_size() for name, phase in phases.items()}
 
 
-def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool) -> float:
-    """Forwards of the network in one training step, the average over a game's turns; options as in a config.
+def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool, steps: int | None = None) -> float:
+    """Forwards of the network in one training step, the average over a game's turns, of which the first `steps` count (None:
+    as many as there are in a turn of all); options as in a config.
 
     The compiler counts a loop's body once, whatever its trips; the layers' loops all have the same, so their ratio is right
     without them. A loop around them isn't in it: those of reflow and DMD over their sampler are added, that of
@@ -209,10 +211,10 @@ def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: b
     """
     with jax.enable_x64(False):
         made, _ = make(method, options, taught=taught, guided=guided)
-    period = configs.method_option(method, options, "ratio") or 1
-    turns = [phase for index in range(period) for phase in made.order(index)]
-    each = {phase: count(method, options, phase, taught=taught, guided=guided).forwards for phase in {*turns}}
-    return sum(each[phase] for phase in turns) / period
+    steps = steps or configs.method_option(method, options, "ratio") or 1
+    turns = collections.Counter(phase for index in range(steps) for phase in made.order(index))
+    each = {phase: count(method, options, phase, taught=taught, guided=guided).forwards for phase in turns}
+    return sum(times * each[phase] for phase, times in turns.items()) / steps
 
 
 def shape(width: int) -> tuple[int, int, int, int]:

@@ -195,7 +195,8 @@ def training(stage: Mapping[str, Any]) -> float:
     """Forwards of a stage's whole training, a batch each; guidance acts in the first round only."""
     rounds, taught = len(stage.get("student_steps", [0])), bool(stage.get("teacher"))
     scales = [stage.get("guidance", 1.0) != 1.0, *[False] * (rounds - 1)]
-    counts = {g: costs.forwards(stage["method"], stage.get("options", {}), taught=taught, guided=g) for g in {*scales}}
+    given = dict(taught=taught, steps=stage["steps"])  # a critic's head start is counted as it is
+    counts = {g: costs.forwards(stage["method"], stage.get("options", {}), guided=g, **given) for g in {*scales}}
     return stage["steps"] * sum(counts[guided] for guided in scales)
 
 
