@@ -88,6 +88,8 @@ def test_a_host_that_is_not_one_of_them_is_refused(index):
         (dict(axes=dict(steps=dict(path="seed", values=[1, 2], labels=["a"]))), "a label of its own"),
         (dict(axes=dict(steps=dict(paths="seed", values=[1, 2]))), "did you mean 'path'"),
         (dict(columns={"error": dict(better="higher")}), "lacks the key 'path'"),
+        (dict(columns={"error": dict(path=("exact",), over="last")}), "over 'last' is not known; .*mean"),
+        (dict(columns={"error": dict(path=("exact",), better="more")}), "better 'more' is not known"),
     ],
 )
 def test_a_wrong_block_is_refused_by_name(block, words):
@@ -113,6 +115,17 @@ def test_the_best_and_what_cannot_be_told_from_it():
     ]
     assert sweep.best(found, "lower") == {0, 1} and sweep.best(found, "higher") == {0, 2}
     assert sweep.best([None], "lower") == set()
+
+
+def test_a_seed_that_breaks_down_is_shown(tmp_path, monkeypatch):
+    """Of three, by a column that asks for the worst, in the direction that is the worse one."""
+    triples = iter([[1.0, 0.9, 1.1], [8.0, 7.0, 9.0], [2.0, 1.9, 2.1]] * 3)
+    monkeypatch.setattr(sweep, "measured", lambda folder, path: next(triples))
+    own = [sweep.Run({}, "x", {})] * 3
+    asked = (dict(over="worst"), dict(over="worst", better="higher"), dict(over="mean"))
+    found = [sweep.over(tmp_path, own, {"path": ("exact",), **column}) for column in asked]
+    assert found[0] == (8.0, 7.0, 9.0) and found[1] == (1.0, 0.9, 1.1)
+    assert found[2] is not None and found[2].value == pytest.approx(11 / 3)
 
 
 def test_a_sweep_from_end_to_end(tmp_path, capsys):

@@ -7,17 +7,25 @@ from ml_collections import ConfigDict
 
 from configs.mixture.base import SPREADS, base, exact_stage, train_stage
 
+SAMPLERS = {f"student_{n}": dict(weights="student", steps=n, solver="consistency") for n in (1, 2)}
+ENERGY, MODES = ({"path": ("exact", "metrics", "student_1", name)} for name in ("energy", "modes"))
+COLUMNS = {
+    "energy, 1 call": ENERGY,
+    "worst seed": ENERGY | {"over": "worst"},
+    "modes of the worst seed": MODES | {"over": "worst", "better": "higher"},
+    "energy, 2 calls": {"path": ("exact", "metrics", "student_2", "energy")},
+}
+
 
 def get_config(law: str = "eight_mode_ring") -> ConfigDict:
     config = base(law)
-    samplers = {f"student_{n}": dict(weights="student", steps=n, solver="consistency") for n in (1, 2)}
     first = dict(law="uniform_time", weight="v", ema=0.99)
     options = dict(normalise="rms", warmup=600, sigma_data=SPREADS[law], ema=0.99)
     config.stages = ConfigDict(
         dict(
             denoiser=train_stage("denoising", 1000, options=first),
             student=train_stage("continuous_distillation", 1500, teacher="oracle", init="denoiser", options=options),
-            exact=exact_stage(samplers, noise="sobol", num_clips=512),
+            exact=exact_stage(SAMPLERS, noise="sobol", num_clips=512),
         )
     )
     config.sweep = ConfigDict(
@@ -33,11 +41,7 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
             points=[dict(tangent=name) for name in ("rms", "norm", "clip", "none")]
             + [dict(tangent=name, warmup=0) for name in ("rms", "none")],
             seeds=(0, 1, 2),
-            columns={
-                "energy, 1 call": dict(path=("exact", "metrics", "student_1", "energy")),
-                "modes, 1 call": dict(path=("exact", "metrics", "student_1", "modes"), better="higher"),
-                "energy, 2 calls": dict(path=("exact", "metrics", "student_2", "energy")),
-            },
+            columns=COLUMNS,
         )
     )
     return config

@@ -7,6 +7,7 @@ From scratch, as in the paper, where the pseudo-Huber metric, the weight 1 / (s_
 
 from ml_collections import ConfigDict
 
+from configs.ablations.continuous_consistency import COLUMNS, SAMPLERS
 from configs.mixture.base import base, exact_stage, train_stage
 
 CURRICULA = {
@@ -18,12 +19,11 @@ CURRICULA = {
 
 def get_config(law: str = "eight_mode_ring") -> ConfigDict:
     config = base(law)
-    samplers = {f"student_{n}": dict(weights="student", steps=n, solver="consistency") for n in (1, 2)}
     options = dict(metric="huber", weighting="inverse_gap", ema=0.99, s0=10, s1=80)
     config.stages = ConfigDict(
         dict(
             student=train_stage("improved_consistency", 2000, options=options),
-            exact=exact_stage(samplers, noise="sobol", num_clips=512),
+            exact=exact_stage(SAMPLERS, noise="sobol", num_clips=512),
         )
     )
     config.sweep = ConfigDict(
@@ -39,11 +39,7 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
             points=[{}, dict(metric="squared"), dict(metric="norm"), dict(weight="plain")]
             + [dict(levels=name) for name in list(CURRICULA)[1:]],
             seeds=(0, 1, 2),
-            columns={
-                "energy, 1 call": dict(path=("exact", "metrics", "student_1", "energy")),
-                "modes, 1 call": dict(path=("exact", "metrics", "student_1", "modes"), better="higher"),
-                "energy, 2 calls": dict(path=("exact", "metrics", "student_2", "energy")),
-            },
+            columns=COLUMNS,
         )
     )
     return config

@@ -7,7 +7,8 @@ A sweep is a config with one more block:
     sweep.points   which points: axis -> label, a list of them; an axis that a point leaves out has its first value. Without
                    it, all of the product.
     sweep.seeds    every point is run with each; the table then has means over them.
-    sweep.columns  title -> {path, better}: what the table shows, from STAGE/report.json on.
+    sweep.columns  title -> {path, better, over}: what the table shows, from STAGE/report.json on; better "lower" or "higher",
+                   over its seeds the "mean", or the "worst", where one that breaks down must not hide in a mean.
     sweep.about    a paragraph above the table.
 
 Every point has a folder of its own in the workdir, filled as `experiments.run` fills it, so that a finished point is skipped
@@ -36,6 +37,8 @@ from experiments.figures import write_atomically
 from experiments.loop import Stopped
 
 KEYS = {"axes", "points", "seeds", "columns", "about"}
+CHOICES = {"better": dict.fromkeys(("lower", "higher")), "over": dict.fromkeys(("mean", "worst"))}
+"""Of a column, the first of each unless it says otherwise."""
 FAILED = "failed.json"
 USAGE = "python -m experiments.ablate sweep --config=FILE [--index=i/n] [--workdir=DIR] [--out=docs/results]"
 
@@ -59,7 +62,10 @@ def runs(config: Mapping[str, Any]) -> list[Run]:
     configs.check_keys(sweep, KEYS, {"axes", "columns"}, "config.sweep")
     axes = {name: axis(name, block) for name, block in sweep["axes"].items()}
     for title, column in sweep["columns"].items():
-        configs.check_keys(column, {"path", "better"}, {"path"}, f"config.sweep.columns[{title!r}]")
+        where = f"config.sweep.columns[{title!r}]"
+        configs.check_keys(column, {"path", *CHOICES}, {"path"}, where)
+        for key, known in CHOICES.items():
+            configs.choose(column.get(key, next(iter(known))), known, f"{where}.{key}")
     plain = {k: v for k, v in config.items() if k != "sweep"}
     made = []
     for labels in points(sweep, axes):
@@ -193,7 +199,7 @@ def table(config: Mapping[str, Any], workdir: pathlib.Path) -> str:
         by_point.setdefault(tuple(run.labels.values()), []).append(run)
     rows: list[list[Any]] = [list(labels) for labels in by_point]
     for column in block["columns"].values():
-        found = [over(workdir, own, column["path"]) for own in by_point.values()]
+        found = [over(workdir, own, column) for own in by_point.values()]
         bold = best(found, column.get("better", "lower"))
         for i, (row, number) in enumerate(zip(rows, found, strict=True)):
             text = None if number is None else str(number)
@@ -204,10 +210,14 @@ def table(config: Mapping[str, Any], workdir: pathlib.Path) -> str:
     return page.table([*block["axes"], *block["columns"]], rows)
 
 
-def over(workdir: pathlib.Path, own: Sequence[Run], path: Sequence[str]) -> Number | None:
-    """A measure over the runs of one point that are finished."""
-    triples = [t for run in own if (t := measured(workdir / run.folder, path)) is not None]
-    return numbers.over_seeds(triples) if triples else None
+def over(workdir: pathlib.Path, own: Sequence[Run], column: Mapping[str, Any]) -> Number | None:
+    """A column's measure over the runs of one point that are finished."""
+    triples = [t for run in own if (t := measured(workdir / run.folder, column["path"])) is not None]
+    if not triples:
+        return None
+    if column.get("over") == "worst":
+        return numbers.over_seeds([(min if column.get("better") == "higher" else max)(triples)])
+    return numbers.over_seeds(triples)
 
 
 def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
@@ -222,6 +232,8 @@ def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, 
         if count > 1
         else "of one seed, with its 95 % interval over clips"
     )
+    if count > 1 and any(column.get("over") == "worst" for column in block["columns"].values()):
+        spread += ", or that of the worst seed with its own"
     note = (
         f"A row is a point of the sweep, a number {spread}. Bold: the best of a column, and what can't be told from it."
     )
