@@ -366,7 +366,9 @@ def stream(
     """
     _whole("periods", periods, 1)
     start = expand(np.asarray(table.logsnr)[0], np.empty(shape))
-    x = sampling.check(table, np.broadcast_to(schedule.sigma(start), shape).astype(np.float32), key)
+    # Of noisy data of unit variance, as students are trained on: at a level that is not all noise it is more than sigma.
+    size = np.hypot(schedule.alpha(start), schedule.sigma(start))
+    x = sampling.check(table, np.broadcast_to(size, shape).astype(np.float32), key)
     return _stream(
         sampling.tree(denoise), sampling.tree(remember), table, cache, x, key, sampling.tree(noise or sampling.normal),
         periods=periods, progress=progress,

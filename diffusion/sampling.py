@@ -4,6 +4,7 @@
 the same shape run in the same program, and compile time and memory do not grow with the number of steps.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -142,8 +143,26 @@ def _run(program, denoise, table, x, key, noise, collect, progress):
 
 
 def tree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A denoiser or a noise source as a pytree, an argument of a compiled program: a bare function is static by identity."""
-    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+    """A denoiser or a noise source as a pytree, an argument of a compiled program: a bare function is static by identity.
+
+    A node of a class of its own goes with its class: the structures of two registered dataclasses are equal where their fields
+    are as many (jaxlib 0.10), and a program compiled for one could be run for the other.
+    """
+    if type(function) is jax.tree_util.Partial:
+        return function
+    if jax.tree_util.all_leaves([function]):
+        return jax.tree_util.Partial(function)
+    return jax.tree_util.Partial(_Called(type(function)), function)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Called:
+    """Calls its first argument, a callable of this class. The static part of `tree`, compared by value."""
+
+    kind: type
+
+    def __call__(self, function, *inputs):
+        return function(*inputs)
 
 
 def check(table: Any, x: Any, key: Array | None) -> Float[Array, "b ..."]:

@@ -158,6 +158,8 @@ def made(value: Any, kind: type, where: str) -> Any:
 
 
 def schedule(config: Mapping[str, Any]) -> schedules.Schedule:
+    if "schedule" not in config:
+        raise ConfigError("config lacks the key 'schedule'")
     return made(named(config["schedule"], SCHEDULES, "config.schedule"), schedules.Schedule, "config.schedule")
 
 

@@ -122,6 +122,11 @@ class Plan(NamedTuple):
 def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) -> Plan:
     """How a video goes on, before any work."""
     told, history, wide = block.get("matrix", "full"), block["history"], block.get("windows")
+    level = block.get("level")
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float) or np.isnan(level)):
+        raise ConfigError(f"{where}.level: expected a log-SNR (inf, the default: clean), got {level!r}")
+    if wide is not None and not isinstance(wide, Mapping):
+        raise ConfigError(f"{where}.windows: expected {{stride: n, weights: name}}, got {wide!r}")
     kind = told if isinstance(told, str) else told.get("kind")
     grid = tables.part(block, "grid", {"schedule": schedule, "num_steps": block["steps"]}, where)
     new = window - history if wide is None else block["frames"]

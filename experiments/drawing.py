@@ -181,14 +181,15 @@ def drawn(
 
 
 def streamer(
-    network: Network, record: Mapping[str, Any], table: solvers.Table, chunk: int, scale: float = 1.0
+    network: Network, record: Mapping[str, Any], table: solvers.Table, chunk: int, length: int, scale: float = 1.0
 ) -> Stream:
-    """Clips of a causal network as they would be streamed: `chunk` frames at a time, after a cache of those before.
+    """Clips of `length` frames of a causal network as they would be streamed: `chunk` frames at a time, after a cache of those
+    before. Cache and chunk together are the network's own clip, or two chunks where that is shorter, whatever the length.
 
     Finished frames are remembered at the schedule's clean end; with guidance each of its two calls has a cache of its own.
     """
     model, schedule = configs.model(record), network.schedule
-    length, *frame = record["shape"]
+    window, *frame = record["shape"]
     configs.noise(record, (chunk, *frame))  # a source may be for whole clips only
     level = jnp.float32(schedule.logsnr_end)
     assert model.remember is not None and model.empty_cache is not None  # check_streams
@@ -207,7 +208,7 @@ def streamer(
 
     def clips(params, labels, key):
         batch, labels = len(labels), jnp.asarray(labels) if network.num_classes else None
-        empty = [empty_cache(batch, length) for _ in conditions(network, labels, scale)]
+        empty = [empty_cache(batch, max(window - chunk, chunk)) for _ in conditions(network, labels, scale)]
         return frames.stream(
             Partial(denoise, params, labels), Partial(remember, params, labels), table, empty, length // chunk, key,
             shape=(batch, chunk, *frame), schedule=schedule, noise=network.noise,

@@ -78,7 +78,7 @@ def check_streams(block: Mapping[str, Any], config: Mapping[str, Any], workdir: 
                 f"{here}.stream: {reference!r} sees all frames at once; a stream needs a network with causal=True"
             )
         try:
-            check_whole(f"{here}.stream", chunk, 1, length)
+            check_whole(f"{here}.stream", chunk, 1, min(length, model["shape"][0]))  # a cache holds a chunk, at least
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if length % chunk or chunk % model.get("block", 1):
@@ -179,7 +179,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         )
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
         chunk = sampler.get("stream")
-        streams = None if chunk is None else drawing.streamer(network, record, table, chunk, scale)
+        streams = None if chunk is None else drawing.streamer(network, record, table, chunk, source.shape[0], scale)
         clips[row], seconds[row] = drawing.draw(
             network, params, table, labels, noise, jax.random.fold_in(key, 1),  # whatever row it is: figures come again
             batch_size=batch, scale=scale, threshold=sampler.get("threshold"), codec=codec,

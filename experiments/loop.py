@@ -63,14 +63,13 @@ def compile_phases(method: Method, mesh: Mesh) -> dict[str, Callable]:
             try:
                 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                     state, metrics = phase(state, frozen, batch, key, hyper)
-            except (
-                KeyError
-            ) as error:  # of the trace, before any step: our own methods are checked, one from outside may ask too
-                if error.args[0] not in {"teacher", "features", "previous"} - {*frozen}:
+            except KeyError as error:
+                # Of the trace, before any step: our own methods are checked, one from outside may ask too.
+                name = next((n for n in ("teacher", "features", "previous") if error.args == (n,)), None)
+                if name is None or name in frozen:
                     raise
                 raise ConfigError(
-                    f"the method asks for frozen[{error.args[0]!r}], which this stage hasn't got: give it the key"
-                    f" {error.args[0]!r}"
+                    f"the method asks for frozen[{name!r}], which this stage hasn't got: give it the key {name!r}"
                 ) from error
             places = (meshes.shardings(state, mesh), jax.tree.map(lambda _: meshes.replicated(mesh), metrics))
             return jax.lax.with_sharding_constraint((state, metrics), places)

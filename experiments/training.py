@@ -60,13 +60,13 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     options = block.get("options", {})
     # Of a game the student moves once in `ratio` steps, after a head start of its critic, and its learning rate is to fall to
     # its end all the same.
-    alone = configs.method_option(block["method"], options, "head_start") or 0
-    if alone >= block["steps"]:
+    alone, ratio = (configs.method_option(block["method"], options, name) or 0 for name in ("head_start", "ratio"))
+    updates = (block["steps"] - alone) // max(ratio, 1)
+    if alone and updates < 1:
         raise ConfigError(
-            f"{where}.options.head_start: in {block['steps']} steps the student would never move; expected fewer than that, got"
-            f" {alone}"
+            f"{where}.options.head_start: in {block['steps']} steps the student would never move, as its first is step"
+            f" {alone + ratio}; nearest: {max(block['steps'] - ratio, 0)}, got {alone}"
         )
-    updates = (block["steps"] - alone) // (configs.method_option(block["method"], options, "ratio") or 1)
     rule = block.get("optimiser", {"learning_rate": 1e-3})
     optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
     given = beside.critic(context, block, judge, where)

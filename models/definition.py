@@ -140,7 +140,8 @@ def define(
         layers: Sequence[int] | str | None = None,
     ) -> tuple[Float[Array, "b f h w c"], ...]:
         inputs, net = checked(x, logsnr, cond), module(params)
-        if count := getattr(net, "hidden", 0):
+        count = getattr(net, "hidden", None)
+        if isinstance(count, int):  # a layer may have that name, too
             maps = net.features(*inputs, None if layers is None else chosen_layers(layers, count))
         else:
             maps = net.features(*inputs)

@@ -143,6 +143,11 @@ class DiT(Conditioned):
         others (attention sinks: Xiao et al. 2023, arXiv 2309.17453, section 3.2).
         """
         cache = cond["cache"]
+        if x.shape[1] % self.block:
+            raise ValueError(
+                f"remember: frames come in whole blocks of {self.block}, as those behind them begin a block; got"
+                f" {x.shape[1]}"
+            )
         new = self.read(x, level, cond)
         slots, frames = cache["keys"].shape[2], x.shape[1]
         place, filled = jnp.arange(slots), cache["filled"]
@@ -165,8 +170,20 @@ class DiT(Conditioned):
         """A cache of `slots` frames that holds none yet."""
         heads = self.layers.qkv.shape[1] // self.head_dim
         tokens = (rows // self.patch) * (columns // self.patch)
-        nothing = jnp.zeros((self.depth, batch, slots, tokens, heads, self.head_dim), self.dtype)
-        return {"keys": nothing, "values": nothing, "filled": jnp.int32(0), "sinks": jnp.int32(sinks)}
+        shape = (self.depth, batch, slots, tokens, heads, self.head_dim)
+        # Two arrays: a buffer that is in a cache twice could not be donated.
+        keys, values = (jnp.zeros(shape, self.dtype) for _ in range(2))
+        return {"keys": keys, "values": values, "filled": jnp.int32(0), "sinks": jnp.int32(sinks)}
+
+    def check_cache(self, cache: dict[str, Array], rows: int, columns: int) -> None:
+        """Refuses a cache of another network, or of frames of another size."""
+        own = jax.eval_shape(lambda: self.empty_cache(1, rows, columns, 0, 0))["keys"].shape
+        given = cache["keys"].shape
+        if (given[0], given[3:]) != (own[0], own[3:]):
+            raise ValueError(
+                f"cond['cache'] is of another network or of frames of another size: its keys have shape {given}, expected"
+                f" [{own[0]}, b, slots, {', '.join(map(str, own[3:]))}]"
+            )
 
     def run(
         self,
@@ -183,6 +200,9 @@ class DiT(Conditioned):
         depth = self.depth if depth is None else depth
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"this DiT takes sides that are multiples of {self.patch}, got frames {x.shape[2:4]}")
+        cache, history = cond.get("cache"), cond.get("history")
+        if cache is not None:
+            self.check_cache(cache, *x.shape[2:4])
         embedding = self.condition(level, cond, self.patch)
         # float32, [b|1, f, 6, d], or per token; each layer adds its own table, which costs nothing per frame.
         modulation = self.modulation(jax.nn.silu(embedding))
@@ -191,7 +211,6 @@ class DiT(Conditioned):
         h = self.embed(space_to_depth(x.astype(self.dtype), self.patch))
         if self.low is not None:
             h = h + self.low(space_to_depth(cond["low"].astype(self.dtype), self.patch))
-        cache, history = cond.get("cache"), cond.get("history")
         slots = 0 if cache is None else cache["keys"].shape[2]
         turns = grid_turns(slots + h.shape[1], *h.shape[2:4], self.head_dim, self.rope_base)
         past = None if cache is None else (cache["keys"], cache["values"])

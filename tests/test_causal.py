@@ -73,6 +73,10 @@ def test_a_causal_student_of_a_teacher_of_another_network(teacher, tmp_path):
         ("config.stages.evaluate.samplers.whole.stream = 2", "sees all frames at once; a stream needs"),
         ("config.stages.evaluate.samplers.streamed.stream = 1", "in whole blocks of the network's 2, got 1"),
         ("config.stages.evaluate.samplers.streamed.stream = 3", "a divisor of the clip's 4 frames"),
+        ("config.data.frames = 16; del config.model; config.stages = dict(evaluate=config.stages.evaluate); "
+         "config.stages.evaluate.samplers = dict(longer=dict(weights='pretrained:moving_digits/causal_student', steps=2, "
+         "stream=16))", "longer.stream must be at least 1 and at most 8"),
+        ("config.stages = dict(evaluate=config.stages.evaluate); del config.schedule", "config lacks the key 'schedule'"),
         ("config.stages.evaluate.samplers.streamed.matrix = 'full'", "remove one of the keys 'stream' and 'matrix'"),
     ],
 )  # fmt: skip
@@ -109,10 +113,15 @@ def test_a_guided_stream_is_the_whole_windows_sample():
     schedule = schedules.vp_cosine()
     network = Network(model.apply, schedule, "v", 3, model.cond_keys)
     grid, labels, key, scale = grids.uniform_time(schedule, 3), np.array([1, 2]), jax.random.key(2), 2.5
-    streams = drawing.streamer(network, record, solvers.ddim(schedule, grid), 2, scale)
+    streams = drawing.streamer(network, record, solvers.ddim(schedule, grid), 2, 4, scale)
     noise = jnp.concatenate(
         [jax.random.normal(jax.random.split(jax.random.fold_in(key, i))[0], (2, 2, 4, 4, 1)) for i in range(2)], axis=1
     )
     table = solvers.ddim(schedule, frames.autoregressive(grid, 4, block=2))
     whole = sampling.sample(drawing.denoiser(network, params, jnp.asarray(labels), scale), table, noise)
-    np.testing.assert_allclose(streams(params, labels, key), whole, atol=1e-4)
+    streamed = streams(params, labels, key)
+    np.testing.assert_allclose(streamed, whole, atol=1e-4)
+    # A longer clip begins as the shorter, and goes on with its own last frames: two, of four that the network knows.
+    longer = drawing.streamer(network, record, solvers.ddim(schedule, grid), 2, 8, scale)(params, labels, key)
+    assert longer.shape == (2, 8, 4, 4, 1) and np.isfinite(longer).all()
+    np.testing.assert_allclose(longer[:, :4], streamed, atol=1e-5)

@@ -100,6 +100,12 @@ def test_what_a_method_asks_for_and_lacks_is_named():
     with pytest.raises(KeyError, match="c"):
         phases["own"](*given)
 
+    def bare(*given):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        loop.compile_phases(method._replace(phases={"own": bare}), meshes.make())["own"](*given)
+
 
 def test_a_guided_teacher_takes_guided_steps_and_only_in_the_first_round():
     """Against the sampler: two DDIM steps of a table on the guided denoiser, u + g (c - u)."""

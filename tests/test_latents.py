@@ -100,6 +100,8 @@ def refused(capsys, folder, argument, *statements):
          "config.stages.student.options = dict(steps=2)", "is a classifier of frames of pixels"),
         ("config.stages.student.options = dict(steps=2, head_start=config.stages.student.steps)",
          "config.stages.student.options.head_start: in "),
+        ("config.stages.student.steps = 5; config.stages.student.options = dict(steps=2, ratio=3, head_start=3)",
+         "as its first is step 6; nearest: 2, got 3"),
         ("config.stages.student.clips = 'teacher'", "a stage of kind 'generate' is needed"),
         ("config.stages.student.clips = 'synthetik'", "did you mean 'synthetic'?"),
         ("config.stages.latents = dict(kind='encode', autoencoder='x')", "config.data are latents already"),

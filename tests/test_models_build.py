@@ -7,6 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from models import KINDS, build, inherit
+from models.definition import define
+from models.layers import Linear
+from models.mlp import MLP
 
 SMALL = dict(kind="unet", shape=(3, 8, 8, 2), num_classes=4, widths=(8, 12), blocks=(1, 1), embed=8, head_dim=6)
 
@@ -219,3 +222,17 @@ def test_weights_of_another_network_are_refused(net, params):
         net.apply({name: leaf for name, leaf in params.items() if name != "head"}, x, 0.0)
     with pytest.raises(KeyError, match="params have 'heads/bias', which this model has not; nearest is 'head/bias'"):
         net.apply({"heads" if name == "head" else name: leaf for name, leaf in params.items()}, x, 0.0)
+
+
+def test_a_network_from_outside_may_call_a_layer_hidden():
+    """Only a number of that name says that `features` has a choice of maps."""
+
+    class Outside(MLP):
+        def __init__(self, rngs):
+            super().__init__((2, 4, 4, 1), 0, (), "logsnr", 8, 1, 0.0, "float32", rngs)
+            self.hidden = Linear(2, 3, rngs)
+
+    made = define(
+        "outside", Outside, shape=(2, 4, 4, 1), num_classes=0, inputs=(), attention="none", dropout=0.0, maps=False
+    )
+    assert made.channels == made.hidden == (8,)

@@ -123,6 +123,16 @@ def test_a_full_cache_keeps_the_last_frames_and_the_sinks(sinks):
     assert remember._cache_size() == 1
 
 
+def test_a_cache_may_be_donated_and_an_old_one_is_untouched():
+    model, params = built(depth=1)
+    remember = jax.jit(lambda cache, x: model.remember(params, x, jnp.float32(2.0), {"cache": cache}), donate_argnums=0)
+    caches = []
+    for _ in range(2):  # a second clip finds nothing of the first
+        caches.append(remember(remember(model.empty_cache(2, slots=3), clip(2)), clip(2, seed=1)))
+    for one, other in zip(*map(jax.tree.leaves, caches), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_gradients_and_tangents_flow_through_the_mask():
     model, params = built()
     level = jnp.zeros((1, 6))
@@ -155,6 +165,15 @@ def test_what_does_not_fit_a_cache_is_refused():
         model.apply(params, clip(2, b=3), 0.0, {"history": history})
     with pytest.raises(ValueError, match="and a cache"):
         model.apply(params, clip(2, b=3), 0.0, {"history": {**history, "clip": clip(2, b=3)}, "cache": cache})
+    with pytest.raises(
+        ValueError, match=r"of another size: its keys have shape .*, expected \[2, b, slots, 16, 2, 6\]"
+    ):
+        model.apply(params, jnp.zeros((3, 2, 8, 8, 1)), 0.0, {"cache": cache})
+    with pytest.raises(ValueError, match="of another network"):
+        model.apply(params, clip(2, b=3), 0.0, {"cache": built(depth=1)[0].empty_cache(3, slots=4)})
+    blocks, weights = built(block=2)
+    with pytest.raises(ValueError, match="in whole blocks of 2, .*; got 3"):
+        blocks.remember(weights, clip(3, b=3), 0.0, {"cache": cache})
     other = build({**SMALL, "causal": False})
     assert other.remember is None
     with pytest.raises(ValueError, match="takes cond keys"):
@@ -165,7 +184,8 @@ def test_a_stream_is_the_autoregressive_sample_of_the_whole_video():
     """Finished frames stand at the grid's end in both, and the future, noise, is not seen."""
     model, params = built(block=2)
     vp = schedules.vp_cosine()
-    grid, label = grids.uniform_logsnr(vp, 3, -8.0, 8.0), jnp.array([1, 2])
+    # From a level that is not all noise: what is there is of unit variance.
+    grid, label = grids.uniform_logsnr(vp, 3, -2.0, 8.0), jnp.array([1, 2])
 
     def denoise(params, x, logsnr, cache=None):
         cond = {"label": label, **({} if cache is None else {"cache": cache})}
@@ -179,7 +199,7 @@ def test_a_stream_is_the_autoregressive_sample_of_the_whole_video():
         model.empty_cache(2, slots=6), 3, KEY, shape=(2, 2, 4, 4, 1), schedule=vp,
     )  # fmt: skip
     keys = [jax.random.split(jax.random.fold_in(KEY, i))[0] for i in range(3)]
-    x = float(vp.sigma(-8.0)) * jnp.concatenate([jax.random.normal(k, (2, 2, 4, 4, 1)) for k in keys], axis=1)
+    x = jnp.concatenate([jax.random.normal(k, (2, 2, 4, 4, 1)) for k in keys], axis=1)
     matrix = frames.autoregressive(grid, 6, block=2)
     table = solvers.dpmpp(vp, matrix, damping=float("inf"))
     whole = sampling.sample(jax.tree_util.Partial(denoise, params), table, x)
