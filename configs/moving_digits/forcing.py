@@ -13,7 +13,10 @@ their identity in the last eighth, of the first .94; where the class isn't told,
 
     python -m experiments.run --config=configs/moving_digits/forcing.py:wide --workdir=runs/forcing_wide
 
-trains three times the parameters from nothing, for longer and with a history in three clips of four: it sees motion better.
+trains three times the parameters from nothing, for longer and with a history in three clips of four, and sees motion better:
+after four known frames the sixth that follows is .45 pixel off (after two .64; the shipped network .80 and 1.0), and in the
+last eighth of a roll-out Frechet distance is 4.2, where real clips have 3.3 (128 clips). Its 17,500 steps, of two cosines, took
+an H200 some minutes; at 7.5 MB its weights are not shipped.
 """
 
 from ml_collections import ConfigDict
