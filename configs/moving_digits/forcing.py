@@ -70,6 +70,7 @@ def get_config(argument: str = "shipped") -> ConfigDict:
         "chunks": dict(told_label=True),
         "untold": dict(),
         "after_four": dict(told_label=True, history=4),
+        "guided": dict(told_label=True, way=dict(kind="vanilla", scale=3.0)),
         "stabilised": dict(told_label=True, level=STABLE),
         "rolling": dict(told_label=True, matrix=dict(kind="rolling", lag=3)),
     }
