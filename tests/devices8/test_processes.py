@@ -60,23 +60,37 @@ def losses(workdir):
     return [(row["step"], row["loss"]) for row in rows]
 
 
-def test_two_processes_are_one_run_and_one_goes_on(tmp_path):
-    """Weights in parts on both, a batch of which each reads its half; then three steps' worth of state on a single device."""
-    first, _ = together(tmp_path / "two", dict(data=2, fsdp=4, context=1))
-    assert "teacher: done" in first
-    workdir = tmp_path / "one"
-    shutil.copytree(tmp_path / "two", workdir)
+def goes_on(two, workdir, devices, mesh):
+    """What two processes left in `two` as it was after two of four steps, gone on with by one process."""
+    shutil.copytree(two, workdir)
     shutil.rmtree(workdir / "teacher/checkpoints/4")
     for name in ("done.json", "weights.safetensors"):
         (workdir / "teacher" / name).unlink()
-    assert "resumed at step 2 of 4" in finish(start(workdir, 1, dict(data=1, fsdp=1, context=1)))
+    assert "resumed at step 2 of 4" in finish(start(workdir, devices, mesh))
+    return workdir
+
+
+def test_two_processes_are_one_run_and_one_goes_on(tmp_path):
+    """Weights in parts on both, a batch of which each reads its half; then three steps' worth of state on a single device."""
+    single = dict(data=1, fsdp=1, context=1)
+    first, _ = together(tmp_path / "two", dict(data=2, fsdp=4, context=1))
+    assert "teacher: done" in first
+    workdir = goes_on(tmp_path / "two", tmp_path / "one", 1, single)
     alone = tmp_path / "alone"
-    finish(start(alone, 1, dict(data=1, fsdp=1, context=1)))
+    finish(start(alone, 1, single))
     assert [step for step, _ in losses(alone)] == [1, 2, 3, 4]
     for folder in (tmp_path / "two", workdir):
         np.testing.assert_allclose(losses(folder), losses(alone), rtol=1e-5)
     one, two = (load_file(folder / "teacher/weights.safetensors") for folder in (alone, tmp_path / "two"))
     assert one.keys() == two.keys() and all(np.abs(one[k] - two[k]).max() < 1e-4 for k in one)
+
+
+@pytest.mark.slow  # a pair of processes and one more of eight devices, each of which compiles everything
+@pytest.mark.parametrize("mesh", [dict(data=2, fsdp=4, context=1), dict(data=1, fsdp=2, context=4)])
+def test_eight_devices_of_one_process_go_on_with_what_two_left(mesh, tmp_path):
+    together(tmp_path / "two", dict(data=2, fsdp=4, context=1))
+    workdir = goes_on(tmp_path / "two", tmp_path / "eight", 8, mesh)
+    np.testing.assert_allclose(losses(workdir), losses(tmp_path / "two"), rtol=1e-5)
 
 
 @pytest.mark.slow  # two more pairs of processes, each of which compiles everything

@@ -20,6 +20,12 @@ ALL = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(s
 SOME = [(1, 2, 2, 2), (2, 2, 1, 2), (1, 1, 8, 1)]
 ONE = (1, 2, 2, 2)
 
+
+def of_all(*quick):
+    """All meshes; those that aren't `quick` only with the slow tests, half an hour of them."""
+    return [pytest.param(sizes, marks=[] if sizes in quick else [pytest.mark.slow]) for sizes in ALL]
+
+
 COMMON = dict(num_classes=3, shape=(8, 4, 4, 1))
 # Eight heads, eight frames and a batch of eight: every axis can be eight long.
 DIT = dict(COMMON, kind="dit", width=48, depth=1, head_dim=6, mlp_ratio=2)
@@ -120,7 +126,7 @@ def test_all_meshes_of_eight(sizes, reference):
     same(one_step(*problem, mesh_of(sizes)), reference("causal", problem))
 
 
-@pytest.mark.parametrize("sizes", SOME)
+@pytest.mark.parametrize("sizes", of_all(*SOME))
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "causal"])
 def test_every_network(name, sizes, reference):
     problem = denoising(name)
@@ -179,9 +185,10 @@ FAMILIES = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "dmd2 of a unet" else []) for name in FAMILIES]
 )
-def test_every_phase_of_every_family(name, reference):
+@pytest.mark.parametrize("sizes", of_all(ONE))
+def test_every_phase_of_every_family(name, sizes, reference):
     make, *given = FAMILIES[name]
     method, params, frozen, shape, *teacher = make(*given)
     # Every attention must give what plain attention gives on one device.
     plain, kind = (mean_flow("xla"), "mean_flow") if make is mean_flow else (make(*given), name)
-    same(one_step(method, params, frozen, shape, mesh_of(ONE), *teacher), reference(kind, plain))
+    same(one_step(method, params, frozen, shape, mesh_of(sizes), *teacher), reference(kind, plain))
