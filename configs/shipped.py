@@ -21,7 +21,9 @@ FOLDERS = {"moving_digits": base, "moving_digits_64": latents}
 
 
 def stated(folder: str) -> dict[str, dict]:
-    """name -> metrics, of the weights in a folder of pretrained/ whose records name the sampler that these are of."""
+    """name -> metrics, of the weights in a folder of pretrained/ whose records name the sampler that these are of; of a table
+    fitted to other weights, the sampler names them.
+    """
     found = {
         path.stem: json.loads(path.read_text()).get("metrics", {}) for path in (PRETRAINED / folder).glob("*.json")
     }

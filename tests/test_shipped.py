@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from configs import shipped
-from experiments import data, evaluation, run, weights
+from experiments import data, evaluation, run, tables, weights
 from experiments.publish import LIMIT
 
 CONFIGS = pathlib.Path(shipped.__file__).resolve().parent
 STUDENTS = ("dmd2_4", "consistency_trajectory", "causal_student")
 """One of a family: of a critic and an adversary, of jumps on the teacher's path, halved and streaming."""
+FITTED = ("teacher_fitted_4",)
 # Another processor adds in another order: some of 2,048 frames are read as another digit, some of 256 clips lose theirs.
 NEAR = dict(rel=0.03, abs=0.01)
 
@@ -44,8 +45,16 @@ def assert_stated(folder, names, workdir):
         )
 
 
-def test_a_student_gives_the_figures_of_its_record(tmp_path):
-    assert_stated("moving_digits", STUDENTS[:1], tmp_path / "run")
+def test_a_student_and_the_fitted_teacher_give_the_figures_of_their_records(tmp_path, monkeypatch):
+    """The table is found: nothing is fitted again."""
+    build = tables._build
+
+    def without_asking(*given, **asked):
+        assert "denoise" not in asked, "no shipped table is this network's"
+        return build(*given, **asked)
+
+    monkeypatch.setattr(tables, "_build", without_asking)
+    assert_stated("moving_digits", (*FITTED, "dmd2_4"), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -55,7 +64,7 @@ def test_students_give_the_figures_of_their_records(tmp_path):
 
 @pytest.mark.slow
 def test_teachers_give_the_figures_of_their_records(tmp_path):
-    teachers = shipped.stated("moving_digits").keys() - set(STUDENTS)
+    teachers = shipped.stated("moving_digits").keys() - {*STUDENTS, *FITTED}
     assert teachers >= {"teacher", "causal_teacher", "forcing"}
     assert_stated("moving_digits", sorted(teachers), tmp_path / "run")
 
