@@ -194,8 +194,8 @@ def programs(method: str, options: Mapping[str, Any], *, taught: bool, guided: b
 
 
 def forwards(method: str, options: Mapping[str, Any], *, taught: bool, guided: bool, steps: int | None = None) -> float:
-    """Forwards of the network in one training step, the average over a game's turns, of which the first `steps` count (None:
-    as many as there are in a turn of all); options as in a config.
+    """Forwards of the network in one training step, the average over the first `steps` of a stage (None: over one turn of a
+    game); options as in a config.
 
     The compiler counts a loop's body once, whatever its trips; the layers' loops all have the same, so their ratio is right
     without them. A loop around them isn't in it: those of reflow and DMD over their sampler are added, that of
