@@ -14,9 +14,9 @@ their identity in the last eighth, of the first .94; where the class isn't told,
     python -m experiments.run --config=configs/moving_digits/forcing.py:wide --workdir=runs/forcing_wide
 
 trains three times the parameters from nothing, for longer and with a history in three clips of four, and sees motion better:
-after two known frames the sixth that follows is .64 pixel off, .39 under history guidance (`guided`), .45 after four known ones;
-the shipped network has 1.0, .79 and .80. Eight clips' lengths on, .94 of the guided clips keep their identity (.97 at first). 128
-clips. Its 17,500 steps, of two cosines, took an H200 some minutes; at 7.5 MB its weights are not shipped.
+after two known frames the sixth that follows is .64 pixel off, .39 under history guidance (`guided`), .45 after four known
+ones; the shipped network has 1.0, .79 and .80. Eight clips' lengths on, .94 of the guided clips keep their identity (.97 at
+first). 128 clips. Its 17,500 steps, of two cosines, took an H200 some minutes; at 7.5 MB its weights are not shipped.
 """
 
 from ml_collections import ConfigDict
