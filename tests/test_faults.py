@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 
 import hypothesis
 import jax
@@ -207,6 +208,22 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(what, tm
     assert not (tmp_path / "run/teacher/weights.safetensors").exists()
     assert main(tmp_path / "run") == 0
     assert (tmp_path / "run/teacher/weights.safetensors").exists()
+
+
+def test_a_signal_in_a_place_that_forgets_exceptions_comes_again():
+    """Python prints what is raised in `__del__` and goes on."""
+
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    reached = False
+    with pytest.raises(loop.Stopped), loop.stop_signal(at_once=True) as stopping:
+        dying = Dying()
+        del dying
+        reached = stopping()
+        time.sleep(10)
+    assert reached
 
 
 def test_sigterm_is_obeyed_at_once_but_where_there_is_something_to_save():
