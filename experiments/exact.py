@@ -226,9 +226,8 @@ def picture(path: pathlib.Path, sets: Mapping[str, np.ndarray]) -> None:
     for axis, (name, clips) in zip(axes.ravel(), sets.items(), strict=False):
         points = np.reshape(clips, (len(clips), -1))
         if points.shape[1] == 1:
-            axis.hist(
-                np.clip(points[:, 0], -6, 6), bins=60, range=(-6, 6), density=True
-            )  # those beyond stand at the edge
+            # Those beyond stand at the edge: a set that is all beyond has a histogram, too.
+            axis.hist(np.clip(points[:, 0], -6, 6), bins=60, range=(-6, 6), density=True)
         elif points.shape[1] == 2:
             axis.plot(*points.T, ".", markersize=1.5, alpha=0.5)
             axis.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")

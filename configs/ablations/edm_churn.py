@@ -32,10 +32,9 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
     config.sweep = ConfigDict(
         dict(
             about="""Churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2 and figure 4): fresh noise before every step of
-            Heun's method, here 32 steps, 63 calls. The network has seen 300 batches of the ring of eight
-            modes, and makes mistakes; the exact denoiser makes none. At 13 churn reaches the most that the
-            algorithm adds. Samples with noise of their own have no map, so the energy distance (from other
-            noises, with no floor) judges them.""",
+            Heun's method, here 32 steps, 63 calls. The network has seen 300 batches of the ring of eight modes, and makes
+            mistakes; the exact denoiser makes none. At 13 churn reaches the most that the algorithm adds. Samples with noise
+            of their own have no map, so the energy distance (from other noises, with no floor) judges them.""",
             axes=dict(
                 churn=dict(path="stages.exact.samplers", values=churned, labels=[f"{churn:g}" for churn in CHURNS])
             ),

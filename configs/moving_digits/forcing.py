@@ -24,15 +24,14 @@ from ml_collections import ConfigDict
 from configs.moving_digits.base import base
 from configs.moving_digits.students import GUIDANCE, TEACHER
 
+# Log-SNR at which a stabilised history is shown: a time of .02 on the cosine.
+STABLE = 6.9
+
 
 def levels(histories: float, masked: float) -> dict:
     """Independent levels, and in a share `histories` of the clips known first frames before a future of one level."""
     known = dict(kind="with_history", longest=6, future="shared", masked=masked)
     return dict(kind="mixture", parts=[[1 - histories, "independent"], [histories, known]])
-
-
-# Log-SNR at which a stabilised history is shown: a time of .02 on the cosine.
-STABLE = 6.9
 
 
 def get_config(argument: str = "shipped") -> ConfigDict:
