@@ -4,13 +4,17 @@ Every sampler of the stage starts from the same noise and labels, so that a colu
 alone changes, and is measured against the same held-out clips with the same frozen metric network.
 """
 
+import io
+import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from distill.inputs import clean
 from experiments import config as configs
@@ -28,6 +32,7 @@ KEYS = {
 }  # fmt: skip
 SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", "stream", *tables.PARTS}
 QUALITY = "frechet_clip"
+ROWS = "rows"
 
 
 def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -159,19 +164,23 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     known = None if seen is None else metrics.describe(seen, classify)
     real_sample = metrics.describe(reference["video"], classify, training=known)
     floor_sample = metrics.describe(other["video"], classify, other["label"], known)
-    losses = {}
-    rows, clips, seconds, evaluations, networks, told = {}, {}, {}, {}, {}, {}
+    losses, rows, networks = {}, {}, {}
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
         path = weights.find(sampler["weights"], context.workdir)
         if path not in networks:
             networks[path] = drawing.load_network(path)
         params, network, record = networks[path]
-        noise = drawing.start(network, key, (num, *source.shape))  # the same for all networks of one source
         where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
         drawing.check_space(record, codec and codec.record, where)
         if sampler["weights"] not in losses:
             losses[sampler["weights"]] = loss_by_level(network, params, source, block, config["seed"])
+        kept, mark = context.workdir / name / ROWS / f"{row}.npz", weights.fingerprint(path)
+        if (found := recall(kept, mark)) is not None:
+            rows[row] = found
+            print(f"{name}: {row} ({index + 1}/{total}): drawn before", file=sys.stderr, flush=True)
+            continue
+        noise = drawing.start(network, key, (num, *source.shape))  # the same for all networks of one source
         scale = sampler.get("guidance", 1.0)
         model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key, network.noise)
         table = tables.make(
@@ -180,23 +189,66 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
         chunk = sampler.get("stream")
         streams = None if chunk is None else drawing.streamer(network, record, table, chunk, source.shape[0], scale)
-        clips[row], seconds[row] = drawing.draw(
+        clips, seconds = drawing.draw(
             network, params, table, labels, noise, jax.random.fold_in(key, 1),  # whatever row it is: figures come again
             batch_size=batch, scale=scale, threshold=sampler.get("threshold"), codec=codec,
             streams=streams,
         )  # fmt: skip
+        told = {}
         if block.get("latency"):
             first, rate = drawing.speed(network, params, table, source, scale, codec, streams, chunk)
-            told.setdefault("ms to the first frames", {})[row] = 1e3 * first
-            told.setdefault("frames per second", {})[row] = rate
+            told = {"ms to the first frames": 1e3 * first, "frames per second": rate}
         # A network that is told g answers in one call; a stream runs every frame once more, for its cache.
         calls = table.nfe + (0 if chunk is None else 1)
-        evaluations[row] = calls * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
-        rows[row] = metrics.evaluate(
-            clips[row], real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
+        evaluations = calls * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
+        measures = metrics.evaluate(
+            clips, real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
             floor_labels=other["label"], training=known, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
-    report(context, name, block, rows, clips, seconds, evaluations, other["video"], classifier_path.name, told, losses)
+        rows[row] = Row(figures.to_uint8(clips), seconds, evaluations, measures, told)
+        remember(kept, mark, rows[row])
+    extra: dict[str, dict[str, float]] = {}
+    for row, made in rows.items():
+        for line, value in made.told.items():
+            extra.setdefault(line, {})[row] = value
+    report(
+        context, name, block, {row: made.measures for row, made in rows.items()},
+        {row: made.clips for row, made in rows.items()}, {row: made.seconds for row, made in rows.items()},
+        {row: made.evaluations for row, made in rows.items()}, other["video"], classifier_path.name, extra, losses,
+    )  # fmt: skip
+    shutil.rmtree(context.workdir / name / ROWS)
+
+
+class Row(NamedTuple):
+    """A sampler's clips as bytes, what they took, what was measured of them, and further lines of the table."""
+
+    clips: UInt8[np.ndarray, "n f h w c"]
+    seconds: float
+    evaluations: int
+    measures: dict[str, metrics.Measure]
+    told: dict[str, float]
+
+
+def remember(path: pathlib.Path, mark: str, row: Row) -> None:
+    """Keeps a row while the stage's others are made: one that is stopped goes on with the next. mark: of its weights."""
+    measures = {name: measure._asdict() for name, measure in row.measures.items()}
+    rest = {**row._asdict(), "measures": measures, "mark": mark}
+    del rest["clips"]
+    buffer = io.BytesIO()
+    np.savez(buffer, clips=row.clips, row=json.dumps(rest))
+    figures.write_atomically(path, buffer.getvalue())
+
+
+def recall(path: pathlib.Path, mark: str) -> Row | None:
+    """The row that `remember` kept, if it was made with the same weights."""
+    if not path.is_file():
+        return None
+    with np.load(path) as file:
+        clips, rest = file["clips"], json.loads(str(file["row"]))
+    if rest.pop("mark") != mark:
+        return None
+    measures = {name: metrics.Measure(**measure) for name, measure in rest.pop("measures").items()}
+    return Row(clips=clips, measures=measures, **rest)
 
 
 def training_clips(config: Mapping[str, Any], block: Mapping[str, Any]) -> np.ndarray | None:

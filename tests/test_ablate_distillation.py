@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from configs.moving_digits import students as digits_config
 from configs.moving_digits_64 import base as latents_config
 from experiments import ablate, weights
 from experiments import config as configs
-from experiments.ablations import costs, digits, distillation, games, mixture, spaces
+from experiments.ablations import costs, digits, distillation, finished, games, mixture, spaces
 from models.classifier import build_classifier
 
 
@@ -333,7 +334,7 @@ def test_students_of_two_stages(tmp_path, counted):
     }
     digits_run(tmp_path, "truncated_consistency", {2: 3.0}, stages=two)
     digits_run(tmp_path, "easy_consistency", {2: 3.0}, stages=two)
-    found, missing = digits.read(tmp_path, digits.PIXELS)
+    found, missing = finished.gather(digits.wanted(tmp_path, digits.PIXELS, {})[0], digits.parse)
     assert list(found) == ["truncated_consistency"]
     run = found["truncated_consistency"]
     assert (run.forwards, run.seconds) == (10 * 7 + 20 * 5, 80) and run.ratios == {2: 1.5}
@@ -360,6 +361,34 @@ def test_digits_that_were_judged_otherwise_stand_in_no_table(tmp_path, counted):
     )
 
 
+def test_rows_stay_when_their_runs_are_gone(tmp_path, counted):
+    """A page made of runs of two machines, one after the other; a run that is made again takes the place of the row."""
+    digits_run(tmp_path, "progressive", {4: 3.0})
+    digits_run(tmp_path, "dmd2", {2: 2.5}, name="dmd2_2")
+    first = digits.section(digits.PIXELS, tmp_path, tmp_path)
+    shutil.rmtree(tmp_path / "digits")
+    assert digits.section(digits.PIXELS, tmp_path, tmp_path) == first
+    digits_run(tmp_path, "shortcut", {4: 2.5})
+    digits_run(tmp_path, "dmd2", {2: 3.5}, name="dmd2_2")
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
+    assert cells(text, "`progressive`") == cells(first, "`progressive`") and cells(text, "`shortcut`")[2] == "1.25"
+    assert (cells(first, "`dmd2`")[2], cells(text, "`dmd2`")[2]) == ("1.25", "1.75")
+    assert "digits/progressive" not in text and "digits/dmd2_2" not in text
+    kept = (tmp_path / "distillation_digits.json").read_text()
+    assert kept.count("\n") == 2 + 3 and "teacher_50" in kept
+
+
+def test_a_row_of_a_run_that_was_judged_otherwise_is_kept_but_not_shown(tmp_path, counted):
+    digits_run(tmp_path, "shortcut", {4: 2.5})
+    digits.section(digits.PIXELS, tmp_path, tmp_path)
+    shutil.rmtree(tmp_path / "digits")
+    digits_run(tmp_path, "progressive", {4: 3.0}, clips=64)
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
+    assert "| `shortcut` |" not in text
+    assert f"# {tmp_path}/digits/shortcut: not run as {tmp_path}/digits/progressive was: run.clips: 64 -> 256" in text
+    assert set(finished.load(tmp_path / "distillation_digits.json")) == {"shortcut", "progressive"}
+
+
 def test_students_of_a_critic_on_digits(tmp_path, counted):
     """A run for every number of calls; theirs are demands of their own, and the other students' stay as they are."""
     digits_run(tmp_path, "shortcut", {4: 2.5})
@@ -384,7 +413,7 @@ def test_students_of_a_critic_on_digits(tmp_path, counted):
 def test_a_student_of_a_critic_was_made_for_its_calls(tmp_path, counted):
     digits_run(tmp_path, "dmd2", {4: 2.4}, name="dmd2_1")
     digits_run(tmp_path, "shortcut", {4: 2.4}, name="dmd2_4")
-    _, missing = digits.read(tmp_path, digits.PIXELS)
+    _, missing = finished.gather(digits.wanted(tmp_path, digits.PIXELS, {})[0], digits.parse)
     reasons = {one.wanted.workdir.name: one for one in missing}
     assert reasons["dmd2_1"].reason == "its report has no row 'student_1'"
     assert reasons["dmd2_1"].wanted.arguments == ("--config=configs/moving_digits/games.py:dmd2,1",)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import evaluation
+from experiments import evaluation, weights
 from experiments import run as program
 from experiments.config import ConfigError
 from tests.configs import tiny
@@ -153,6 +153,36 @@ def test_resume_in_the_middle_of_a_round(undisturbed, tmp_path):
     code, output = finish(start(workdir))
     assert code == 0 and f"resumed at step {steps[-2]} of 9" in output, output
     same_weights(undisturbed[0] / "student/weights.safetensors", workdir / "student/weights.safetensors")
+
+
+def test_an_evaluation_goes_on_with_the_sampler_that_it_was_at(undisturbed, tmp_path, monkeypatch, capsys):
+    """A full disk while the third of three is drawn: the two before are kept, and not drawn again."""
+    workdir, drawn, draw = tmp_path / "run", [], evaluation.drawing.draw
+    shutil.copytree(undisturbed[0], workdir)
+    shutil.rmtree(workdir / "evaluate")
+
+    def interrupted(network, params, table, *rest, **options):
+        drawn.append(table.nfe)
+        if len(drawn) == 3:
+            raise OSError(28, "No space left on device", "clips")
+        return draw(network, params, table, *rest, **options)
+
+    monkeypatch.setattr(evaluation.drawing, "draw", interrupted)
+    argv = ["run", f"--config={TINY}", f"--workdir={workdir}"]
+    assert program.main(argv) == 4 and drawn == [4, 2, 1]
+    kept = evaluation.recall(workdir / "evaluate/rows/teacher_4.npz", weights.fingerprint(workdir / WEIGHTS[0]))
+    assert kept is not None and evaluation.recall(workdir / "evaluate/rows/teacher_4.npz", "other weights") is None
+    assert program.main(argv) == 0 and drawn == [4, 2, 1, 1]
+    assert "teacher_4 (1/3): drawn before" in capsys.readouterr().err
+    assert not (workdir / "evaluate/rows").exists()
+    reports = [json.loads((path / "report.json").read_text())["samplers"] for path in (undisturbed[0], workdir)]
+    assert reports[1]["teacher_4"].pop("seconds_per_clip") == kept.seconds
+    for name, there in reports[0].items():
+        assert (
+            there["metrics"] == reports[1][name]["metrics"] and there["evaluations"] == reports[1][name]["evaluations"]
+        )
+    first, second = (np.load(path / "evaluate/clips.npz") for path in (undisturbed[0], workdir))
+    assert set(first) == set(second) and all(np.array_equal(first[row], second[row]) for row in first)
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(undisturbed, tmp_path):

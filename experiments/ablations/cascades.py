@@ -53,7 +53,7 @@ class Run:
 
 def read(runs: pathlib.Path) -> tuple[Run | None, list[finished.Missing]]:
     wanted = {"cascade": finished.Wanted(runs / WORKDIR, (f"--config={CONFIG}",))}
-    found, missing = finished.gather(wanted, lambda _, workdir: Run(finished.report_and_config(workdir)[0]))
+    found, missing = finished.gather(wanted, lambda _, record: Run(record.report))
     return found.get("cascade"), missing
 
 

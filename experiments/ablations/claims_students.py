@@ -46,10 +46,9 @@ class Rows(NamedTuple):
     parts: dict[str, Any] = {}
 
 
-def rows(name: str, workdir: pathlib.Path) -> Rows:
+def rows(name: str, record: finished.Record) -> Rows:
     """digits.parse without what its training cost, which takes compiling."""
-    report, _ = finished.report_and_config(workdir)
-    made = {name: digits.row(sampler) for name, sampler in report["samplers"].items()}
+    made = {name: digits.row(sampler) for name, sampler in record.report["samplers"].items()}
     students = {row.steps: row for name, row in made.items() if name.startswith("student_")}
     return Rows(made[digits.TEACHER], students, {})
 

@@ -114,18 +114,21 @@ class Undistilled(NamedTuple):
     parts: dict[str, Any] = {}
 
 
-def read(runs: pathlib.Path, family: Family) -> tuple[dict[str, Run], list[finished.Missing]]:
-    """(method or METHOD_CALLS -> run, what is missing) of RUNS/FAMILY/METHOD, and of RUNS/FAMILY/METHOD_CALLS, students of a
-    critic made for that number of calls: those that are there, and those that are wanted.
+def wanted(
+    runs: pathlib.Path, family: Family, kept: Mapping[str, finished.Record]
+) -> tuple[dict[str, finished.Wanted], dict[str, finished.Wanted]]:
+    """METHOD -> RUNS/FAMILY/METHOD and METHOD_CALLS -> RUNS/FAMILY/METHOD_CALLS, students of a critic made for that number of
+    calls, those that are wanted and those that are there or kept; and the same of the teacher's run at few steps.
     """
     folder = runs / family.name
-    wanted = {name: finished.Wanted(folder / name, (f"{family.config('students')}:{name}",)) for name in STUDENTS}
+    made = {name: finished.Wanted(folder / name, (f"{family.config('students')}:{name}",)) for name in STUDENTS}
+    known = [*kept, *(path.name for path in folder.glob("*"))]
     for name, counts in family.games.items():
-        there = {int(m[1]) for path in folder.glob(f"{name}_*") if (m := re.fullmatch(rf"{name}_(\d+)", path.name))}
+        there = {int(m[1]) for one in known if (m := re.fullmatch(rf"{name}_(\d+)", one))}
         for calls in sorted({*counts} | there, reverse=True):
             arguments = (f"{family.config('games')}:{name},{calls}",)
-            wanted[f"{name}_{calls}"] = finished.Wanted(folder / f"{name}_{calls}", arguments)
-    return finished.gather(wanted, parse)
+            made[f"{name}_{calls}"] = finished.Wanted(folder / f"{name}_{calls}", arguments)
+    return made, {"teacher": finished.Wanted(folder / "teacher", (family.config("few_steps"),))}
 
 
 def name_of(run: str) -> str:
@@ -134,10 +137,10 @@ def name_of(run: str) -> str:
     return name if calls.isdecimal() else run
 
 
-def parse(run: str, workdir: pathlib.Path) -> Run:
-    """A workdir that the `evaluate` stage has finished."""
+def parse(run: str, record: finished.Record) -> Run:
+    """A run that the `evaluate` stage has finished."""
     method = name_of(run)
-    report, config = finished.report_and_config(workdir)
+    report, config, seconds = record
     stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
     found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(method, (method,)))
     if found != expected:
@@ -153,26 +156,19 @@ def parse(run: str, workdir: pathlib.Path) -> Run:
             raise ConfigError(f"its report has no row 'student_{calls}'")
         students = {calls: students[calls]}
     floor = {name: float(measure.floor) for name, measure in teacher.measures.items()}
-    times = [finished.seconds(workdir, name) for name in stages]
     return Run(
         teacher=teacher,
         students=students,
         ratios={calls: one.distance / teacher.distance for calls, one in students.items()},
         floor=floor,
         forwards=sum(training(block) for block in stages.values()),
-        seconds=None if None in times else math.fsum(filter(None, times)),
+        seconds=math.fsum(seconds[name] for name in stages) if stages.keys() <= seconds.keys() else None,
         shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": floor},
     )
 
 
-def read_teacher(runs: pathlib.Path, family: Family) -> tuple[dict[str, Undistilled], list[finished.Missing]]:
-    """{"teacher": the teacher's run at few steps}, or what is missing."""
-    workdir = runs / family.name / "teacher"
-    return finished.gather({"teacher": finished.Wanted(workdir, (family.config("few_steps"),))}, parse_teacher)
-
-
-def parse_teacher(name: str, workdir: pathlib.Path) -> Undistilled:
-    report, _ = finished.report_and_config(workdir)
+def parse_teacher(name: str, record: finished.Record) -> Undistilled:
+    report = record.report
     rows = {}
     for key, sampler in report["samplers"].items():
         solver, _, steps = key.rpartition("_")
@@ -180,6 +176,22 @@ def parse_teacher(name: str, workdir: pathlib.Path) -> Undistilled:
             raise ConfigError(f"its report has a row {key!r}: expected SAMPLER_STEPS with one of {', '.join(SAMPLERS)}")
         rows[key] = row(sampler)
     return Undistilled(rows, {k: report[k] for k in ("clips", "classifier")})
+
+
+def trimmed(record: finished.Record) -> finished.Record:
+    """What the page needs of a record."""
+    report, config, seconds = record
+    samplers = {
+        name: {k: sampler[k] for k in ("steps", "seconds_per_clip")}
+        | {"metrics": {k: sampler["metrics"][k] for k in (QUALITY, *SHOWN)}}
+        for name, sampler in report["samplers"].items()
+    }
+    stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
+    return finished.Record(
+        {**{k: report[k] for k in ("clips", "classifier", "device")}, "samplers": samplers},
+        {"seed": config["seed"], "stages": stages},
+        {name: value for name, value in seconds.items() if name in stages},
+    )
 
 
 def row(sampler: Mapping[str, Any]) -> Row:
@@ -308,8 +320,12 @@ def draw(found: Mapping[str, Run], folder: pathlib.Path, name: str) -> str:
 
 
 def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
-    found, missing = read(runs, family)
-    teacher, lacking = read_teacher(runs, family)
+    file = folder / f"distillation_{family.name}.json"
+    kept = finished.load(file)
+    students, teachers = wanted(runs, family, kept)
+    found, missing = finished.gather(students, parse, kept)
+    teacher, lacking = finished.gather(teachers, parse_teacher, kept)
+    finished.keep(file, students | teachers, [*found, *teacher], trimmed)
     parts = [table(found), verdicts(found, family.reasons), draw(found, folder, family.name)] if found else []
     parts += [undistilled(teacher)] if teacher else []
     missing += lacking
@@ -322,7 +338,8 @@ from clips have none. A student of a critic, or of an adversary, is made for one
 *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over the teacher's* its
 ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds are of one
 machine that did other things too. *Training, forwards* are those of a batch of clips in all of a student's stages, counted
-as in [what a step costs](bench.md#what-a-step-costs), with each method's own options.
+as in [what a step costs](bench.md#what-a-step-costs), with each method's own options. Of runs that are gone the figures are
+kept in [distillation_{family.name}.json](distillation_{family.name}.json).
 
 {(chr(10) * 2).join(parts)}
 """

@@ -1,12 +1,14 @@
 """Finished runs that a page reads, and the commands that make those which are missing."""
 
+import json
 import pathlib
 import shlex
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from experiments import config as configs
 from experiments.config import ConfigError
+from experiments.figures import write_atomically
 
 
 class Wanted(NamedTuple):
@@ -14,6 +16,14 @@ class Wanted(NamedTuple):
 
     workdir: pathlib.Path
     arguments: tuple[str, ...]
+
+
+class Record(NamedTuple):
+    """The files of a finished workdir, and the seconds that its stages took where that is known."""
+
+    report: dict[str, Any]
+    config: dict[str, Any]
+    seconds: dict[str, float]
 
 
 class Missing(NamedTuple):
@@ -40,16 +50,16 @@ Read = TypeVar("Read", bound=Run)
 
 
 def gather(
-    wanted: Mapping[Key, Wanted], parse: Callable[[Key, pathlib.Path], Read]
+    wanted: Mapping[Key, Wanted], parse: Callable[[Key, Record], Read], kept: Mapping[Key, Record] | None = None
 ) -> tuple[dict[Key, Read], list[Missing]]:
-    """What `parse` makes of every workdir. One that it can't read, or that was run in another way than those before it, is
-    missing: a page is made of what is there.
+    """What `parse` makes of every workdir, or of its record in `kept` where it is no longer there. One that `parse` can't
+    read, or that was run in another way than those before it, is missing: a page is made of what is there.
     """
     found, missing = {}, []
     known: dict[str, tuple[Key, Any]] = {}
     for key, one in wanted.items():
         try:
-            run = parse(key, one.workdir)
+            run = parse(key, kept[key] if kept and key in kept and not is_finished(one.workdir) else read(one.workdir))
             parts = {"run": run.shared, **run.parts}
             for name, part in parts.items():
                 first, other = known.get(name, (key, part))
@@ -66,20 +76,42 @@ def gather(
     return found, missing
 
 
-def report_and_config(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both files that a finished workdir has; a ConfigError says which is missing."""
+FILES = ("report.json", "config.json")
+"""What a finished workdir has."""
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+    return all((workdir / name).is_file() for name in FILES)
+
+
+def read(workdir: pathlib.Path) -> Record:
+    """The record of a finished workdir; a ConfigError says which file is missing."""
     if not workdir.is_dir():
         raise ConfigError("not run")
-    for name in ("report.json", "config.json"):
+    for name in FILES:
         if not (workdir / name).is_file():
             raise ConfigError(f"not finished: it has no {name}")
-    return configs.read_json(workdir / "report.json"), configs.read_json(workdir / "config.json")
+    report, config = (configs.read_json(workdir / name) for name in FILES)
+    seconds = {path.parent.name: float(configs.read_json(path)["seconds"]) for path in workdir.glob("*/done.json")}
+    return Record(report, config, seconds)
 
 
-def seconds(workdir: pathlib.Path, stage: str) -> float | None:
-    """How long the stage ran; None where it isn't known."""
-    path = workdir / stage / "done.json"
-    return float(configs.read_json(path)["seconds"]) if path.is_file() else None
+def load(path: pathlib.Path) -> dict[str, Record]:
+    """The records that `keep` left there."""
+    if not path.is_file():
+        return {}
+    return {name: Record(**record) for name, record in configs.read_json(path).items()}
+
+
+def keep(
+    path: pathlib.Path, wanted: Mapping[str, Wanted], found: Collection[str], trimmed: Callable[[Record], Record]
+) -> None:
+    """Adds what a page needs (`trimmed`) of the runs in `found` whose workdirs are there: as JSON, a line for each."""
+    records = {name: trimmed(read(wanted[name].workdir)) for name in found if is_finished(wanted[name].workdir)}
+    if not records:
+        return
+    lines = [f"{json.dumps(name)}: {json.dumps(record._asdict())}" for name, record in (load(path) | records).items()]
+    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def commands(missing: Sequence[Missing]) -> str:

@@ -47,16 +47,16 @@ REASONS: dict[str, str] = {
 def read(runs: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
     """(seed -> run, what is missing) of RUNS/games/LAW_SEED. A run may hold any of the methods; what it lacks is missing."""
     wanted = mixture.wanted(runs / "games", CONFIG, law)
-    found, missing = finished.gather(wanted, lambda seed, workdir: parse(law, seed, workdir))
+    found, missing = finished.gather(wanted, lambda seed, record: parse(law, seed, record))
     for seed, run in found.items():
         if lacking := [name for name in NAMES if name not in run.rows]:
             missing.append(finished.Missing(wanted[seed], f"lacks {', '.join(lacking)}; remove its folder exact first"))
     return found, missing
 
 
-def parse(law: str, seed: int, workdir: pathlib.Path) -> Run:
+def parse(law: str, seed: int, record: finished.Record) -> Run:
     """Two runs of some methods each need the same settings of the methods that both have, not the same methods."""
-    run = mixture.parse(law, seed, workdir, (DISTANCE, ENERGY), (FIRST, MODES))
+    run = mixture.parse(law, seed, record, (DISTANCE, ENERGY), (FIRST, MODES))
     shared, parts = {k: v for k, v in run.shared.items() if k != "stages"}, {}
     for name, block in run.shared["stages"].items():
         if block["kind"] == "exact":

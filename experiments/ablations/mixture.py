@@ -66,9 +66,7 @@ class Run(NamedTuple):
 def read(runs: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
     """(seed -> run, what is missing): every RUNS/mixture/LAW_SEED that is there, and the seeds that should be."""
     names = (*HEADS, MODES) if law == RING else tuple(HEADS)
-    return finished.gather(
-        wanted(runs / "mixture", CONFIG, law), lambda seed, workdir: parse(law, seed, workdir, names)
-    )
+    return finished.gather(wanted(runs / "mixture", CONFIG, law), lambda seed, record: parse(law, seed, record, names))
 
 
 def wanted(folder: pathlib.Path, config: str, law: str) -> dict[int, finished.Wanted]:
@@ -80,9 +78,9 @@ def wanted(folder: pathlib.Path, config: str, law: str) -> dict[int, finished.Wa
     }
 
 
-def parse(law: str, seed: int, workdir: pathlib.Path, names: Sequence[str], others: Sequence[str] = ()) -> Run:
-    """A workdir that the `exact` stage has finished. names: of the measures to read; others: of those it may lack."""
-    report, config = finished.report_and_config(workdir)
+def parse(law: str, seed: int, record: finished.Record, names: Sequence[str], others: Sequence[str] = ()) -> Run:
+    """A run that the `exact` stage has finished. names: of the measures to read; others: of those it may lack."""
+    report, config = record.report, record.config
     if "law" not in report:
         raise ConfigError("its report is not one of the `exact` stage")
     for what, found, expected in (("law", report["law"], law), ("seed", config["seed"], seed)):
@@ -93,7 +91,7 @@ def parse(law: str, seed: int, workdir: pathlib.Path, names: Sequence[str], othe
     for name, sampler in report["samplers"].items():
         method, _, calls = name.rpartition("_")
         rows.setdefault(method, {})[int(calls)] = checked(report["metrics"][name], names, others)
-        seconds[method] = finished.seconds(workdir, sampler["weights"].split("@")[0])
+        seconds[method] = record.seconds.get(sampler["weights"].split("@")[0])
     if ORACLE not in rows:
         raise ConfigError("its report has no row of the exact denoiser")
     floor = checked(report["metrics"][FLOOR], names, others)
