@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Num, UInt8
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
 # Okabe and Ito's colours: told apart by readers who don't see all hues.
@@ -202,7 +203,8 @@ def loss_curves(
         axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.4)
         axes.plot(steps, _running_mean(values, len(values) // 40), color=colour, linewidth=1.8, label=stage)
     axes.set(xscale="log", yscale="log", xlabel="step", ylabel=metric)
-    _readable_log(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_logs(axis)
     axes.legend(frameon=False)
     _save_figure(path, figure)
 
@@ -250,7 +252,8 @@ def quality_against_seconds(
     if floor is not None:
         axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real against real")
     axes.set(xscale="log", yscale="log", xlabel="seconds per clip", ylabel=quality)
-    _readable_log(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_logs(axis)
     axes.legend(frameon=False)
     _save_figure(path, figure)
 
@@ -351,15 +354,15 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _readable_log(axes: Axes) -> None:
-    """Plain numbers on both log axes, at 1, 2 and 5 of each decade where there are few: a loss may span
-    one."""
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
+def plain_logs(axis: Axis) -> None:
+    """Plain numbers on a log axis that has been drawn on: at every decade, where there are few at 1, 2 and 5 of each, and at
+    five even steps over less than a factor of five, of which those would leave one.
+    """
+    low, high = axis.get_view_interval()
+    few, many = MaxNLocator(5), LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,))
+    axis.set_major_locator(many if high > 5 * low else few)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _save_figure(path: PathLike, figure: Figure) -> None:

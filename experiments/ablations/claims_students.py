@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
 from experiments import run as runner
 from experiments.ablations import digits, finished, mixture, page, sweep
 from experiments.ablations.claims import Claim, Found, Statement
 from experiments.ablations.numbers import Number, of, over_seeds, ratio
 from experiments.evaluation import QUALITY
+from experiments.figures import plain_logs
 
 NEAR = 1.25
 """Times the teacher's Fréchet distance that counts as its quality."""
@@ -89,10 +88,7 @@ def bars(
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
     axes.set(ylabel=ylabel, xlim=(-0.5, len(labels) - 0.5), **({"yscale": "log"} if log else {}))
     if log:
-        low, high = axes.get_ylim()  # of less than a factor of five 1, 2 and 5 of a decade would leave one number
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        plain_logs(axes.yaxis)
     return figure
 
 

@@ -5,10 +5,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from distill import METHODS
-from experiments.figures import COLOURS, MARKERS
+from experiments.figures import COLOURS, MARKERS, plain_logs
 
 BLACK = COLOURS[-1]
 DASHES = ("-", "--", ":")
@@ -34,9 +33,7 @@ def draw(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Mapping[st
         axes.plot(*zip(*sorted(curve.items()), strict=True), **looks[name], markersize=4, label=name)
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
+        plain_logs(axis)
 
 
 def mark_calls(axes: Axes, curves: Mapping[str, Curve]) -> None:

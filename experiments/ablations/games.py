@@ -4,11 +4,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
 from experiments.ablations import finished, mixture, page
 from experiments.ablations.mixture import DISTANCE, ENERGY, FLOOR, MODES, ORACLE, TITLES, Estimates, Run
-from experiments.figures import COLOURS
+from experiments.figures import COLOURS, plain_logs
 
 NAMES = ("dmd", "dmd2", "f_distill", "diff_instruct", "sid", "sida", "moment_matching", "rcm", "add")
 CONFIG = "configs/mixture/games.py"
@@ -129,9 +127,7 @@ def draw(found: Mapping[str, Mapping[int, Run]], estimates: Mapping[str, Estimat
         axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label=FLOOR)
         axes.set_xticks(range(len(methods)), methods, rotation=60, ha="right", fontsize=8)
         axes.set(title=law, yscale="log", ylabel=f"distance of order {1 if measure == FIRST else 2}")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        plain_logs(axes.yaxis)
     lines = panels[0].get_legend_handles_labels()
     figure.legend(*lines, frameon=False, fontsize=8, ncols=2, loc="outside upper center")
     return page.save(figure, folder, "distillation_games.png", "distance of one call by method and law")
