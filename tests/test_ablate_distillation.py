@@ -301,10 +301,10 @@ def test_digits_table(tmp_path, counted):
     text = digits.section(digits.PIXELS, tmp_path, tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `shortcut` |")]
     assert [row[1:4] for row in rows] == [["4", "2.5 [2, 3]", "1.25"], ["2", "3.5 [3, 4]", "1.75"]]
-    assert rows[0][4:] == ["0.5"] * 6 + ["4", "700", "40 |"]
+    assert rows[0][4:] == ["0.5"] * 6 + ["4", "12.5", "700", "40 |"]
     assert text.count("| 1,700 | 40 |") == 2  # guidance in the first of three rounds only: 100 (7 + 5 + 5)
-    assert cells(text, "teacher, 50 steps") == ["50", "2 [1.5, 2.5]", "1.00", *["0.5"] * 6, "50", "-", "-"]
-    assert cells(text, "real clips") == ["-", "1", "-", *["0.9"] * 6, "-", "-", "-"]
+    assert cells(text, "teacher, 50 steps") == ["50", "2 [1.5, 2.5]", "1.00", *["0.5"] * 6, "50", "1", "-", "-"]
+    assert cells(text, "real clips") == ["-", "1", "-", *["0.9"] * 6, *["-"] * 4]
     assert (
         "- 4 calls, within 1.3 times the teacher's distance: 1 of 2: `shortcut` 1.25; not: `progressive` 1.50." in text
     )
@@ -359,6 +359,36 @@ def test_digits_that_were_judged_otherwise_stand_in_no_table(tmp_path, counted):
         f"python -m experiments.run --config=configs/moving_digits/students.py:tract --workdir={tmp_path}/digits/tract"
         in text
     )
+
+
+def test_the_teacher_at_few_steps_has_a_table_of_its_own(tmp_path, counted):
+    """Its rows are held against its own 50 steps of DDIM, and a row of another sampler is refused."""
+    digits_run(tmp_path, "shortcut", {4: 2.5})
+    workdir = digits_run(tmp_path, "few_steps", {}, name="teacher")
+    report = json.loads((workdir / "report.json").read_text())
+    like = report["samplers"].pop("teacher_50")
+
+    def row(steps, distance):
+        return like | {
+            "steps": steps, "seconds_per_clip": steps / 1000,
+            "metrics": like["metrics"] | {"frechet_clip": like["metrics"]["frechet_clip"] | {"value": distance}},
+        }  # fmt: skip
+
+    report["samplers"] = {"ddim_50": row(50, 2.0), "ddim_4": row(4, 5.0), "fitted_4": row(4, 3.0)}
+    write(workdir / "report.json", report)
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
+    assert text.count("| DDIM | ") == 2
+    assert cells(text, "a fitted table")[2] == "1.50" and cells(text, "a fitted table")[10] == "12.5"
+    assert "digits/teacher" not in text
+    report["samplers"]["euler_4"] = row(4, 5.0)
+    write(workdir / "report.json", report)
+    text = digits.section(digits.PIXELS, tmp_path, tmp_path)
+    assert "digits/teacher: its report has a row 'euler_4': expected SAMPLER_STEPS" in text
+
+
+def test_the_front_is_of_points_that_none_beats():
+    points = [(4, 1.0), (1, 5.0), (2, 2.0), (2, 3.0), (8, 1.5), (1, 6.0)]
+    assert digits.front(points) == [(1, 5.0), (2, 2.0), (4, 1.0)]
 
 
 def test_rows_stay_when_their_runs_are_gone(tmp_path, counted):

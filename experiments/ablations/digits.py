@@ -5,7 +5,7 @@ and the teacher itself at fewer.
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from distill import GAMES as WITH_A_CRITIC
@@ -161,7 +161,7 @@ def parse(run: str, record: finished.Record) -> Run:
         students=students,
         ratios={calls: one.distance / teacher.distance for calls, one in students.items()},
         floor=floor,
-        forwards=sum(training(block) for block in stages.values()),
+        forwards=report["forwards"] if "forwards" in report else sum(training(block) for block in stages.values()),
         seconds=math.fsum(seconds[name] for name in stages) if stages.keys() <= seconds.keys() else None,
         shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": floor},
     )
@@ -178,8 +178,8 @@ def parse_teacher(name: str, record: finished.Record) -> Undistilled:
     return Undistilled(rows, {k: report[k] for k in ("clips", "classifier")})
 
 
-def trimmed(record: finished.Record) -> finished.Record:
-    """What the page needs of a record."""
+def trimmed(record: finished.Record, run: Run | None) -> finished.Record:
+    """What the page needs of a record, with a student's forwards, which take compiling to count."""
     report, config, seconds = record
     samplers = {
         name: {k: sampler[k] for k in ("steps", "seconds_per_clip")}
@@ -188,7 +188,9 @@ def trimmed(record: finished.Record) -> finished.Record:
     }
     stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
     return finished.Record(
-        {**{k: report[k] for k in ("clips", "classifier", "device")}, "samplers": samplers},
+        {k: report[k] for k in ("clips", "classifier", "device")}
+        | {"samplers": samplers}
+        | ({} if run is None else {"forwards": run.forwards}),
         {"seed": config["seed"], "stages": stages},
         {name: value for name, value in seconds.items() if name in stages},
     )
@@ -212,35 +214,33 @@ def table(found: Mapping[str, Run]) -> str:
     """A row for each method and number of calls; the teacher first, real clips last."""
     first = next(iter(found.values()))
 
-    rows = [[TITLE, *cells(first.teacher, 1.0), None, None]]
+    rows = [[TITLE, *cells(first.teacher, first.teacher), None, None]]
     for name, run in found.items():
         spent = [f"{run.forwards:,.0f}", None if run.seconds is None else round(run.seconds)]
-        for calls, student in sorted(run.students.items(), reverse=True):
-            rows.append([f"`{name_of(name)}`", *cells(student, run.ratios[calls]), *spent])
+        for calls in sorted(run.students, reverse=True):
+            rows.append([f"`{name_of(name)}`", *cells(run.students[calls], run.teacher), *spent])
     floor = first.floor
-    rows.append(
-        ["real clips", None, page.cell(floor[QUALITY]), None, *(floor[name] for name in SHOWN), None, None, None]
-    )
+    rows.append(["real clips", None, page.cell(floor[QUALITY]), None, *(floor[name] for name in SHOWN), *[None] * 4])
     return page.table([*HEADER, "training, forwards", "training, s"], rows)
 
 
-HEADER = ["", "calls", "Fréchet distance", "over the teacher's", *SHOWN.values(), "ms per clip"]
+HEADER = ["", "calls", "Fréchet distance", "over the teacher's", *SHOWN.values(), "ms per clip", "times as fast"]
 
 
-def cells(row: Row, ratio: float) -> list[Any]:
-    """The cells of HEADER but for the first."""
+def cells(row: Row, teacher: Row) -> list[Any]:
+    """The cells of HEADER but for the first. teacher: drawn in the same run, so that a slow machine is slow for both."""
     distance = row.measures[QUALITY]
     values = [row.measures[name].value for name in SHOWN]
     interval = f"{page.cell(distance.value)} [{page.cell(distance.low)}, {page.cell(distance.high)}]"
-    return [row.steps, interval, f"{ratio:.2f}", *values, row.seconds * 1e3]
+    ratio = f"{distance.value / teacher.distance:.2f}"
+    return [row.steps, interval, ratio, *values, row.seconds * 1e3, teacher.seconds / row.seconds]
 
 
 def undistilled(found: Mapping[str, Undistilled]) -> str:
     """The teacher's table: what few steps cost without a student."""
     rows = found["teacher"].rows
-    best = rows["ddim_50"].distance
     lines = [
-        [SAMPLERS[solver], *cells(one, one.distance / best)]
+        [SAMPLERS[solver], *cells(one, rows["ddim_50"])]
         for solver in SAMPLERS
         for key, one in rows.items()
         if key.rpartition("_")[0] == solver
@@ -297,26 +297,52 @@ def keeps(run: Run, calls: int) -> bool:
     return student[0] >= (1 - KEPT) * teacher[0] and student[1] <= (1 + KEPT) * teacher[1]
 
 
-def draw(found: Mapping[str, Run], folder: pathlib.Path, name: str) -> str:
+def draw(found: Mapping[str, Run], teacher: Mapping[str, Undistilled], folder: pathlib.Path, name: str) -> str:
+    """Quality over calls and over seconds, of students and of the teacher at few steps; a broad line is the front: who is
+    better is slower.
+    """
     first = next(iter(found.values()))
     ratios: dict[str, dict[float, float]] = {}
-    quality = {TITLE: {first.teacher.seconds: first.teacher.distance}}
+    quality = {TITLE: {1.0: first.teacher.distance}}
     for key, run in found.items():
         ratios.setdefault(name_of(key), {}).update(run.ratios)
-        quality.setdefault(name_of(key), {}).update({row.seconds: row.distance for row in run.students.values()})
-    figure, (left, right) = page.axes(2, 11.0, 4.4)
+        quality.setdefault(name_of(key), {}).update(
+            {row.seconds / run.teacher.seconds: row.distance for row in run.students.values()}
+        )
+    for one in teacher.values():
+        best = one.rows["ddim_50"]
+        for key, row in one.rows.items():
+            title = f"teacher, {SAMPLERS[key.rpartition('_')[0]]}"
+            ratios.setdefault(title, {})[row.steps] = row.distance / best.distance
+            quality.setdefault(title, {})[row.seconds / best.seconds] = row.distance
+    figure, (left, right) = page.axes(2, 11.0, 4.8)
     looks = curves.looks(quality, TITLE)
+    for index, solver in enumerate(SAMPLERS.values()):
+        dashes = dict(linestyle=curves.DASHES[index % len(curves.DASHES)], linewidth=1.3)
+        looks[f"teacher, {solver}"] = dict(color="0.5", marker="xxx+"[index], **dashes)
+    for axes, points in ((left, ratios), (right, quality)):
+        known = [point for curve in points.values() for point in curve.items()]
+        axes.plot(*zip(*front(known), strict=True), color="0.85", linewidth=7, zorder=0, solid_capstyle="round")
     curves.draw(left, ratios, looks)
     curves.mark_calls(left, ratios)
     left.axhline(1.0, color=looks[TITLE]["color"], linewidth=looks[TITLE]["linewidth"])
     left.set(xlabel="calls", ylabel="Fréchet distance over the teacher's")
     curves.draw(right, quality, looks)
     right.axhline(first.floor[QUALITY], color="0.4", linestyle="--", linewidth=1, label="real clips")
-    right.set(xlabel="seconds per clip", ylabel="Fréchet distance")
+    right.set(xlabel="seconds per clip over the teacher's", ylabel="Fréchet distance")
     curves.legend(figure, (right, left))
     return page.save(
         figure, folder, f"distillation_{name}.png", "students on moving digits: quality over calls and seconds"
     )
+
+
+def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other point is below and left of, from left to right."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not best or y < best[-1][1]:
+            best.append((x, y))
+    return best
 
 
 def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
@@ -325,8 +351,10 @@ def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
     students, teachers = wanted(runs, family, kept)
     found, missing = finished.gather(students, parse, kept)
     teacher, lacking = finished.gather(teachers, parse_teacher, kept)
-    finished.keep(file, students | teachers, [*found, *teacher], trimmed)
-    parts = [table(found), verdicts(found, family.reasons), draw(found, folder, family.name)] if found else []
+    there = {name: one.workdir for name, one in (students | teachers).items() if finished.is_finished(one.workdir)}
+    fresh = {name: trimmed(finished.read(there[name]), found.get(name)) for name in [*found, *teacher] if name in there}
+    finished.keep(file, fresh)
+    parts = [table(found), verdicts(found, family.reasons), draw(found, teacher, folder, family.name)] if found else []
     parts += [undistilled(teacher)] if teacher else []
     missing += lacking
     parts += [finished.commands(missing)] if missing else []
@@ -336,10 +364,11 @@ This shows what few calls are worth on video: a student of every method, beside 
 (two evaluations a call). Students that learn from the teacher have the guidance built in, or are told it; those that learn
 from clips have none. A student of a critic, or of an adversary, is made for one number of calls, in a run of its own.
 *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over the teacher's* its
-ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds are of one
-machine that did other things too. *Training, forwards* are those of a batch of clips in all of a student's stages, counted
-as in [what a step costs](bench.md#what-a-step-costs), with each method's own options. Of runs that are gone the figures are
-kept in [distillation_{family.name}.json](distillation_{family.name}.json).
+ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds are of
+machines that did other things too; *times as fast* holds a sampler against the teacher on the same one. *Training,
+forwards* are those of a batch of clips in all of a student's stages, counted as in
+[what a step costs](bench.md#what-a-step-costs), with each method's own options. Rows whose runs are gone are kept in
+[distillation_{family.name}.json](distillation_{family.name}.json).
 
 {(chr(10) * 2).join(parts)}
 """

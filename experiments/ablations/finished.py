@@ -3,7 +3,7 @@
 import json
 import pathlib
 import shlex
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from experiments import config as configs
@@ -103,11 +103,8 @@ def load(path: pathlib.Path) -> dict[str, Record]:
     return {name: Record(**record) for name, record in configs.read_json(path).items()}
 
 
-def keep(
-    path: pathlib.Path, wanted: Mapping[str, Wanted], found: Collection[str], trimmed: Callable[[Record], Record]
-) -> None:
-    """Adds what a page needs (`trimmed`) of the runs in `found` whose workdirs are there: as JSON, a line for each."""
-    records = {name: trimmed(read(wanted[name].workdir)) for name in found if is_finished(wanted[name].workdir)}
+def keep(path: pathlib.Path, records: Mapping[str, Record]) -> None:
+    """Adds records to those that are there: as JSON, a line for each."""
     if not records:
         return
     lines = [f"{json.dumps(name)}: {json.dumps(record._asdict())}" for name, record in (load(path) | records).items()]
