@@ -18,13 +18,16 @@ TEACHER, GUIDANCE, BUDGET = "pretrained:moving_digits/teacher", 1.5, 6_000
 
 
 class Stage(NamedTuple):
-    """A stage of a student: its method, what a step costs in forwards, its part of the budget, options, further keys."""
+    """A stage of a student: its method, what a step costs in forwards, options, further keys, its part of the budget, its
+    highest learning rate.
+    """
 
     method: str
     forwards: float
     options: dict
     block: dict = {}
     share: float = 1.0
+    learning_rate: float = 5e-4
 
 
 class Student(NamedTuple):
@@ -51,8 +54,8 @@ DDIM = dict(solver="ddim")
 SEARCHED = ("consistency", "flow_map")
 
 
-def one(method: str, forwards: float, options: dict, block: dict = TAUGHT) -> dict[str, Stage]:
-    return {"student": Stage(method, forwards, {**COMMON, **options}, block)}
+def one(method: str, forwards: float, options: dict, block: dict = TAUGHT, **more: float) -> dict[str, Stage]:
+    return {"student": Stage(method, forwards, {**COMMON, **options}, block, **more)}
 
 
 EASY = dict(solver="euler", **COMMON)
@@ -101,8 +104,14 @@ STUDENTS = {
         one("multistep_consistency", 6, dict(weight="v", segments=4, solver="euler", first=32, last=128)),
         DDIM, counts=(4,),
     ),
-    "continuous_distillation": Student(one("continuous_distillation", 6.1, dict(warmup=300, sigma_data=0.4))),
-    "continuous_training": Student(one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4), dict(init=TEACHER))),
+    # At 5e-4 the network breaks as the tangent comes in: from one log line to the next its answers leave the teacher's at all
+    # levels, and don't come back.
+    "continuous_distillation": Student(
+        one("continuous_distillation", 6.1, dict(warmup=300, sigma_data=0.4), learning_rate=1e-4)
+    ),
+    "continuous_training": Student(
+        one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4), dict(init=TEACHER), learning_rate=1e-4)
+    ),
     "consistency_trajectory": Student(
         one("consistency_trajectory", 7.5, dict(law="uniform_time", weight="v")), JUMPS, ("logsnr_to",)
     ),
@@ -117,8 +126,8 @@ def train_stage(stage: Stage, forwards: float) -> dict:
     rounds = len(stage.block.get("student_steps", (1,)))
     return dict(
         kind="train", method=stage.method, steps=round(forwards / stage.forwards / rounds), batch_size=16,
-        optimiser=dict(learning_rate=5e-4, decay="cosine", warmup=50, clip=1.0), options=stage.options, log_every=50,
-        checkpoint_every=250, **stage.block,
+        optimiser=dict(learning_rate=stage.learning_rate, decay="cosine", warmup=50, clip=1.0), options=stage.options,
+        log_every=50, checkpoint_every=250, **stage.block,
     )  # fmt: skip
 
 
