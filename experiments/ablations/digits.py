@@ -156,6 +156,8 @@ def parse(run: str, record: finished.Record) -> Run:
             raise ConfigError(f"its report has no row 'student_{calls}'")
         students = {calls: students[calls]}
     floor = {name: float(measure.floor) for name, measure in teacher.measures.items()}
+    # Of the same clips another machine finds the same floor but for its last digits.
+    rounded = {name: float(f"{value:.3g}") for name, value in floor.items()}
     return Run(
         teacher=teacher,
         students=students,
@@ -163,7 +165,7 @@ def parse(run: str, record: finished.Record) -> Run:
         floor=floor,
         forwards=report["forwards"] if "forwards" in report else sum(training(block) for block in stages.values()),
         seconds=math.fsum(seconds[name] for name in stages) if stages.keys() <= seconds.keys() else None,
-        shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": floor},
+        shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": rounded},
     )
 
 
