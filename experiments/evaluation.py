@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 import sys
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -241,10 +242,11 @@ def remember(path: pathlib.Path, mark: str, row: Row) -> None:
 
 def recall(path: pathlib.Path, mark: str) -> Row | None:
     """The row that `remember` kept, if it was made with the same weights."""
-    if not path.is_file():
+    try:
+        with np.load(path) as file:
+            clips, rest = file["clips"], json.loads(str(file["row"]))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or a damaged one: only drawn again
         return None
-    with np.load(path) as file:
-        clips, rest = file["clips"], json.loads(str(file["row"]))
     if rest.pop("mark") != mark:
         return None
     measures = {name: metrics.Measure(**measure) for name, measure in rest.pop("measures").items()}
