@@ -197,14 +197,38 @@ def test_levels_per_pixel():
 
 
 def test_lower_orders_at_the_end_are_for_few_steps_unless_asked_for():
-    def used(steps, **options):
-        table = solvers.exponential_adams(VP, grids.uniform_logsnr(VP, steps), 3, **options)
+    def orders(grid, **options):
+        table = solvers.exponential_adams(VP, grid, 3, **options)
         return [int((h != 0).sum()) for h in [*table.predict.history[1:], table.final.history]]
+
+    def used(steps, **options):
+        return orders(grids.uniform_logsnr(VP, steps), **options)
 
     assert used(6) == [1, 2, 3, 3, 2, 1]
     assert used(6, lower_order_final=False) == [1, 2, 3, 3, 3, 3]
     assert used(19)[-3:] == [3, 2, 1] and used(20)[-3:] == [3, 3, 3]
     assert used(20, lower_order_final=True)[-3:] == [3, 2, 1]
+    # And for a last step that is long; one to sigma = 0 is of first order anyway, and those before it stay.
+    for end, last in ((4.4, [3, 3, 3]), (4.6, [3, 2, 1]), (np.inf, [3, 3, 1])):
+        grid = np.append(np.linspace(-3.0, 3.0, 25)[:-1], [3.0, 3.0 + (end - 3.0) / 4])
+        assert orders(grid)[-3:] == last, end
+    assert orders(np.append(np.linspace(-3.0, 3.0, 25), 4.0), lower_order_final=False)[-3:] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+def test_2m_is_no_worse_than_ddim_where_the_clock_ends_in_a_long_step(steps):
+    """The cosine's last step of 20 is 15 in log-SNR, the one before 1.4; through both the extrapolation is worth nothing."""
+    cosine, process = schedules.vp_cosine(), oracles.gaussian_process(oracles.ornstein_uhlenbeck(16, 0.95))
+    denoise, x = process.denoiser(cosine), jax.random.normal(jax.random.key(0), (64, 16, 1, 1, 1))
+    exact = sampling.sample(denoise, solvers.dpmpp(cosine, grids.uniform_logsnr(cosine, 600)), x)
+    grid = grids.uniform_time(cosine, steps)
+
+    def error(table):
+        return float(jnp.sqrt(jnp.mean((sampling.sample(denoise, table, x) - exact) ** 2)))
+
+    ours, ddim = error(solvers.dpmpp(cosine, grid)), error(solvers.ddim(cosine, grid))
+    free = error(solvers.dpmpp(cosine, grid, lower_order_final=False))
+    assert ours < 0.6 * ddim and ours < 0.5 * free
 
 
 def test_calls_are_counted():

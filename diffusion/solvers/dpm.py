@@ -36,7 +36,9 @@ def dpm_solver(
     the full second difference: with half of it, as in published code, it is of order 2. damping and lower_order_final
     belong to `multistep`, see `exponential_adams`.
     """
-    steps = steps_of("dpm_solver", schedule, grid, order, largest=3, lower_order_final=lower_order_final)
+    steps = steps_of(
+        "dpm_solver", schedule, grid, order, largest=3, lower_order_final=lower_order_final, in_logsnr=True
+    )
     check_damping("dpm_solver", damping)
     if order == 1:
         return ddim(schedule, steps.grid)
@@ -92,7 +94,7 @@ def dpmpp(
     sde: the reverse SDE of DDPM's strength, SDE-DPM-Solver++(1, 2M) of the paper's appendix, 3M, and 2S with the Brownian
     path kept at the middle; 3S has none. damping and lower_order_final belong to multistep, see `exponential_adams`.
     """
-    steps = steps_of("dpmpp", schedule, grid, order, largest=3, lower_order_final=lower_order_final)
+    steps = steps_of("dpmpp", schedule, grid, order, largest=3, lower_order_final=lower_order_final, in_logsnr=True)
     check_damping("dpmpp", damping)
     if order == 1:
         return ddim(schedule, steps.grid, eta=1.0 if sde else 0.0)

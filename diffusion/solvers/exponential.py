@@ -127,11 +127,13 @@ def exponential_adams(
     point is corrected with the new evaluation, one order higher, at no extra call. damping: the largest ratio of a step
     to the one before it that an extrapolation may assume (1.5 is a good value for orders from 3 on few steps); inf is no
     limit, and so is None, unless frames wait for each other (a schedule matrix), where it is 1.5. lower_order_final: see
-    `steps.steps_of`; None means with fewer than 20 steps, or where frames wait for each other.
+    `steps.steps_of`; None means with fewer than 20 steps, with a long last one, or where frames wait for each other.
     like: for a grid that is traced (a fitted one, say), a host grid of its shape with infinities and waits at the same
     places; the table is then traced too.
     """
-    steps = steps_of("exponential_adams", schedule, grid, order, lower_order_final=lower_order_final, like=like)
+    steps = steps_of(
+        "exponential_adams", schedule, grid, order, lower_order_final=lower_order_final, in_logsnr=True, like=like
+    )
     check_damping("exponential_adams", damping)
     return exponential_table(steps, noise=noise_form, correct=corrector, damping=damping)
 
@@ -174,7 +176,7 @@ def unipc(
     if variant not in UNIPC_VARIANTS:
         near = difflib.get_close_matches(str(variant), UNIPC_VARIANTS, 1, 0)[0]
         raise ValueError(f"unipc: variant must be one of {sorted(UNIPC_VARIANTS)}, got {variant!r}; nearest: {near!r}")
-    steps = steps_of("unipc", schedule, grid, order, lower_order_final=lower_order_final, like=like)
+    steps = steps_of("unipc", schedule, grid, order, lower_order_final=lower_order_final, in_logsnr=True, like=like)
     check_damping("unipc", damping)
     return exponential_table(
         steps, noise=noise_form, correct=corrector, second=UNIPC_VARIANTS[variant], damping=damping

@@ -36,7 +36,7 @@ def sa_solver(
         raise ValueError(f"sa_solver: corrector_order must be a whole number from 0 to 5, got {corrector_order!r}")
     steps_of("sa_solver", schedule, grid, predictor_order, largest=4)
     deepest = max(predictor_order, corrector_order - 1)
-    steps = steps_of("sa_solver", schedule, grid, deepest, lower_order_final=lower_order_final)
+    steps = steps_of("sa_solver", schedule, grid, deepest, lower_order_final=lower_order_final, in_logsnr=True)
     strength = _tau(tau, steps.nodes)
     moments = data_moments(steps, max(predictor_order, corrector_order), strength)
     anchor = data_anchor(steps, strength)

@@ -21,6 +21,12 @@ EXTREME = 80.0
 FEW = 20
 """With fewer steps than this the last steps are of lower order unless told otherwise."""
 
+LONG = 1.5
+"""So they are where the last step is longer than this times the one before, for polynomials in log-SNR, which say little about
+the far end of so long a step. Measured on three laws under three schedules, 20 to 200 steps uniform in time: the error of 2M is
+then at most 1.08 times as large, and down to a tenth.
+"""
+
 
 class Steps(NamedTuple):
     """The N steps of a grid [N+1, *level]. Boolean and integer parts are NumPy, levels are in the grid's namespace.
@@ -69,13 +75,15 @@ def steps_of(
     *,
     largest: int = 4,
     lower_order_final: bool | None = None,
+    in_logsnr: bool = False,
     like: Float[ArrayLike, "same ..."] | None = None,
 ) -> Steps:
     """The steps of a grid for the builder `name`, after the checks that all builders share.
 
     lower_order_final: the last step is first order, the one before it at most second, and so on. None: where there are
-        fewer than 20 steps, or some level waits while others move (measured on nearly singular Gaussian video: without it a
-        staggered 2M on the cosine clock diverges in its last, longest steps).
+        fewer than `FEW` steps, or some level waits while others move (measured on nearly singular Gaussian video: without it a
+        staggered 2M on the cosine clock diverges in its last, longest steps), or `in_logsnr` and the last is `LONG`.
+    in_logsnr: the solver's polynomial runs in log-SNR.
     like: for a traced grid, a host grid of its shape that has its infinities and waits at the same places.
 
     Raises ValueError for a grid that `grids.validate` refuses, an order outside 1..largest, a schedule that is none, and
@@ -100,7 +108,11 @@ def steps_of(
     before = _run(regular)
     order = np.where(regular, np.minimum(order, before + 1), 1)
     left = 1 + _run(moves[::-1])[::-1]
-    lower = (moves.sum(0) < FEW) | ~moves.all() if lower_order_final is None else lower_order_final
+    lower = lower_order_final
+    if lower is None:
+        lengths = np.diff(np.clip(host, -EXTREME, EXTREME), axis=0)
+        long = regular[-1] & (lengths[-1] > LONG * lengths[-2:-1].sum(0))
+        lower = (moves.sum(0) < FEW) | ~moves.all() | (in_logsnr & long)
     order = np.where(lower, np.minimum(order, left), order)
     xp = namespace(grid)
     begin, end = schedule.logsnr_start, schedule.logsnr_end
