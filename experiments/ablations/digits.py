@@ -46,6 +46,8 @@ PIXELS = Family(
         "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
         "consistency_distillation": "what it knows at clean levels has to come to the noise over 31 neighbours, in 1,000 "
         "updates (the paper has 600,000): the more calls, the less of that way each has to go.",
+        "easy_consistency": "after 1,000 updates its answer to pure noise is still near the mean of the class, and what the "
+        "first call leaves the others have to mend.",
         "continuous_distillation": "its law of levels, the paper's, puts 2 clips of 1,000 beyond log-SNR -6, some 30 in all: "
         "from pure noise one call is near the mean of all clips, and more calls mend what the first one leaves.",
         "f_distill": "after 4 calls its clips hold 1.08 of the data's light where DMD2's hold 1.03; its weights are a young "
