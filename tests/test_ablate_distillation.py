@@ -384,6 +384,9 @@ def test_the_teacher_at_few_steps_has_a_table_of_its_own(tmp_path, counted):
     write(workdir / "report.json", report)
     text = digits.section(digits.PIXELS, tmp_path, tmp_path)
     assert "digits/teacher: its report has a row 'euler_4': expected SAMPLER_STEPS" in text
+    report["samplers"] = {"ddim_4": row(4, 5.0)}
+    write(workdir / "report.json", report)
+    assert "its report has no row 'ddim_50'" in digits.section(digits.PIXELS, tmp_path, tmp_path)
 
 
 def test_the_front_is_of_points_that_none_beats():

@@ -109,6 +109,8 @@ class Run(NamedTuple):
     parts: dict[str, Any] = {}
 
 
+ITSELF = "ddim_50"
+"""The row of the teacher's run at few steps that is the teacher of the students."""
 SAMPLERS = {"ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "best": "the default choice", "fitted": "a fitted table"}
 
 
@@ -183,6 +185,8 @@ def parse_teacher(name: str, record: finished.Record) -> Undistilled:
         if solver not in SAMPLERS or not steps.isdecimal():
             raise ConfigError(f"its report has a row {key!r}: expected SAMPLER_STEPS with one of {', '.join(SAMPLERS)}")
         rows[key] = row(sampler)
+    if ITSELF not in rows:
+        raise ConfigError(f"its report has no row {ITSELF!r}, which the others are held against")
     return Undistilled(rows, {k: report[k] for k in ("clips", "classifier")})
 
 
@@ -248,7 +252,7 @@ def undistilled(found: Mapping[str, Undistilled]) -> str:
     """The teacher's table: what few steps cost without a student."""
     rows = found["teacher"].rows
     lines = [
-        [SAMPLERS[solver], *cells(one, rows["ddim_50"])]
+        [SAMPLERS[solver], *cells(one, rows[ITSELF])]
         for solver in SAMPLERS
         for key, one in rows.items()
         if key.rpartition("_")[0] == solver
@@ -318,14 +322,16 @@ def draw(found: Mapping[str, Run], teacher: Mapping[str, Undistilled], folder: p
             {row.seconds / run.teacher.seconds: row.distance for row in run.students.values()}
         )
     for one in teacher.values():
-        best = one.rows["ddim_50"]
+        best = one.rows[ITSELF]
         for key, row in one.rows.items():
             title = f"teacher, {SAMPLERS[key.rpartition('_')[0]]}"
             ratios.setdefault(title, {})[row.steps] = row.distance / best.distance
             quality.setdefault(title, {})[row.seconds / best.seconds] = row.distance
     figure, (left, right) = page.axes(2, 11.0, 4.8)
     looks = curves.looks(quality, TITLE)
-    for index, solver in enumerate(SAMPLERS.values()):
+    for index, solver in enumerate(
+        SAMPLERS.values()
+    ):  # grey; there is a kind of dash too few, so the last has another marker
         dashes = dict(linestyle=curves.DASHES[index % len(curves.DASHES)], linewidth=1.3)
         looks[f"teacher, {solver}"] = dict(color="0.5", marker="xxx+"[index], **dashes)
     for axes, points in ((left, ratios), (right, quality)):
