@@ -243,7 +243,7 @@ def remember(path: pathlib.Path, mark: str, row: Row) -> None:
 def recall(path: pathlib.Path, mark: str) -> Row | None:
     """The row that `remember` kept, if it was made with the same weights."""
     try:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             clips, rest = file["clips"], json.loads(str(file["row"]))
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or a damaged one: only drawn again
         return None
