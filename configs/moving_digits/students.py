@@ -38,7 +38,7 @@ class Student(NamedTuple):
     stages: dict[str, Stage]
     sampler: dict = dict(solver="consistency")
     inputs: tuple[str, ...] = ()
-    counts: tuple[int, ...] = (4, 2, 1)
+    counts: tuple[int, ...] = (8, 4, 2, 1)
     weights: str = "student"
 
 
@@ -81,7 +81,7 @@ STUDENTS = {
     ),
     "tract": Student(
         one("tract", 6, dict(weight="v", rounds=(64, 8, 4)), dict(student_steps=(8, 4), **TAUGHT)),
-        DDIM, counts=(4,), weights="student@{}",
+        DDIM, counts=(8, 4), weights="student@{}",
     ),
     "consistency_distillation": Student(
         one("consistency_distillation", 6, dict(solver="euler", num_levels=32, target="ema", ema=0.95))
