@@ -411,6 +411,25 @@ def test_rows_stay_when_their_runs_are_gone(tmp_path, counted):
     assert kept.count("\n") == 2 + 3 and "teacher_50" in kept
 
 
+@pytest.mark.parametrize(
+    "ablation, run, name",
+    [(mixture, mixture_run, "shortcut_1"), (games, games_run, "dmd2_1")],
+    ids=["mixture", "games"],
+)
+def test_seeds_stay_when_their_runs_are_gone(tmp_path, ablation, run, name):
+    """A table over two seeds, of which the second was made on another machine than the first, which had a third, too."""
+    for seed in (0, 7):
+        run(tmp_path, "a1d", seed, {name: 0.1}, seconds={name[:-2]: 30})
+    first = ablation.section(tmp_path, tmp_path)
+    shutil.rmtree(tmp_path / ablation.__name__.rpartition(".")[2])
+    assert ablation.section(tmp_path, tmp_path) == first
+    run(tmp_path, "a1d", 1, {name: 0.1}, seconds={name[:-2]: 50})
+    text = ablation.section(tmp_path, tmp_path)
+    assert "`a1d`, seeds 0, 7:" in first and "`a1d`, seeds 0, 1, 7:" in text
+    assert cells(first, f"`{name[:-2]}`")[-1] == "30" and cells(text, f"`{name[:-2]}`")[-1] == "37"
+    assert set(finished.load(tmp_path / ablation.RECORDS)) == {"a1d_0", "a1d_1", "a1d_7"}
+
+
 def test_a_row_of_a_run_that_was_judged_otherwise_is_kept_but_not_shown(tmp_path, counted):
     digits_run(tmp_path, "shortcut", {4: 2.5})
     digits.section(digits.PIXELS, tmp_path, tmp_path)

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -134,8 +135,21 @@ def test_missing_runs_are_named_with_their_commands(tmp_path):
     assert f"**Verdict: {MISSING}.**" in parts["adversarial"] and f"**Verdict: {MISSING}.**" in parts["cascade"]
     assert "--config=configs/moving_digits/games.py:dmd2,1 " in parts["adversarial"]
     assert "--config=configs/moving_digits_64/games.py:ladd,4 " in parts["adversarial"]
-    found = claims_students.progressive(tmp_path / "runs")
+    found = claims_students.progressive(tmp_path / "runs", tmp_path)
     assert {one.outcome for one in found.statements} == {MISSING} and found.missing
+
+
+def test_a_claim_is_told_by_kept_rows_where_its_runs_are_gone(tmp_path):
+    """The students' rows that the project keeps, without any run: what the page in docs says of them."""
+    shutil.copy("docs/results/distillation_digits.json", tmp_path)
+    found = claims_students.adversarial(tmp_path / "runs", tmp_path)
+    told = {one.says.partition(":")[0]: one.number for one in found.statements}
+    page_says = pathlib.Path("docs/results/distillation.md").read_text(encoding="utf-8")
+    for row, calls in (("dmd2", 4), ("add", 4)):
+        number = told[f"{row.upper()}, {calls} calls, pixels"]
+        assert re.search(rf"^\| `{row}` \| {calls} \| [^|]* \| {number.value:.2f} \|", page_says, re.M)
+    assert told["LADD, 4 calls, latents"] is None
+    assert {one.workdir.name for one, _ in found.missing} == {"ladd_4"}
 
 
 def test_a_page_of_a_made_up_claim(tmp_path):

@@ -83,13 +83,14 @@ class Claim:
     measure: Callable[..., Found]
     reads_runs: bool = False
 
-    def found(self, runs: pathlib.Path) -> Found:
-        return self.measure(runs) if self.reads_runs else self.measure()
+    def found(self, runs: pathlib.Path, folder: pathlib.Path) -> Found:
+        """folder: of the page, where records of runs are kept."""
+        return self.measure(runs, folder) if self.reads_runs else self.measure()
 
 
 def section(claim: Claim, runs: pathlib.Path, folder: pathlib.Path) -> str:
     """A claim's part of the page."""
-    found = claim.found(runs)
+    found = claim.found(runs, folder)
     rows = [
         [one.says, None if one.number is None else str(one.number), one.bound, one.outcome] for one in found.statements
     ]

@@ -53,16 +53,16 @@ def rows(name: str, record: finished.Record) -> Rows:
 
 
 def on_digits(
-    runs: pathlib.Path, *names: str, family: digits.Family = digits.PIXELS
+    runs: pathlib.Path, folder: pathlib.Path, *names: str, family: digits.Family = digits.PIXELS
 ) -> tuple[dict[str, Rows], list[finished.Missing]]:
-    """METHOD, or METHOD_CALLS of a game -> its run; and those that are missing."""
+    """METHOD, or METHOD_CALLS of a game -> its run, there or kept in the page's folder; and those that are missing."""
     wanted = {}
     for name in names:
         method, calls = digits.name_of(name), name.rpartition("_")[2]
         plain = method == name
         argument = f"{family.config('students')}:{name}" if plain else f"{family.config('games')}:{method},{calls}"
         wanted[name] = finished.Wanted(runs / family.name / name, (argument,))
-    return finished.gather(wanted, rows)
+    return finished.gather(wanted, rows, finished.load(folder / family.records))
 
 
 def over_teacher(runs: Mapping[str, Rows], name: str, calls: int) -> Number | None:
@@ -95,10 +95,10 @@ def bars(
 # Progressive distillation ---------------------------------------------------------------------------------------
 
 
-def progressive(runs: pathlib.Path) -> Found:
+def progressive(runs: pathlib.Path, folder: pathlib.Path) -> Found:
     statements, missing, shown = [], [], {}
     for law in mixture.LAWS:
-        found, absent = mixture.read(runs, law)
+        found, absent = mixture.read(runs, folder, law)
         missing += absent if not found else []
         gain = between(found, ("progressive", 1), (mixture.ORACLE, 4), mixture.ENERGY)
         statements.append(
@@ -108,7 +108,7 @@ def progressive(runs: pathlib.Path) -> Found:
                 0.0,
             )
         )
-    read, absent = on_digits(runs, "progressive")
+    read, absent = on_digits(runs, folder, "progressive")
     for calls in (4, 2, 1):
         over = over_teacher(read, "progressive", calls)
         shown[f"{calls} call{'s'[: calls > 1]}"] = over
@@ -124,15 +124,15 @@ def progressive(runs: pathlib.Path) -> Found:
     return Found(statements, figure, missing)
 
 
-def v_and_eps(runs: pathlib.Path) -> Found:
+def v_and_eps(runs: pathlib.Path, _: pathlib.Path) -> Found:
     config, *_ = runner.parse(["ablate", f"--config={SWEEP}", "--workdir=."])
-    folder = runs / "ablations" / pathlib.Path(SWEEP).stem
+    workdir = runs / "ablations" / pathlib.Path(SWEEP).stem
     found: dict[tuple[str, str], list[sweep.Run]] = {}
     for run in sweep.runs(config):
         found.setdefault((run.labels["prediction"], run.labels["weight"]), []).append(run)
     path = ("exact", "metrics", "student_1", "energy")
-    numbers = {key: sweep.over(folder, own, path) for key, own in found.items()}
-    lost = {key: sum((folder / run.folder / sweep.FAILED).exists() for run in own) for key, own in found.items()}
+    numbers = {key: sweep.over(workdir, own, path) for key, own in found.items()}
+    lost = {key: sum((workdir / run.folder / sweep.FAILED).exists() for run in own) for key, own in found.items()}
     statements = []
     for weight in config["sweep"]["axes"]["weight"]["values"]:
         eps, v = numbers["eps", weight], numbers["v", weight]
@@ -149,7 +149,7 @@ def v_and_eps(runs: pathlib.Path) -> Found:
         )
     labels = [f"{p}, {w}" for p, w in numbers]
     figure = bars(labels, list(numbers.values()), "energy distance, 1 call") if any(numbers.values()) else None
-    remark = f"Read from a sweep: `python -m experiments.ablate sweep --config={SWEEP} --workdir={folder}`."
+    remark = f"Read from a sweep: `python -m experiments.ablate sweep --config={SWEEP} --workdir={workdir}`."
     return Found(statements, figure, (), remark)
 
 
@@ -158,8 +158,8 @@ def v_and_eps(runs: pathlib.Path) -> Found:
 FAMILY = ("consistency_distillation", "consistency_training", "improved_consistency", "easy_consistency")
 
 
-def consistency_steps(runs: pathlib.Path) -> Found:
-    found, missing = mixture.read(runs, mixture.RING)
+def consistency_steps(runs: pathlib.Path, folder: pathlib.Path) -> Found:
+    found, missing = mixture.read(runs, folder, mixture.RING)
     statements = [
         Statement(
             f"ring, {method}: energy distance of {calls} calls less that of one",
@@ -170,7 +170,7 @@ def consistency_steps(runs: pathlib.Path) -> Found:
         for calls in (2, 4)
     ]
     name = "consistency_trajectory"
-    read, absent = on_digits(runs, name)
+    read, absent = on_digits(runs, folder, name)
     for calls in (2, 4):
         over = None
         if name in read and {1, calls} <= set(read[name].students):
@@ -184,10 +184,10 @@ def consistency_steps(runs: pathlib.Path) -> Found:
     return Found(statements, figure, [*(missing if not found else []), *absent])
 
 
-def consistency_training(runs: pathlib.Path) -> Found:
+def consistency_training(runs: pathlib.Path, folder: pathlib.Path) -> Found:
     statements, missing, labels, values = [], [], [], []
     for law in mixture.LAWS:
-        found, absent = mixture.read(runs, law)
+        found, absent = mixture.read(runs, folder, law)
         missing += absent if not found else []
         for method in FAMILY[1:3]:
             without = between(found, (method, 1), ("consistency_distillation", 1), mixture.DISTANCE)
@@ -211,10 +211,10 @@ def consistency_training(runs: pathlib.Path) -> Found:
 # Games ----------------------------------------------------------------------------------------------------------
 
 
-def adversarial(runs: pathlib.Path) -> Found:
+def adversarial(runs: pathlib.Path, folder: pathlib.Path) -> Found:
     statements, missing, shown = [], [], {}
     for family, names in ((digits.PIXELS, ("dmd2_4", "dmd2_1", "add_4")), (digits.LATENTS, ("ladd_4",))):
-        found, absent = on_digits(runs, *names, family=family)
+        found, absent = on_digits(runs, folder, *names, family=family)
         missing += absent
         for name in names:
             method, _, calls = name.rpartition("_")

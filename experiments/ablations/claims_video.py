@@ -118,7 +118,7 @@ def joint() -> Found:
     return Found(statements, figure)
 
 
-def cascade(runs: pathlib.Path) -> Found:
+def cascade(runs: pathlib.Path, _: pathlib.Path) -> Found:
     run, missing = cascades.read(runs)
     if run is None:
         return Found([Statement("the cascade's clips beat stretched ones", None, 1.0)], None, missing)

@@ -33,6 +33,11 @@ class Family(NamedTuple):
     games: Mapping[str, tuple[int, ...]]
     reasons: Mapping[str, str] = {}
 
+    @property
+    def records(self) -> str:
+        """Where a page's folder keeps what was read of runs."""
+        return f"distillation_{self.name}.json"
+
     def config(self, name: str) -> str:
         return f"--config={self.configs}/{name}.py"
 
@@ -190,7 +195,7 @@ def parse_teacher(name: str, record: finished.Record) -> Undistilled:
     return Undistilled(rows, {k: report[k] for k in ("clips", "classifier")})
 
 
-def trimmed(record: finished.Record, run: Run | None) -> finished.Record:
+def trimmed(record: finished.Record, run: Run | Undistilled) -> finished.Record:
     """What the page needs of a record, with a student's forwards, which take compiling to count."""
     report, config, seconds = record
     samplers = {
@@ -202,7 +207,7 @@ def trimmed(record: finished.Record, run: Run | None) -> finished.Record:
     return finished.Record(
         {k: report[k] for k in ("clips", "classifier", "device")}
         | {"samplers": samplers}
-        | ({} if run is None else {"forwards": run.forwards}),
+        | ({"forwards": run.forwards} if isinstance(run, Run) else {}),
         {"seed": config["seed"], "stages": stages},
         {name: value for name, value in seconds.items() if name in stages},
     )
@@ -360,14 +365,10 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
-    file = folder / f"distillation_{family.name}.json"
-    kept = finished.load(file)
-    students, teachers = wanted(runs, family, kept)
-    found, missing = finished.gather(students, parse, kept)
-    teacher, lacking = finished.gather(teachers, parse_teacher, kept)
-    there = {name: one.workdir for name, one in (students | teachers).items() if finished.is_finished(one.workdir)}
-    fresh = {name: trimmed(finished.read(there[name]), found.get(name)) for name in [*found, *teacher] if name in there}
-    finished.keep(file, fresh)
+    records = folder / family.records
+    students, teachers = wanted(runs, family, finished.load(records))
+    found, missing = finished.collect(students, parse, records, trimmed)
+    teacher, lacking = finished.collect(teachers, parse_teacher, records, trimmed)
     parts = [table(found), verdicts(found, family.reasons), draw(found, teacher, folder, family.name)] if found else []
     parts += [undistilled(teacher)] if teacher else []
     missing += lacking
@@ -382,7 +383,7 @@ ratio to the teacher's. *Real clips* are as many other held-out ones: what a per
 machines that did other things too; *times as fast* holds a sampler against the teacher on the same one. *Training,
 forwards* are those of a batch of clips in all of a student's stages, counted as in
 [what a step costs](bench.md#what-a-step-costs), with each method's own options. Rows whose runs are gone are kept in
-[distillation_{family.name}.json](distillation_{family.name}.json).
+[{family.records}]({family.records}).
 
 {(chr(10) * 2).join(parts)}
 """

@@ -50,16 +50,17 @@ Read = TypeVar("Read", bound=Run)
 
 
 def gather(
-    wanted: Mapping[Key, Wanted], parse: Callable[[Key, Record], Read], kept: Mapping[Key, Record] | None = None
+    wanted: Mapping[Key, Wanted], parse: Callable[[Key, Record], Read], kept: Mapping[str, Record] | None = None
 ) -> tuple[dict[Key, Read], list[Missing]]:
-    """What `parse` makes of every workdir, or of its record in `kept` where it is no longer there. One that `parse` can't
-    read, or that was run in another way than those before it, is missing: a page is made of what is there.
+    """What `parse` makes of every workdir, or of the record in `kept` under its name where it is no longer there. One that
+    `parse` can't read, or that was run in another way than those before it, is missing: a page is made of what is there.
     """
-    found, missing = {}, []
+    found, missing, kept = {}, [], kept or {}
     known: dict[str, tuple[Key, Any]] = {}
     for key, one in wanted.items():
         try:
-            run = parse(key, kept[key] if kept and key in kept and not is_finished(one.workdir) else read(one.workdir))
+            record = None if is_finished(one.workdir) else kept.get(one.workdir.name)
+            run = parse(key, read(one.workdir) if record is None else record)
             parts = {"run": run.shared, **run.parts}
             for name, part in parts.items():
                 first, other = known.get(name, (key, part))
@@ -73,6 +74,19 @@ def gather(
         # Whatever else stands in a file of that name.
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
             missing.append(Missing(one, f"its report isn't one of these runs ({type(error).__name__}: {error})"))
+    return found, missing
+
+
+def collect(
+    wanted: Mapping[Key, Wanted],
+    parse: Callable[[Key, Record], Read],
+    path: pathlib.Path,
+    trim: Callable[[Record, Read], Record] = lambda record, _: record,
+) -> tuple[dict[Key, Read], list[Missing]]:
+    """As `gather`, with the records that `path` has; it then has those of the runs that are there, as `trim` leaves them."""
+    found, missing = gather(wanted, parse, load(path))
+    there = {key: wanted[key].workdir for key in found if is_finished(wanted[key].workdir)}
+    keep(path, {workdir.name: trim(read(workdir), found[key]) for key, workdir in there.items()})
     return found, missing
 
 
@@ -104,7 +118,7 @@ def load(path: pathlib.Path) -> dict[str, Record]:
 
 
 def keep(path: pathlib.Path, records: Mapping[str, Record]) -> None:
-    """Adds records to those that are there: as JSON, a line for each."""
+    """Adds records, by the names of their workdirs, to those that are there: as JSON, a line for each."""
     if not records:
         return
     lines = [f"{json.dumps(name)}: {json.dumps(record._asdict())}" for name, record in (load(path) | records).items()]

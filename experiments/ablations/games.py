@@ -10,6 +10,8 @@ from experiments.figures import COLOURS, plain_logs
 
 NAMES = ("dmd", "dmd2", "f_distill", "diff_instruct", "sid", "sida", "moment_matching", "rcm", "add")
 CONFIG = "configs/mixture/games.py"
+RECORDS = "distillation_games.json"
+"""As in mixture.py."""
 LAWS = ("a1d", mixture.RING)
 """Mixtures: of a Gaussian, which has one mode, there is none to lose."""
 RIVAL = 8
@@ -42,10 +44,13 @@ REASONS: dict[str, str] = {
 # Reading ------------------------------------------------------------------------------------------------------
 
 
-def read(runs: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
-    """(seed -> run, what is missing) of RUNS/games/LAW_SEED. A run may hold any of the methods; what it lacks is missing."""
-    wanted = mixture.wanted(runs / "games", CONFIG, law)
-    found, missing = finished.gather(wanted, lambda seed, record: parse(law, seed, record))
+def read(runs: pathlib.Path, folder: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
+    """(seed -> run, what is missing) of RUNS/games/LAW_SEED, there or kept in the page's folder. A run may hold any of the
+    methods; what it lacks is missing.
+    """
+    records = folder / RECORDS
+    wanted = mixture.wanted(runs / "games", CONFIG, law, finished.load(records))
+    found, missing = finished.collect(wanted, lambda seed, record: parse(law, seed, record), records)
     for seed, run in found.items():
         if lacking := [name for name in NAMES if name not in run.rows]:
             missing.append(finished.Missing(wanted[seed], f"lacks {', '.join(lacking)}; remove its folder exact first"))
@@ -134,7 +139,7 @@ def draw(found: Mapping[str, Mapping[int, Run]], estimates: Mapping[str, Estimat
 
 
 def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
-    found, missing, parts = mixture.by_law(runs, read, table, LAWS)
+    found, missing, parts = mixture.by_law(runs, folder, read, table, LAWS)
     if found:
         estimates = {law: mixture.summary(seeds, NAMES, RIVAL) for law, seeds in found.items()}
         parts += [verdicts(estimates), draw(found, estimates, folder)]

@@ -3,7 +3,7 @@
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ LAWS = ("a1d", RING, "gaussian_process")
 SEEDS = (0, 1, 2)
 CALLS = (1, 2, 4)
 CONFIG = "configs/mixture/students.py"
+RECORDS = "distillation_mixture.json"
+"""Where a page's folder keeps what was read of runs."""
 ORACLE, FLOOR = "oracle", "fresh draws"
 TITLES = {ORACLE: "exact denoiser, DDIM", FLOOR: FLOOR}
 DISTANCE, ENERGY, ERROR, MODES = "wasserstein", "energy", "flow_map_rmse", "modes"
@@ -63,15 +65,19 @@ class Run(NamedTuple):
 # Reading ------------------------------------------------------------------------------------------------------
 
 
-def read(runs: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
-    """(seed -> run, what is missing): every RUNS/mixture/LAW_SEED that is there, and the seeds that should be."""
-    names = (*HEADS, MODES) if law == RING else tuple(HEADS)
-    return finished.gather(wanted(runs / "mixture", CONFIG, law), lambda seed, record: parse(law, seed, record, names))
+def read(runs: pathlib.Path, folder: pathlib.Path, law: str) -> tuple[dict[int, Run], list[finished.Missing]]:
+    """(seed -> run, what is missing): every RUNS/mixture/LAW_SEED that is there or kept in the page's folder, and the seeds
+    that should be.
+    """
+    names, records = (*HEADS, MODES) if law == RING else tuple(HEADS), folder / RECORDS
+    asked = wanted(runs / "mixture", CONFIG, law, finished.load(records))
+    return finished.collect(asked, lambda seed, record: parse(law, seed, record, names), records)
 
 
-def wanted(folder: pathlib.Path, config: str, law: str) -> dict[int, finished.Wanted]:
-    """seed -> folder/LAW_SEED: those that are there, and those that should be."""
-    there = {int(m[1]) for path in folder.glob(f"{law}_*") if (m := re.fullmatch(rf"{law}_(\d+)", path.name))}
+def wanted(folder: pathlib.Path, config: str, law: str, kept: Iterable[str]) -> dict[int, finished.Wanted]:
+    """seed -> folder/LAW_SEED: those that are there or kept, and those that should be."""
+    known = [*kept, *(path.name for path in folder.glob(f"{law}_*"))]
+    there = {int(m[1]) for name in known if (m := re.fullmatch(rf"{law}_(\d+)", name))}
     return {
         seed: finished.Wanted(folder / f"{law}_{seed}", (f"--config={config}:all,{law}", f"--config.seed={seed}"))
         for seed in sorted({*SEEDS} | there)
@@ -266,6 +272,7 @@ def draw(estimates: Mapping[str, Estimates], folder: pathlib.Path) -> str:
 
 def by_law(
     runs: pathlib.Path,
+    folder: pathlib.Path,
     read: Callable[..., Any],
     table: Callable[[Mapping[int, Run]], str],
     laws: Sequence[str] = LAWS,
@@ -273,7 +280,7 @@ def by_law(
     """(law -> its runs, what is missing, a titled table for each law that has any)"""
     found, missing, parts = {}, [], []
     for law in laws:
-        seeds, absent = read(runs, law)
+        seeds, absent = read(runs, folder, law)
         missing += absent
         if seeds:
             found[law] = seeds
@@ -282,7 +289,7 @@ def by_law(
 
 
 def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
-    seeds, missing, parts = by_law(runs, read, table)
+    seeds, missing, parts = by_law(runs, folder, read, table)
     found = {law: summary(of_law) for law, of_law in seeds.items()}
     if found:
         parts += [verdicts(found), draw(found, folder)]
