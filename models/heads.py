@@ -25,7 +25,18 @@ Logits = Float[Array, "b k"] | tuple[Float[Array, "b f h w"], ...]
 MIXERS: dict[str, Callable[..., nnx.Module]] = {"spatial": Conv, "temporal": TemporalMix}
 """What a head's hidden layers are, by its kind: convolutions of 3x3 in every frame, of 3 taps in time at every pixel."""
 
-DEFAULTS = {"kinds": ("spatial", "temporal"), "width": 32, "depth": 1, "level": False, "places": False}
+
+class Options(NamedTuple):
+    """The keys of a config of heads, as `build_heads` describes them, and what they are unless given."""
+
+    kinds: tuple[str, ...] = ("spatial", "temporal")
+    width: int = 32
+    depth: int = 1
+    level: bool = False
+    places: bool = False
+
+
+DEFAULTS = Options()._asdict()
 
 
 class HeadsDef(NamedTuple):
@@ -45,23 +56,13 @@ class HeadsDef(NamedTuple):
 class Head(nnx.Module):
     """`depth` hidden layers, then a map of logits, plus projections of label and level; without `places` its mean."""
 
-    def __init__(
-        self,
-        mixer: Callable,
-        channels: int,
-        width: int,
-        depth: int,
-        num_classes: int,
-        level: bool,
-        places: bool,
-        rngs: Rngs,
-    ):
-        inputs = [2 * channels] + [width] * (depth - 1)
-        self.hidden = nnx.List([mixer(i, width, rngs, scale=2**0.5) for i in inputs])
+    def __init__(self, kind: str, options: Options, channels: int, num_classes: int, rngs: Rngs):
+        width, inputs = options.width, [2 * channels] + [options.width] * (options.depth - 1)
+        self.hidden = nnx.List([MIXERS[kind](i, width, rngs, scale=2**0.5) for i in inputs])
         self.logit = Linear(width, 1, rngs)
         self.label = Embedding(num_classes, width, rngs) if num_classes else None
-        self.level = Sinusoids(1, *LEVELS["logsnr"][1:], width, rngs) if level else None
-        self.places = places
+        self.level = Sinusoids(1, *LEVELS["logsnr"][1:], width, rngs) if options.level else None
+        self.places = options.places
 
     def __call__(
         self, x: Map, label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None
@@ -92,22 +93,12 @@ def projected(embedding: Float[Array, "... d"], h: Float[Array, "b ... d"]) -> F
 class Heads(nnx.Module):
     """A head for every map and kind."""
 
-    def __init__(
-        self,
-        kinds: tuple[str, ...],
-        width: int,
-        depth: int,
-        level: bool,
-        places: bool,
-        channels: tuple[int, ...],
-        num_classes: int,
-        rngs: Rngs,
-    ):
-        self.places = places
-        self.names = tuple(tuple(f"{kind}{i}" for kind in kinds) for i in range(len(channels)))
+    def __init__(self, options: Options, channels: tuple[int, ...], num_classes: int, rngs: Rngs):
+        self.places = options.places
+        self.names = tuple(tuple(f"{kind}{i}" for kind in options.kinds) for i in range(len(channels)))
         for names, inputs in zip(self.names, channels, strict=True):
-            for name, kind in zip(names, kinds, strict=True):
-                setattr(self, name, Head(MIXERS[kind], inputs, width, depth, num_classes, level, places, rngs))
+            for name, kind in zip(names, options.kinds, strict=True):
+                setattr(self, name, Head(kind, options, inputs, num_classes, rngs))
 
     def __call__(
         self, features: tuple[Map, ...], label: Int[Array, " b"] | None, logsnr: Float[Array, " b"] | None
@@ -156,21 +147,12 @@ def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classe
         raise ValueError(f"heads need the channels of each map, a tuple of whole numbers from 1 up, got {channels!r}")
     if num_classes != 0 and not _is_count(num_classes):
         raise ValueError(f"num_classes is the number of classes or 0 for none, got {num_classes!r}")
-    of = (options[name] for name in ("width", "depth", "level", "places"))
-    return _build(tuple(kinds), *of, tuple(channels), num_classes)
+    return _build(Options(**options | {"kinds": tuple(kinds)}), tuple(channels), num_classes)
 
 
 @functools.lru_cache(maxsize=128)
-def _build(
-    kinds: tuple[str, ...],
-    width: int,
-    depth: int,
-    level: bool,
-    places: bool,
-    channels: tuple[int, ...],
-    num_classes: int,
-) -> HeadsDef:
-    init, module = seam(lambda rngs: Heads(kinds, width, depth, level, places, channels, num_classes, rngs))
+def _build(options: Options, channels: tuple[int, ...], num_classes: int) -> HeadsDef:
+    init, module = seam(lambda rngs: Heads(options, channels, num_classes, rngs))
 
     def apply(
         params: Params,
@@ -185,11 +167,11 @@ def _build(
             if not num_classes:
                 raise ValueError("these heads were built with num_classes 0 and take no label")
             label = checked_label(label, shapes[0][0], "label")
-        if level and logsnr is None:
+        if options.level and logsnr is None:
             raise ValueError("these heads were built with level True and need logsnr, [b|1]")
-        if level and jnp.shape(logsnr) not in ((1,), (shapes[0][0],)):
+        if options.level and jnp.shape(logsnr) not in ((1,), (shapes[0][0],)):
             raise ValueError(f"logsnr of these heads is [{shapes[0][0]}] or [1], got shape {jnp.shape(logsnr)}")
-        return module(params)(tuple(features), label, logsnr if level else None)
+        return module(params)(tuple(features), label, logsnr if options.level else None)
 
     return HeadsDef(init, apply)
 
