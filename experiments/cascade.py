@@ -54,9 +54,7 @@ def check(context: Any, block: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: a cascade makes clips of pixels; config.data are latents")
     if not block["samplers"]:
         raise ConfigError(f"{where}.samplers is empty")
-    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
-    if num % batch:
-        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    evaluation.check_clips(block, context.config, where)
     for row in block.get("of_real", ()):
         configs.choose(row, block["samplers"], f"{where}.of_real")
     for row in block["samplers"]:
@@ -72,6 +70,7 @@ def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[S
         here = f"{where}.samplers.{row}.{name}"
         configs.check_keys(sampler, STAGE_KEYS, {"weights", "steps"}, here)
         evaluation.check_threshold(sampler, context.config, here)
+        configs.check_finite(sampler.get("guidance", 1.0), f"{here}.guidance")
         if any(tables.asks(sampler, part) for part in tables.PARTS) or tables.is_searched(sampler):
             raise ConfigError(
                 f"{here}: a table that asks the network has no clip to show it here; name solver and grid"

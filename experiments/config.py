@@ -100,6 +100,8 @@ def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:
 
 def check_keys(given: Mapping[str, Any], allowed: Iterable[str], required: Iterable[str], where: str) -> None:
     """Refuses unknown and missing keys of a config block by name."""
+    if not hasattr(given, "keys"):
+        raise ConfigError(f"{where}: expected a block of keys, got {given!r}")
     allowed = set(allowed) | set(required)
     for key in given:
         if key not in allowed:
@@ -107,6 +109,12 @@ def check_keys(given: Mapping[str, Any], allowed: Iterable[str], required: Itera
     for key in required:
         if key not in given:
             raise ConfigError(f"{where} lacks the key {key!r}")
+
+
+def check_finite(value: object, where: str) -> None:
+    """Refuses what is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, got {value!r}")
 
 
 def call(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iterable[str] = (), **given: Any) -> Any:

@@ -87,9 +87,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         raise ConfigError(f"{where}: known frames are frames of pixels; config.data are latents")
     evaluation.check_data(config, where)
     window = configs.source(config, "test").shape[0]
-    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
-    if num % batch:
-        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    evaluation.check_clips(block, config, where)
     try:
         check_whole(f"{where}.history", block["history"], 1, window - 1)
         check_whole(f"{where}.frames", block["frames"], 1)

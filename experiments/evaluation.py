@@ -28,8 +28,8 @@ from models.classifier import build_classifier
 CLASSIFIERS = {16: "pretrained:moving_digits/classifier", 64: "pretrained:moving_digits_64/classifier"}
 """The metric network by the side of a frame."""
 KEYS = {
-    "samplers", "num_clips", "num_reference", "num_training", "batch_size", "classifier", "bootstrap", "seed_offset", "shown",
-    "latency", "loss_levels",
+    "samplers", "num_clips", "num_reference", "num_training", "batch_size", "classifier", "bootstrap", "shown", "latency",
+    "loss_levels",
 }  # fmt: skip
 SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", "stream", *tables.PARTS}
 QUALITY = "frechet_clip"
@@ -41,15 +41,29 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     if not block["samplers"]:
         raise ConfigError(f"{where}.samplers is empty")
     check_data(config, where)
-    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
-    if num % batch:  # all batches of one size: one compiled program, and seconds that mean something
-        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    check_clips(block, config, where)
     check_judging(block, config, where)
     for name, sampler in block["samplers"].items():
         here = f"{where}.samplers.{name}"
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
         check_threshold(sampler, config, here)
+        configs.check_finite(sampler.get("guidance", 1.0), f"{here}.guidance")
         tables.check(table_block(sampler), sampler["steps"], configs.schedule(config), here)
+
+
+def check_batches(block: Mapping[str, Any], where: str) -> None:
+    """All batches of one size: one compiled program, and seconds that mean something."""
+    num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+    if num % batch:
+        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+
+
+def check_clips(block: Mapping[str, Any], config: Mapping[str, Any], where: str, split: str = "test") -> None:
+    """The clips that are made, as many real ones, and those that both are held against."""
+    check_batches(block, where)
+    asked = block.get("num_clips", 256) + block.get("num_reference", 1024)
+    if asked > (have := len(data.build(latents.pixels(config), split))):
+        raise ConfigError(f"{where}: num_clips and num_reference ask for {asked} clips, the {split} split has {have}")
 
 
 def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -68,17 +82,22 @@ def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: st
         raise ConfigError(f"{where}.loss_levels must be numbers, log-SNRs as [-4, 0, 4] ([]: none), got {levels!r}")
 
 
-def check_streams(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
-    """Of samplers that stream, `stream` frames at a time: whether their networks can."""
+def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
+    """Of samplers that are guided, or stream, `stream` frames at a time: whether their networks can."""
     length = configs.source(config, "test").shape[0]
     for name, sampler in block["samplers"].items():
-        if "stream" not in sampler:
+        if "stream" not in sampler and sampler.get("guidance", 1.0) == 1.0:
             continue
-        here, reference, chunk = f"{where}.samplers.{name}", sampler["weights"], sampler["stream"]
+        here, reference = f"{where}.samplers.{name}", sampler["weights"]
         if reference.split("@")[0] in config["stages"]:
             model = config.get("model", {})
         else:
             model = weights.load(weights.find(reference, workdir))[1].get("model", {})
+        if sampler.get("guidance", 1.0) != 1.0 and not model.get("num_classes"):
+            raise ConfigError(f"{here}.guidance: {reference!r} is unconditional (its num_classes is 0); remove it")
+        if "stream" not in sampler:
+            continue
+        chunk = sampler["stream"]
         if not model.get("causal"):
             raise ConfigError(
                 f"{here}.stream: {reference!r} sees all frames at once; a stream needs a network with causal=True"

@@ -22,9 +22,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     if not latents.is_latent(config):
         raise ConfigError(f"{where}: generated clips are written as latents; config.data.kind must be 'latents'")
     tables.check(evaluation.table_block(block), block["steps"], configs.schedule(config), where)
-    num, batch = block["num_clips"], block.get("batch_size", 64)
-    if num % batch:
-        raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
+    evaluation.check_batches(block, where)
 
 
 def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -148,7 +148,7 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
     stages.check(context)
     if only is not None:
         configs.choose(only, plan, "--stage")
-    check_workdir(context)
+    check_workdir(context, [name for name in plan if only in (None, name)])
     if meshes.leads():
         configs.write_json(context.workdir / "config.json", context.config)
     for name, block in plan.items():
@@ -160,14 +160,16 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
             continue
         if stopping():
             raise Stopped(f"stopped before {name}; run the same command to go on")
-        begun = time.monotonic()
+        begun, resumed = time.monotonic(), (folder / "config.json").exists()
         if meshes.leads():
             configs.write_json(folder / "config.json", stage_config(context.config, name))
         meshes.meet(f"{name} begins")
         if meshes.leads() or block["kind"] in stages.TRAINED:
             figures = stages.KINDS[block["kind"]](context, name, block) or {}
             if meshes.leads():
-                configs.write_json(folder / DONE, {"seconds": round(time.monotonic() - begun, 1), **figures})
+                # Of a stage that went on after a stop nobody knows what it took in all.
+                seconds = None if resumed else round(time.monotonic() - begun, 1)
+                configs.write_json(folder / DONE, {"seconds": seconds, **figures})
                 print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
                 report.attempt(context.workdir)
         meshes.meet(f"{name} is done")
@@ -178,9 +180,21 @@ def stage_config(config: dict[str, Any], name: str) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in ("stages", "mesh")} | {"stage": config["stages"][name]}
 
 
-def check_workdir(context: stages.Context) -> None:
-    """Refuses a workdir in which a stage was begun with other settings. Nothing is written or removed."""
-    for name in context.config["stages"]:
+def check_workdir(context: stages.Context, asked: Iterable[str]) -> None:
+    """Refuses a workdir in which a stage was begun with other settings, or from what a stage before it had left whose folder
+    is gone. Nothing is written or removed. asked: the stages to run.
+    """
+    plan = context.config["stages"]
+    begun = [name for name in plan if (context.workdir / name / "config.json").exists()]
+    for name in asked:
+        for later in begun if name not in begun else ():
+            read = {reference.split("@")[0] for reference in stages.references(plan[later], context.config)}
+            if name in read:
+                raise ConfigError(
+                    f"workdir {context.workdir} holds stage {later!r}, which was made from a stage {name!r} that is no longer"
+                    f" there. Remove the folder of {later!r}, too, or choose another --workdir"
+                )
+    for name in plan:
         path = context.workdir / name / "config.json"
         if not path.exists():
             continue
@@ -189,7 +203,7 @@ def check_workdir(context: stages.Context) -> None:
             raise ConfigError(
                 f"workdir {context.workdir} holds stage {name!r} of another config: {'; '.join(found[:3])}"
                 + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-                + ". Choose another --workdir, or remove that stage's folder"
+                + ". Choose another --workdir, or remove that stage's folder and those of the stages that were made from it"
             )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffusion.solvers import Table
 from distill import Network
+from experiments import config as configs
 from experiments import drawing, figures, latents, tables, weights
 from experiments.config import ConfigError
 from experiments.run import fail
@@ -49,6 +50,9 @@ def run(given: argparse.Namespace) -> None:
     classes = network.num_classes
     if given.num < 1:
         raise ConfigError(f"--num must be at least 1, got {given.num}")
+    if not 0 <= given.seed < 2**32:
+        raise ConfigError(f"--seed must lie between 0 and {2**32 - 1}, got {given.seed}")
+    configs.check_finite(given.guidance, "--guidance")
     if given.label is not None and not 0 <= given.label < max(classes, 1):
         raise ConfigError(f"--label must lie between 0 and {classes - 1}, got {given.label}")
     if given.guidance != 1.0 and not classes:
@@ -65,6 +69,10 @@ def run(given: argparse.Namespace) -> None:
     table = chosen_table(given, path, network, model, out / "tables")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = drawing.start(network, key, (given.num, *record["shape"]))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"can't write to --out {out}: {error.strerror}") from error
     clips, seconds = drawing.draw(
         network,
         params,
@@ -76,7 +84,6 @@ def run(given: argparse.Namespace) -> None:
         scale=given.guidance,
         codec=codec,
     )
-    out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", figures.to_uint8(clips))
     figures.film_strip(out / "samples.png", clips)
     figures.animate(out / "samples.webp", {"": clips[:16]})

@@ -27,17 +27,26 @@ from experiments.data.source import check_whole
 __all__ = ["KEYS", "KINDS", "Context", "check"]
 
 TRAINING = {
-    "kind", "steps", "batch_size", "optimiser", "options", "init", "seed_offset",
+    "kind", "steps", "batch_size", "optimiser", "options", "seed_offset",
     "log_every", "checkpoint_every", "tensorboard", "threads", "accumulate", "keep_checkpoints",
 }  # fmt: skip
 TRAINED = ("train", "classifier", "autoencoder")
 """Kinds of stages that run on all devices, and on all processes; the others run on the first device of the first process."""
-WHOLE = {"steps", "batch_size", "log_every", "checkpoint_every", "threads", "accumulate", "keep_checkpoints"}
+JUDGED = ("evaluate", "cascade", "continue", "times")
+"""Kinds of stages that measure clips, by a metric network."""
+WHOLE = {"num_clips": 2, "num_reference": 2} | dict.fromkeys(
+    ("steps", "batch_size", "log_every", "checkpoint_every", "threads", "accumulate", "keep_checkpoints", "bootstrap", "shown"),
+    1,
+)  # fmt: skip
+"""Keys whose values are whole numbers -> the least."""
+NAMED = ("teacher", "previous", "init", "features")
+"""Keys of a stage of training that name weights."""
 KEYS = {
     "train": (
         TRAINING
         | {
             "method",
+            "init",
             "teacher",
             "teacher_forcing",
             "previous",
@@ -52,7 +61,7 @@ KEYS = {
         {"method", "steps", "batch_size"},
     ),
     "classifier": (TRAINING | {"model"}, {"steps", "batch_size"}),
-    "autoencoder": (TRAINING | {"model"}, {"steps", "batch_size"}),
+    "autoencoder": (TRAINING | {"model", "init"}, {"steps", "batch_size"}),
     "round_trip": (autoencoder.ROUND_TRIP, {"weights"}),
     "encode": (latents.ENCODE, {"autoencoder"}),
     "generate": (generate.KEYS, {"weights", "steps", "num_clips"}),
@@ -73,6 +82,10 @@ def check(context: Context) -> None:
     )
     if "noise" in config and config["data"]["kind"] == "exact":
         raise ConfigError("config.noise: exact laws are known under independent noise only; remove it")
+    try:
+        check_whole("config.seed", config["seed"], 0, 2**32 - 1)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if "model" in config:
         check_shapes(configs.source(config, "train"), config)
     earlier: dict[str, Any] = {}
@@ -81,40 +94,29 @@ def check(context: Context) -> None:
         if not name.isidentifier():
             raise ConfigError(f"{where}: a stage's name is letters, digits and _ (it names a folder), got {name!r}")
         check_block(block, where)
-        named = ("teacher", "previous", "init", "features")
-        references = [block[k] for k in named if block.get(k) not in (None, exact.ORACLE)]
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
-            references += [s["weights"] for s in block["samplers"].values()]
-            references += [evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
-            evaluation.check_streams(block, config, context.workdir, where)
+            evaluation.check_networks(block, config, context.workdir, where)
         elif block["kind"] == "cascade":
             cascade.check(context, block, where)
-            references += [evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
         elif block["kind"] == "continue":
             continuation.check(block, config, where)
-            references += [block["weights"], evaluation.classifier(block, config)]
             evaluation.check_classifier(block, config, context.workdir, where)
-        elif block["kind"] == "round_trip":
-            references += [block["weights"]]
         elif block["kind"] == "encode":
             latents.check_encode(block, config, where)
-            references += [block["autoencoder"]]
         elif block["kind"] == "autoencoder":
             autoencoder.plan(context, block, where)
+        elif block["kind"] == "classifier":
+            training.plan_classifier(block, where)
         elif block["kind"] == "generate":
             generate.check(block, config, where)
-            references += [block["weights"]]
         elif block["kind"] == "exact":
             exact.check(block, config, where)
-            references += [s["weights"] for s in block["samplers"].values() if s["weights"] != exact.ORACLE]
         elif block["kind"] == "times":
             times.check(block, config, where)
-            references += [block["weights"]]
             if config["data"]["kind"] != "exact":
-                references += [evaluation.classifier(block, config)]
                 evaluation.check_classifier(block, config, context.workdir, where)
         elif block["kind"] == "train":
             if block.get("teacher") == exact.ORACLE:
@@ -122,8 +124,8 @@ def check(context: Context) -> None:
             training.check(context, name, block, earlier)
         if block["kind"] in TRAINED:
             meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
-        for reference in references:
-            stage = reference.split("@")[0]
+        for reference in references(block, config):
+            stage, _, part = reference.partition("@")
             if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
                 weights.find(reference, context.workdir)
             elif stage not in earlier:
@@ -131,10 +133,33 @@ def check(context: Context) -> None:
                     f"{where} refers to {reference!r}, which is no stage before it; {configs.nearest(stage, earlier)} "
                     "(or pretrained:NAME, or a path to a .safetensors file)"
                 )
+            elif part and part not in (parts := kept(earlier[stage])):
+                raise ConfigError(
+                    f"{where} refers to {reference!r}; stage {stage!r} leaves"
+                    f" {', '.join(f'{stage}@{one}' for one in parts) or 'its last weights only'}"
+                )
         samplers = {} if block["kind"] == "cascade" else block.get("samplers", {})
         for row, sampler in samplers.items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
         earlier[name] = block
+
+
+def references(block: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What a stage reads: names of weights. Those of a cascade are of other runs."""
+    found = [block[key] for key in (*NAMED, "autoencoder") if block.get(key) is not None]
+    if block["kind"] not in TRAINED and "weights" in block:
+        found.append(block["weights"])
+    if block["kind"] in ("evaluate", "exact"):
+        found += [sampler["weights"] for sampler in block["samplers"].values()]
+    if block["kind"] in JUDGED and config["data"]["kind"] != "exact":
+        found.append(evaluation.classifier(block, config))
+    return [reference for reference in found if reference != exact.ORACLE]
+
+
+def kept(block: Mapping[str, Any]) -> list[str]:
+    """What a stage of training leaves beside its last weights: PART of STAGE@PART."""
+    best = "keep_best" in block.get("validation", {})
+    return [*map(str, block.get("student_steps", ())), *(["best"] if best else [])]
 
 
 def check_block(block: Mapping[str, Any], where: str) -> None:
@@ -143,11 +168,18 @@ def check_block(block: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
     allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
     configs.check_keys(block, allowed | {"kind"}, required, where)
-    for key in WHOLE & block.keys():
-        try:
-            check_whole(f"{where}.{key}", block[key], 1)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    try:
+        for key in WHOLE.keys() & block.keys():
+            check_whole(f"{where}.{key}", block[key], WHOLE[key])
+        rounds = block.get("student_steps", ())
+        if not isinstance(rounds, list | tuple):
+            raise ConfigError(f"{where}.student_steps must be numbers of steps, as [8, 4, 2, 1], got {rounds!r}")
+        for steps in rounds:
+            check_whole(f"{where}.student_steps", steps, 1)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if "guidance" in block:
+        configs.check_finite(block["guidance"], f"{where}.guidance")
 
 
 def check_shapes(source: data.Source, config: Mapping[str, Any]) -> None:

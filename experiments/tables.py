@@ -129,11 +129,15 @@ def make(
     digest = hashlib.sha256(json.dumps(made_for, sort_keys=True).encode()).hexdigest()[:8]
     file = f"{'_'.join(names)}_{steps}_{digest}.npz"
     path = None if folder is None else folder / file
-    if path is not None and path.is_file():
-        return solvers.load(path, **made_for)[0]
-    for shipped in weights.PRETRAINED.glob(f"*/tables/{file}"):
-        print(f"{where}: {' and '.join(names)} is shipped for this network: {shipped}", flush=True)
-        return solvers.load(shipped, **made_for)[0]
+    shipped = next(weights.PRETRAINED.glob(f"*/tables/{file}"), None)
+    known = path if path is not None and path.is_file() else shipped
+    if known is not None:
+        if known is shipped:
+            print(f"{where}: {' and '.join(names)} is shipped for this network: {shipped}", flush=True)
+        try:
+            return solvers.load(known, **made_for)[0]
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
     print(f"{where}: {' and '.join(names)} asks the network about {steps} calls", flush=True)
     asked = {k: v for k, v in model._asdict().items() if k != "noise"}
     table, record = _build(block, steps, schedule, where, **asked)

@@ -63,12 +63,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         tables.check(solver, count, configs.schedule(config), where)
     if not known:
         evaluation.check_data(config, where)
-        num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
-        if num % batch:  # as in evaluate: all batches of one size
-            raise ConfigError(f"{where}: num_clips {num} is not a multiple of batch_size {batch}")
-        num += block.get("num_reference", 1024)
-        if num > (have := len(configs.source(config, "train"))):
-            raise ConfigError(f"{where}: num_clips and num_reference ask for {num} clips, the train split has {have}")
+        evaluation.check_clips(block, config, where, "train")
 
 
 def check_searched(sampler: Mapping[str, Any], earlier: Mapping[str, Any], workdir, where: str) -> None:

@@ -15,7 +15,7 @@ from clu import parameter_overview
 
 from diffusion import schedules
 from distill import FORWARD, STUDENTS, Network
-from distill.method import accumulating
+from distill.method import Method, accumulating
 from experiments import beside, data, exact, latents, loop, validation, weights
 from experiments import config as configs
 from experiments import mesh as meshes
@@ -27,7 +27,7 @@ from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 from models import JVP_KINDS, ModelDef
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
-from models.classifier import build_classifier
+from models.classifier import ClassifierDef, build_classifier
 
 log = logging.getLogger(__name__)
 
@@ -283,12 +283,10 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     finish_training(context, name, block, run, source, key, record)
 
 
-def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains the frame classifier whose features the metrics use; returns its accuracy on held-out frames."""
-    where = f"config.stages.{name}"
-    source = configs.source(context.config, "train")
+def plan_classifier(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ClassifierDef, Method]:
+    """(its model's config spelt out, the classifier, the method): builds everything, computes nothing."""
     model = {**CLASSIFIER_DEFAULTS, **block.get("model", {})}  # spelt out: weights outlive a change of defaults
-    classifier = configs.call(build_classifier, {}, where, config=model)
+    classifier = configs.call(build_classifier, {}, f"{where}.model", config=model)
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
     method = configs.call(
         classifier_training.method,
@@ -297,8 +295,13 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
         classifier=classifier,
         optimiser=optimiser,
     )
-    method = accumulating(method, block.get("accumulate", 1))
-    key = context.key(name)
+    return model, classifier, accumulating(method, block.get("accumulate", 1))
+
+
+def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains the frame classifier whose features the metrics use; returns its accuracy on held-out frames."""
+    model, classifier, method = plan_classifier(block, f"config.stages.{name}")
+    source, key = configs.source(context.config, "train"), context.key(name)
     state = method.init(key, classifier.init(jax.random.fold_in(key, 2**31 - 1)))
     record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
     run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])

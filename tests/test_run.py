@@ -195,6 +195,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(undisturbed, tmp_path):
     shutil.copytree(undisturbed[0], workdir)
     for path in [*(workdir / "student").glob("weights*"), *(workdir / "student").glob("*.json")]:
         path.unlink()
+    shutil.rmtree(workdir / "evaluate")
     code, output = finish(start(workdir, "--stage=student", "--config.stages.student.steps=5"))
     assert code == 2 and "is of another run, record.train_steps: 3 -> 5: remove the stage's folder" in output, output
     assert list((workdir / "student/checkpoints").glob("[0-9]*"))
@@ -242,6 +243,14 @@ def override(**keys):
         (override(data__frames=4), ["(4, 16, 16, 1)", "(3, 16, 16, 1)"]),
         (override(data__kind="moving_digit"), ["moving_digit", "moving_digits"]),
         (override(stages__evaluate__num_clips=10), ["num_clips 10", "batch_size 8"]),
+        (override(stages__evaluate__num_clips=0), ["evaluate.num_clips must be at least 2, got 0"]),
+        (override(stages__evaluate__num_reference=500), ["ask for 516 clips, the test split has"]),
+        (override(stages__evaluate__bootstrap=-1), ["evaluate.bootstrap must be at least 1, got -1"]),
+        (override(stages__evaluate__samplers__student_2__weights="student@3"), ["student@4, student@2, student@1"]),
+        (override(stages__evaluate__samplers__teacher_4__weights="teacher@best"), ["its last weights only"]),
+        (override(stages__evaluate__samplers__teacher_4__guidance="nan"), ["teacher_4.guidance", "finite", "nan"]),
+        (override(stages__classifier__model__widths=(4, 0, 4)), ["config.stages.classifier.model", "widths"]),
+        (override(seed=-1), ["config.seed must be at least 0"]),
         (["--stage=studnt"], ["studnt", "student"]),
         (["--workdr=x"], ["workdr"]),
         (["extra"], ["extra"]),
@@ -299,6 +308,22 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(undisturbed, caps
     error = capsys.readouterr().err
     assert "another config" in error and "config.seed: 3 -> 4" in error
     assert before == sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*.json"))
+
+
+def test_what_was_made_from_a_stage_does_not_outlive_it(undisturbed, tmp_path, capsys):
+    """Else the report would be of students of a teacher that nobody has any more."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    argv = ["run", f"--config={TINY}", f"--workdir={workdir}"]
+    shutil.rmtree(workdir / "teacher")
+    for left in ("student", "evaluate"):
+        assert program.main(argv) == 2
+        error = capsys.readouterr().err
+        assert (
+            f"holds stage '{left}', which was made from a stage 'teacher'" in error and f"folder of '{left}'" in error
+        )
+        assert not (workdir / "teacher").exists()
+        shutil.rmtree(workdir / left)
 
 
 def test_a_second_run_in_the_same_workdir(tmp_path, capsys):

@@ -106,8 +106,8 @@ def read(workdir: pathlib.Path) -> Record:
         if not (workdir / name).is_file():
             raise ConfigError(f"not finished: it has no {name}")
     report, config = (configs.read_json(workdir / name) for name in FILES)
-    seconds = {path.parent.name: float(configs.read_json(path)["seconds"]) for path in workdir.glob("*/done.json")}
-    return Record(report, config, seconds)
+    took = {path.parent.name: configs.read_json(path)["seconds"] for path in workdir.glob("*/done.json")}
+    return Record(report, config, {name: float(seconds) for name, seconds in took.items() if seconds is not None})
 
 
 def load(path: pathlib.Path) -> dict[str, Record]:
