@@ -1,8 +1,10 @@
 """The consistency family as methods: each is a choice of the parts in `consistency` with a paper's numbers.
 
 `solver`, `metric` and `target` are names here, for configs. `boundary`: the log-SNR that points are mapped to; None is the
-schedule's clean end. per_frame: an independent pair of levels for every frame. Students of a teacher need
-frozen["teacher"], and hyper["guidance"] where it is guided.
+schedule's clean end. `start`, where there is a grid: the log-SNR of its noisy end; None is the schedule's. The papers' grids run
+from s = .002 (log-SNR 12.43) to 80 (-8.76): between the ends of a schedule that goes far beyond, most of their levels lie where
+a step changes nothing. A student answers where it was trained: sample it from there. per_frame: an independent pair of levels
+for every frame. Students of a teacher need frozen["teacher"], and hyper["guidance"] where it is guided.
 """
 
 import math
@@ -32,18 +34,19 @@ def consistency_distillation(
     target: str = "student",
     rho: float = 7.0,
     boundary: float | None = None,
+    start: float | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Method:
     """Consistency distillation (Song et al. 2023, algorithm 2): one teacher step on Karras' grid of `num_levels`.
 
-    Grid, solver and target are those of CIFAR-10, with the target weights the student's own; target="ema" takes the averaged
-    ones, and `ema` is then the paper's mu. boundary: None is the schedule's clean end.
+    Levels, solver and target are those of CIFAR-10, with the target weights the student's own; target="ema" takes the averaged
+    ones, and `ema` is then the paper's mu.
     """
     boundary = _boundary(network.schedule, boundary)
     _at_least("num_levels", num_levels, 2)
-    clock = clocks.Karras(noise_ratio(boundary), noise_ratio(network.schedule.logsnr_start), rho)
+    clock = clocks.Karras(noise_ratio(boundary), noise_ratio(_start(network.schedule, start, boundary)), rho)
     construct = objective(
         network,
         pairs=pairings.neighbours(clock.logsnr, lambda step, hyper: num_levels - 1),
@@ -66,6 +69,7 @@ def consistency_training(
     target: str = "student",
     rho: float = 7.0,
     boundary: float | None = None,
+    start: float | None = None,
     ema: float = 0.999,
     label_dropout: float = 0.0,
     per_frame: bool = False,
@@ -77,7 +81,7 @@ def consistency_training(
     """
     boundary = _boundary(network.schedule, boundary)
     _at_least("total_steps", total_steps, 1)
-    clock = clocks.Karras(noise_ratio(boundary), noise_ratio(network.schedule.logsnr_start), rho)
+    clock = clocks.Karras(noise_ratio(boundary), noise_ratio(_start(network.schedule, start, boundary)), rho)
     construct = objective(
         network,
         pairs=pairings.neighbours(clock.logsnr, lambda step, hyper: pairings.ct_intervals(step, total_steps, s0, s1)),
@@ -101,6 +105,7 @@ def improved(
     metric: str = "huber",
     weighting: str = "inverse_gap",
     boundary: float | None = None,
+    start: float | None = None,
     ema: float = 0.9999,
     label_dropout: float = 0.0,
     per_frame: bool = False,
@@ -116,9 +121,9 @@ def improved(
     construct = objective(
         network,
         pairs=pairings.ict(
-            network.schedule,
             lambda step, hyper: pairings.ict_intervals(step, total_steps, s0, s1),
             boundary,
+            _start(network.schedule, start, boundary),
             mean,
             std,
         ),
@@ -315,6 +320,18 @@ def _boundary(schedule: Schedule, boundary: float | None, finite: bool = True) -
             f" {schedule.logsnr_start:g}, got {boundary}"
         )
     return float(boundary)
+
+
+def _start(schedule: Schedule, start: float | None, boundary: float) -> float:
+    """The noisy end of a grid as a log-SNR, checked."""
+    if start is None:
+        return schedule.logsnr_start
+    if not schedule.logsnr_start <= start < boundary:
+        raise ValueError(
+            f"start: expected a log-SNR from the schedule's noisy end {schedule.logsnr_start:g} to below the boundary"
+            f" {boundary:g}, got {start}"
+        )
+    return float(start)
 
 
 def _metric(name: str, per_frame: bool) -> Callable[[Array, Array], Array]:

@@ -74,9 +74,11 @@ def uniform_clock(schedule: Schedule, boundary: float) -> Callable[[Array], Arra
     return clock
 
 
-def ict(schedule: Schedule, intervals: Callable, boundary: float, mean: float = -1.1, std: float = 2.0) -> Pairs:
-    """Neighbours on Karras' grid, the interval drawn by a discretised log-normal (`levels.ict_pairs`)."""
-    s_min, s_max = noise_ratio(boundary), noise_ratio(schedule.logsnr_start)
+def ict(intervals: Callable, boundary: float, start: float, mean: float = -1.1, std: float = 2.0) -> Pairs:
+    """Neighbours on Karras' grid from `start` to `boundary`, the interval drawn by a discretised log-normal
+    (`levels.ict_pairs`).
+    """
+    s_min, s_max = noise_ratio(boundary), noise_ratio(start)
 
     def pairs(key, shape, step, hyper) -> Pair:
         here, there = levels.ict_pairs(intervals(step, hyper) + 1, mean, std, s_min, s_max)(key, shape)

@@ -28,8 +28,10 @@ from experiments.data.source import Source, check_whole
 from experiments.metrics import distances
 
 COMMON = {"weights", "counts", "solver", "num_clips", "sweeps", "evaluations"}
-CLIPS = {"guidance", "num_reference", "batch_size", "classifier"}
-"""Keys of a stage whose samples are judged against clips, and not against a law."""
+CLIPS = {"guidance", "grid", "num_reference", "batch_size", "classifier"}
+"""Keys of a stage whose samples are judged against clips, and not against a law. grid: where the search begins, its ends
+stay.
+"""
 KEYS = COMMON | CLIPS
 APART = 2**31 - 2
 """Folded into the stage's key: its noise is no other stage's, whatever that one's name."""
@@ -54,13 +56,14 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
             check_whole(f"{where}.counts (with one call there is no level between the ends)", count, 2)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    solver = {"solver": block.get("solver", "ddim")}
-    if name := tables.asks(solver, "solver"):
-        raise ConfigError(
-            f"{where}.solver: {name!r} asks the network itself; choose one of {', '.join(configs.SOLVERS)}"
-        )
+    parts = {part: block[part] for part in ("solver", "grid") if part in block}
+    for part, choices in (("solver", configs.SOLVERS), ("grid", configs.GRIDS)):
+        if tables.asks(parts, part) or (part == "grid" and tables.is_searched(parts)):
+            raise ConfigError(
+                f"{where}.{part}: a search begins with a table that is known; choose one of {', '.join(choices)}"
+            )
     for count in counts:
-        tables.check(solver, count, configs.schedule(config), where)
+        tables.check(parts, count, configs.schedule(config), where)
     if not known:
         evaluation.check_data(config, where)
         evaluation.check_clips(block, config, where, "train")
@@ -117,7 +120,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     for count in block["counts"]:
         if str(count) in report["times"]:
             continue
-        start, head = grids.uniform_time(network.schedule, count), f"{name}: {sampler} at {count} calls"
+        start = tables.part(block, "grid", dict(schedule=network.schedule, num_steps=count), where)
+        head = f"{name}: {sampler} at {count} calls"
         found = find(lambda levels, part: quality(table_of(levels), part), start, sweeps, evaluations, head, measure)
         report["times"][str(count)] = found | {"quality": measure, "noises": num}
         configs.write_json(file, report)

@@ -15,6 +15,10 @@ from ml_collections import ConfigDict
 from configs.moving_digits.base import base
 
 TEACHER, GUIDANCE, BUDGET = "pretrained:moving_digits/teacher", 1.5, 6_000
+# Log-SNR of s = sigma/alpha = 80 and .002, between which the papers of consistency models train and sample. The cosine goes on
+# to -20 and 20: of 31 steps of Karras' grid between those, 21 lie beyond -6, where no teacher's step says anything, and a law
+# of levels that is made for 80 never comes to -20, where its student would then have to answer.
+NOISY, CLEAN = -8.764, 12.43
 
 
 class Stage(NamedTuple):
@@ -36,7 +40,7 @@ class Student(NamedTuple):
     """
 
     stages: dict[str, Stage]
-    sampler: dict = dict(solver="consistency")
+    sampler: dict = dict(solver="consistency", grid=dict(kind="uniform_time", start=NOISY))
     inputs: tuple[str, ...] = ()
     counts: tuple[int, ...] = (8, 4, 2, 1)
     weights: str = "student"
@@ -59,6 +63,9 @@ def one(method: str, forwards: float, options: dict, block: dict = TAUGHT, **mor
 
 
 EASY = dict(solver="euler", **COMMON)
+KARRAS = dict(boundary=CLEAN, start=NOISY)
+# sCM with the law of levels of rCM: by its own, 3 clips of 16,000 are beyond log-SNR -8, where sampling begins.
+NOISIER = dict(mean=0.7, std=1.6)
 
 STUDENTS = {
     # Guidance acts in the first of the four rounds only.
@@ -84,18 +91,19 @@ STUDENTS = {
         DDIM, counts=(8, 4), weights="student@{}",
     ),
     "consistency_distillation": Student(
-        one("consistency_distillation", 6, dict(solver="euler", num_levels=32, target="ema", ema=0.95))
+        one("consistency_distillation", 6, dict(solver="euler", num_levels=32, target="ema", ema=0.95, **KARRAS))
     ),
-    "consistency_training": Student(one("consistency_training", 4, dict(s1=40, ema=0.99), {})),
-    "improved_consistency": Student(one("improved_consistency", 4, dict(s1=80), dict(init=TEACHER))),
+    "consistency_training": Student(one("consistency_training", 4, dict(s1=40, ema=0.99, **KARRAS), {})),
+    "improved_consistency": Student(one("improved_consistency", 4, dict(s1=80, **KARRAS), dict(init=TEACHER))),
     "easy_consistency": Student(one("easy_consistency", 6, dict(solver="euler"))),
     "truncated_consistency": Student(
         {
             "easy": Stage("easy_consistency", 6, EASY, TAUGHT, share=0.5),
             "student": Stage(
-                "truncated_consistency", 7, EASY, dict(previous="easy", init="easy", **TAUGHT), share=0.5
+                "truncated_consistency", 7, dict(cut=2.0, **EASY), dict(previous="easy", init="easy", **TAUGHT), share=0.5
             ),
-        }
+        },
+        counts=(4, 2, 1),  # the cleanest of 8 calls would lie below the cut, where it learns nothing
     ),
     "latent_consistency": Student(
         one("latent_consistency", 6, dict(guidance_range=RANGE, ema=0.95), dict(teacher=TEACHER)), TOLD, ("guidance",)
@@ -107,10 +115,10 @@ STUDENTS = {
     # At 5e-4 the network breaks as the tangent comes in: from one log line to the next its answers leave the teacher's at all
     # levels, and don't come back.
     "continuous_distillation": Student(
-        one("continuous_distillation", 6.1, dict(warmup=300, sigma_data=0.4), learning_rate=1e-4)
+        one("continuous_distillation", 6.1, dict(warmup=300, sigma_data=0.4, **NOISIER), learning_rate=1e-4)
     ),
     "continuous_training": Student(
-        one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4), dict(init=TEACHER), learning_rate=1e-4)
+        one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4, **NOISIER), dict(init=TEACHER), learning_rate=1e-4)
     ),
     "consistency_trajectory": Student(
         one("consistency_trajectory", 7.5, dict(law="uniform_time", weight="v")), JUMPS, ("logsnr_to",)
