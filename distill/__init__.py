@@ -56,10 +56,13 @@ STUDENTS = frozenset({
 })  # fmt: skip
 """Methods that cannot do without frozen["teacher"]."""
 
+SELF_GUIDED = frozenset({"shortcut", "mean_flow"})
+"""Methods that without a teacher are guided by their own answers."""
+
 FORWARD = frozenset({"continuous_distillation", "continuous_training", "mean_flow", "rcm"})
 """Methods that take a forward derivative of the network, `jax.jvp`, which fused attention doesn't have."""
 
 GAMES = frozenset({"dmd", "dmd2", "f_distill", "diff_instruct", "sid", "moment_matching", "rcm", "add", "ladd"})
 """Methods with a critic."""
 
-__all__ = ["FORWARD", "GAMES", "METHODS", "STUDENTS", "Discriminator", "Method", "Network", "optimiser"]
+__all__ = ["FORWARD", "GAMES", "METHODS", "SELF_GUIDED", "STUDENTS", "Discriminator", "Method", "Network", "optimiser"]

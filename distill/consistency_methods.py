@@ -1,8 +1,8 @@
 """The consistency family as methods: each is a choice of the parts in `consistency` with a paper's numbers.
 
 `solver`, `metric` and `target` are names here, for configs. `boundary`: the log-SNR that points are mapped to; None is the
-schedule's clean end. `start`, where there is a grid: the log-SNR of its noisy end; None is the schedule's. The papers' grids run
-from s = .002 (log-SNR 12.43) to 80 (-8.76): between the ends of a schedule that goes far beyond, most of their levels lie where
+schedule's clean end. `start`, where there is a grid: the log-SNR of its noisy end; None is the schedule's. The papers' go
+from s = .002 (log-SNR 12.43) to 80 (-8.76): between the ends of a schedule that goes far beyond, most levels lie where
 a step changes nothing. A student answers where it was trained: sample it from there. per_frame: an independent pair of levels
 for every frame. Students of a teacher need frozen["teacher"], and hyper["guidance"] where it is guided.
 """
@@ -147,6 +147,7 @@ def easy(
     b: float = 1.0,
     mean: float = -1.1,
     std: float = 2.0,
+    limit: float = 0.999,
     metric: str = "norm",
     boundary: float | None = None,
     ema: float = 0.9999,
@@ -155,7 +156,8 @@ def easy(
 ) -> Method:
     """Easy consistency tuning, ECT (Geng et al. 2024, arXiv 2406.14548): from denoising, pairs close up in `stages`.
 
-    Begin with a trained denoiser. solver: "data", or "euler" or "heun" for a teacher's step.
+    Begin with a trained denoiser. solver: "data", or "euler" or "heun" for a teacher's step. limit: of 1 - q^-(stage + 1),
+    beyond which pairs would have weights that float32 doesn't hold.
     """
     boundary = _boundary(network.schedule, boundary, finite=solver == "heun")
     _at_least("total_steps", total_steps, 1)
@@ -170,6 +172,7 @@ def easy(
             q=q,
             k=k,
             b=b,
+            limit=limit,
         ),
         solver=choice(solver, {"data": None, "euler": euler, "heun": heun}, "solver"),
         weight=inverse_gap,

@@ -138,6 +138,10 @@ def _matching(
     choice(normaliser, NORMALISERS, "normaliser")
     choice(divergence, RATIOS, "divergence")
     weighted = divergence != "reverse_kl"
+    if weighted and loss != "softplus":
+        raise ValueError(
+            f"loss: divergence {divergence!r} needs a density ratio, which only the logit of 'softplus' is, got {loss!r}"
+        )
     heads, deceive, judge = adversary_of(
         network, discriminator, law=critic_law, adversarial=adversarial, discriminative=discriminative, loss=loss,
         features=features, needed=weighted, paired=paired, r1=r1, approximate_r1=approximate_r1,

@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 
 from diffusion import schedules
-from distill import FORWARD, STUDENTS, Network
+from distill import FORWARD, SELF_GUIDED, STUDENTS, Network, flow_maps
 from distill.method import Method, accumulating
 from experiments import beside, data, exact, latents, loop, validation, weights
 from experiments import config as configs
@@ -58,9 +58,10 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     if (own := beside.own_teacher(context, block, network, where)) is not None:
         judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
-    # Of a game the student moves once in `ratio` steps, after a head start of its critic, and its learning rate is to fall to
-    # its end all the same.
-    alone, ratio = (configs.method_option(block["method"], options, name) or 0 for name in ("head_start", "ratio"))
+    option = functools.partial(configs.method_option, block["method"], options)
+    # Of a game the student moves once in `ratio` steps, after a head start of its critic, which may rest then. The learning
+    # rates of both are to fall to their ends all the same.
+    alone, ratio = (option(name) or 0 for name in ("head_start", "ratio"))
     updates = (block["steps"] - alone) // max(ratio, 1)
     if alone and updates < 1:
         raise ConfigError(
@@ -69,7 +70,8 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         )
     rule = block.get("optimiser", {"learning_rate": 1e-3})
     optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
-    given = beside.critic(context, block, judge, where)
+    turns = block["steps"] if option("critic_in_student_steps") else block["steps"] - updates
+    given = beside.critic(context, block, judge, turns, where)
     method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
     rounds = block.get("student_steps", [])
     if own is not None and method.next is not None:
@@ -88,7 +90,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     elif method.next is not None:
         if not rounds or any(a != 2 * b for a, b in zip(rounds[:-1], rounds[1:], strict=True)) or min(rounds) < 1:
             raise ConfigError(f"{where}.student_steps must halve from round to round, as [8, 4, 2, 1], got {rounds}")
-    asks = block["method"] in STUDENTS or block.get("options", {}).get("solver") in ("euler", "heun", "addim")
+    asks = block["method"] in STUDENTS or option("solver") in ("euler", "heun", "addim")
     if asks and not block.get("teacher"):
         raise ConfigError(f"{where} lacks the key 'teacher': {block['method']} learns from one")
     if block["method"] == "truncated_consistency" and not block.get("previous"):
@@ -106,10 +108,27 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             name, block["method"],
         )  # fmt: skip
     if block.get("guidance", 1.0) != 1.0:
-        if not block.get("teacher"):
+        if block["method"] not in SELF_GUIDED and not block.get("teacher"):
             raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
-        if not network.num_classes or block["teacher"] == exact.ORACLE:
+        if not (asks or block["method"] in SELF_GUIDED):
+            raise ConfigError(
+                f"{where}.guidance: with these options {block['method']} takes its teacher's weights to begin with and doesn't"
+                " ask it; remove guidance"
+            )
+        if not network.num_classes or block.get("teacher") == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
+        if block["method"] == "consistency_trajectory" and option("data"):
+            raise ConfigError(
+                f"{where}.guidance: the clips, which teach the denoiser, know none, and its jumps would be guided; choose"
+                " options.data=False"
+            )
+    share, size, parts = option("share"), block["batch_size"], block.get("accumulate", 1)
+    if share is not None and 1 < parts <= size:
+        whole, part = (len(flow_maps.spread(n, share)[0]) / n for n in (size, size // parts))
+        if whole != part:
+            raise ConfigError(
+                f"{where}.accumulate: of a microbatch a share {part:g} would jump, of the batch {whole:g}; choose fewer parts"
+            )
     return definition, network, accumulating(method, block.get("accumulate", 1)), rounds
 
 
@@ -245,7 +264,7 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
         "weights": "ema",
         "method": block["method"],
         "teacher": block.get("teacher"),
-        "guidance": block.get("guidance", 1.0) if block.get("teacher") else None,
+        "guidance": g if (g := block.get("guidance", 1.0)) != 1.0 or block.get("teacher") else None,
         "guidance_range": told(block),
         "latent": codec and codec.record,
     }

@@ -191,6 +191,22 @@ def test_bfloat16_computes_and_float32_remembers(kind):
     assert len(left) >= 2 and len(left) < len(programs["bfloat16"]) and {"bfloat16"} in programs["bfloat16"]
 
 
+def test_a_share_that_no_microbatch_can_have_is_refused(tmp_path):
+    """Of 8 clips 6 jump; of 2 it would be both, and none would learn the denoiser."""
+    config = configs.plain(tiny.get_config())
+    config["model"]["cond"] = ["logsnr_to"]
+    config["stages"]["student"] |= dict(method="mean_flow", options=dict(law="uniform_time", share=0.75))
+    del config["stages"]["student"]["student_steps"], config["stages"]["evaluate"]
+    context = stages.Context(config, tmp_path, meshes.make(devices=jax.devices()[:1]))
+    config["stages"]["student"] |= dict(accumulate=2)
+    stages.check(context)
+    config["stages"]["student"] |= dict(accumulate=4)
+    with pytest.raises(
+        ConfigError, match="student.accumulate: of a microbatch a share 1 would jump, of the batch 0.75"
+    ):
+        stages.check(context)
+
+
 @pytest.mark.parametrize("stage", ["student", "classifier"])
 def test_a_batch_that_is_no_whole_number_of_parts_is_refused_by_name(stage, tmp_path):
     config = configs.plain(tiny.get_config())

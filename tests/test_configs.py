@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,11 @@ from configs.moving_digits_64 import latents as latents_64
 from configs.moving_digits_64 import students as students_64
 from configs.moving_digits_64 import teacher as teacher_64
 from distill import GAMES, METHODS
-from experiments import beside, latents, loop, mesh, run, stages, weights
+from distill.games import CRITIC, STUDENT
+from experiments import beside, latents, loop, mesh, run, stages, training, weights
 from experiments import config as configs
 from experiments.ablations import digits
+from experiments.config import ConfigError
 from experiments.data import latents as store
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 from experiments.data.exact import Exact
@@ -161,12 +164,48 @@ def test_names_and_shapes_are_those_of_the_program():
             module.get_config("dmd3")
 
 
+@pytest.mark.parametrize(
+    "method, given, expected",
+    [
+        ("consistency_trajectory", dict(options=dict(law="uniform_time", weight="v")), "choose options.data=False"),
+        ("multistep_consistency", dict(teacher=None), "lacks the key 'teacher': multistep_consistency learns from one"),
+        ("improved_consistency", dict(teacher=digit_students.TEACHER, guidance=1.5), "doesn't ask it; remove guidance"),
+        ("improved_consistency", dict(guidance=1.5), "guidance is the teacher's, and this stage has none"),
+        ("reflow", dict(guidance=float("nan")), "student.guidance: expected a finite number, got nan"),
+        ("reflow", dict(student_steps=8), "student_steps"),
+        ("mean_flow", dict(teacher=None, guidance=2.0), None),
+    ],
+)
+def test_what_a_student_learns_from_is_settled_before_any_work(method, given, expected, tmp_path):
+    config = configs.plain(digit_students.get_config(method))
+    config["stages"]["student"] |= given
+    if expected is None:
+        stages.check(stages.Context(config, tmp_path, mesh.make()))
+        return
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        stages.check(stages.Context(config, tmp_path, mesh.make()))
+
+
+@pytest.mark.parametrize("method, options", [("moment_matching", {}), ("rcm", {}), ("dmd2", dict(ratio=3, steps=1))])
+def test_learning_rates_fall_to_their_ends_in_the_turns_that_there_are(method, options, tmp_path, monkeypatch):
+    """Counted by the order in which a game's phases come."""
+    config, asked = configs.plain(digit_games.get_config(method)), []
+    block = config["stages"]["student"] | dict(steps=60, options=config["stages"]["student"]["options"] | options)
+    make = configs.optimiser
+    monkeypatch.setattr(
+        configs, "optimiser", lambda rule, steps, where: asked.append(steps) or make(rule, steps, where)
+    )
+    *_, made, _ = training.plan(stages.Context(config, tmp_path, mesh.make()), "student", block)
+    turns = [phase for step in range(60) for phase in made.order(step)]
+    assert asked == [turns.count(STUDENT), turns.count(CRITIC)]
+
+
 def discriminator(config, tmp_path, **heads):
     """(that of a config's student, the network's definition)"""
     context = stages.Context(configs.plain(config), tmp_path, mesh.make())
     block, (definition, _) = context.config["stages"]["student"], configs.network(context.config)
     block["heads"] = block.get("heads", {}) | heads
-    return beside.critic(context, block, definition, "student")["discriminator"], definition
+    return beside.critic(context, block, definition, 1, "student")["discriminator"], definition
 
 
 def seen(judge, params, shape):

@@ -16,7 +16,7 @@ METHODS = {
     "distillation, Heun": (consistency_methods.consistency_distillation, {}),
     "distillation, Euler": (
         consistency_methods.consistency_distillation,
-        {"solver": "euler", "target": "ema", "boundary": 4.0},
+        {"solver": "euler", "target": "ema", "boundary": 4.0, "start": -8.764},
     ),
     "training": (consistency_methods.consistency_training, TRAIN),
     "improved": (consistency_methods.improved, TRAIN),
@@ -97,6 +97,12 @@ def test_two_steps_and_one_program(name, per_frame):
         (consistency_methods.consistency_distillation, {"num_levels": 1}, "num_levels"),
         (consistency_methods.consistency_distillation, {"boundary": -30.0}, "boundary"),
         (consistency_methods.consistency_distillation, {"boundary": float("inf")}, "finite"),
+        (consistency_methods.consistency_training, {"total_steps": 8, "start": -30.0}, "start: .* noisy end -20"),
+        (
+            consistency_methods.improved,
+            {"total_steps": 8, "start": 5.0, "boundary": 4.0},
+            "below the boundary 4, got 5",
+        ),
         (consistency_methods.improved, {"total_steps": 0}, "total_steps"),
         (consistency_methods.easy, {"total_steps": 8, "stages": 0}, "stages"),
         (consistency_methods.latent, {"guidance_range": (4.0, 2.0)}, "low <= high"),
@@ -118,6 +124,42 @@ def test_guidance_as_an_input_needs_classes_and_a_network_that_takes_it():
         consistency_methods.latent(network()._replace(num_classes=0), optimiser=optax.sgd(1.0))
     with pytest.raises(ValueError, match="'guidance'"):
         consistency_methods.latent(network()._replace(cond_keys=("label",)), optimiser=optax.sgd(1.0))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 7])
+def test_pairs_that_close_up_fast_keep_finite_weights(stage):
+    """ECT's one-hour recipe has q = 256: at its eight stages q^-8 is far below what float32 tells from 1."""
+    method = consistency_methods.easy(network(), optimiser=optax.sgd(1e-2), total_steps=8, q=256.0)
+    many = jax.tree.map(lambda leaf: jnp.tile(leaf, (200,) + (1,) * (leaf.ndim - 1)), BATCH)
+    state = method.init(jax.random.key(0), PARAMS)._replace(step=jnp.asarray(stage, jnp.int32))
+    _, metrics = jax.jit(method.phases["train"])(state, {}, many, jax.random.key(stage), HYPER)
+    assert np.isfinite(metrics["loss"]) and metrics["loss"] >= 0 and np.isfinite(metrics["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    "construct, options",
+    [
+        (consistency_methods.consistency_distillation, {"num_levels": 12}),
+        (consistency_methods.consistency_training, {"total_steps": 8}),
+        (consistency_methods.improved, {"total_steps": 8}),
+    ],
+)
+def test_a_grid_has_the_ends_that_it_is_given(construct, options):
+    """Of 1,200 clips the network is asked at no level outside, and at some near either end."""
+    seen = []
+
+    def apply(params, x, logsnr, cond, *, key=None, train=False):
+        jax.debug.callback(lambda level: seen.append(np.ravel(level)), logsnr)
+        return params["a"] * x
+
+    asked = network()._replace(apply=apply)
+    method = construct(asked, optimiser=optax.sgd(1e-2), start=-5.0, boundary=6.0, **options)
+    many = jax.tree.map(lambda leaf: jnp.tile(leaf, (200,) + (1,) * (leaf.ndim - 1)), BATCH)
+    state = method.init(jax.random.key(0), PARAMS)._replace(step=jnp.asarray(7, jnp.int32))
+    jax.block_until_ready(jax.jit(method.phases["train"])(state, FROZEN, many, jax.random.key(1), HYPER))
+    jax.effects_barrier()
+    levels_asked = np.concatenate(seen)
+    assert -5.0 - 1e-4 <= levels_asked.min() < -4.5 and 4.0 < levels_asked.max() <= 6.0 + 1e-4
 
 
 def test_tract_rounds():

@@ -87,7 +87,7 @@ STUDENTS = {
         dict(solver="ddim", guidance=GUIDANCE), ("guidance",), weights="student@{}",
     ),
     "tract": Student(
-        one("tract", 6, dict(weight="v", rounds=(64, 8, 4)), dict(student_steps=(8, 4), **TAUGHT)),
+        one("tract", 5.5, dict(weight="v", rounds=(64, 8, 4)), dict(student_steps=(8, 4), **TAUGHT)),
         DDIM, counts=(8, 4), weights="student@{}",
     ),
     "consistency_distillation": Student(
@@ -121,7 +121,7 @@ STUDENTS = {
         one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4, **NOISIER), dict(init=TEACHER), learning_rate=1e-4)
     ),
     "consistency_trajectory": Student(
-        one("consistency_trajectory", 7.5, dict(law="uniform_time", weight="v")), JUMPS, ("logsnr_to",)
+        one("consistency_trajectory", 7.25, dict(law="uniform_time", weight="v", data=False)), JUMPS, ("logsnr_to",)
     ),
     "shortcut": Student(one("shortcut", 5.1, dict(law="uniform_time", weight="velocity")), JUMPS, ("logsnr_to",)),
     "mean_flow": Student(one("mean_flow", 6.1, dict(law="uniform_time", share=0.5)), JUMPS, ("logsnr_to",)),

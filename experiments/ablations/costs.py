@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from diffusion import schedules
-from distill import Discriminator, Network
+from distill import SELF_GUIDED, Discriminator, Network
 from distill.games import CRITIC, STUDENT
 from distill.method import Method
 from experiments import config as configs
@@ -29,8 +29,6 @@ SMALL = (64, 4)
 """Width and batch of the network whose steps are run to see how many programs they take."""
 STEPS = 3
 CLASSES, FEATURES = 10, 64
-OWN_GUIDANCE = ("shortcut", "mean_flow")
-"""Methods that are guided without a teacher, by their own answers."""
 
 
 class Variant(NamedTuple):
@@ -276,7 +274,7 @@ def measure(variants: Mapping[str, Variant] = VARIANTS) -> dict[str, Cost]:
     ran: dict[tuple[str, str], dict[str, int]] = {}
     found = {}
     for name, (method, options, taught, _, phase) in variants.items():
-        always, never = draws_guidance(method, options), phase == CRITIC or not taught and method not in OWN_GUIDANCE
+        always, never = draws_guidance(method, options), phase == CRITIC or not taught and method not in SELF_GUIDED
         counts = [
             None if missing else count(method, options, phase, taught=taught, guided=guided)
             for guided, missing in ((False, always), (True, never))
