@@ -468,7 +468,7 @@ def test_a_student_of_a_critic_was_made_for_its_calls(tmp_path, counted):
     _, missing = finished.gather(digits.wanted(tmp_path, digits.PIXELS, {})[0], digits.parse)
     reasons = {one.wanted.workdir.name: one for one in missing}
     assert reasons["dmd2_1"].reason == "its report has no row 'student_1'"
-    assert reasons["dmd2_1"].wanted.arguments == ("--config=configs/moving_digits/games.py:dmd2,1",)
+    assert reasons["dmd2_1"].wanted.arguments == ("--config=configs/moving_digits/games.py:dmd2,1,20000",)
     assert reasons["dmd2_4"].reason == "its training stages have the methods ['shortcut'], not ['progressive', 'dmd2']"
 
 

@@ -133,7 +133,7 @@ def test_missing_runs_are_named_with_their_commands(tmp_path):
     )
     parts = page.read(tmp_path / "claims.md")
     assert f"**Verdict: {MISSING}.**" in parts["adversarial"] and f"**Verdict: {MISSING}.**" in parts["cascade"]
-    assert "--config=configs/moving_digits/games.py:dmd2,1 " in parts["adversarial"]
+    assert "--config=configs/moving_digits/games.py:dmd2,1,20000 " in parts["adversarial"]
     assert "--config=configs/moving_digits_64/games.py:ladd,4 " in parts["adversarial"]
     found = claims_students.progressive(tmp_path / "runs", tmp_path)
     assert {one.outcome for one in found.statements} == {MISSING} and found.missing

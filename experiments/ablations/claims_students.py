@@ -56,12 +56,7 @@ def on_digits(
     runs: pathlib.Path, folder: pathlib.Path, *names: str, family: digits.Family = digits.PIXELS
 ) -> tuple[dict[str, Rows], list[finished.Missing]]:
     """METHOD, or METHOD_CALLS of a game -> its run, there or kept in the page's folder; and those that are missing."""
-    wanted = {}
-    for name in names:
-        method, calls = digits.name_of(name), name.rpartition("_")[2]
-        plain = method == name
-        argument = f"{family.config('students')}:{name}" if plain else f"{family.config('games')}:{method},{calls}"
-        wanted[name] = finished.Wanted(runs / family.name / name, (argument,))
+    wanted = {name: finished.Wanted(runs / family.name / name, family.arguments(name)) for name in names}
     return finished.gather(wanted, rows, finished.load(folder / family.records))
 
 
@@ -268,7 +263,7 @@ CLAIMS = (
     Claim(
         "adversarial",
         "ADD, DMD2 and LADD come near the quality of 50 steps in 1 to 4",
-        """Finished runs on moving digits, students at the budget of the project's configs, against the guided teacher at
+        """Finished runs on moving digits, students of at most 20,000 forwards of training, against the guided teacher at
         50 steps, 256 clips. Near is what distillation.md asks of such students: within 1.3 times its Fréchet distance at
         4 calls, twice at one.""",
         adversarial,

@@ -23,8 +23,9 @@ CRITICS = {
 
 
 class Family(NamedTuple):
-    """Students of one teacher: the folder of their runs, their configs, those of an adversary among them that are wanted, and
-    why some aren't near enough, one sentence a method. By hand: a page with new numbers may need new ones.
+    """Students of one teacher: the folder of their runs, their configs, those of a critic that are wanted, and why some aren't
+    near enough, one sentence a method. By hand: a page with new numbers may need new ones. budgets: forwards of those that
+    don't have the config's own.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Family(NamedTuple):
     configs: str
     games: Mapping[str, tuple[int, ...]]
     reasons: Mapping[str, str] = {}
+    budgets: Mapping[str, int] = {}
 
     @property
     def records(self) -> str:
@@ -41,13 +43,22 @@ class Family(NamedTuple):
     def config(self, name: str) -> str:
         return f"--config={self.configs}/{name}.py"
 
+    def arguments(self, run: str) -> tuple[str, ...]:
+        """Of `experiments.run`, for METHOD or METHOD_CALLS."""
+        method = name_of(run)
+        if run == method:
+            return (f"{self.config('students')}:{method}",)
+        budget = f",{self.budgets[method]}" if method in self.budgets else ""
+        return (f"{self.config('games')}:{method},{run.removeprefix(f'{method}_')}{budget}",)
+
 
 PIXELS = Family(
     "digits",
     "16x16 clips of 8 frames, sampled as pixels",
     "configs/moving_digits",
     CRITICS | {"add": (4,)},
-    {
+    budgets={"dmd2": 20_000, "f_distill": 20_000, "add": 10_000},
+    reasons={
         "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
         "consistency_distillation": "what it knows at clean levels has to come to the noise over 31 neighbours, in 1,000 "
         "updates (the paper has 600,000): the more calls, the less of that way each has to go.",
@@ -134,13 +145,13 @@ def wanted(
     calls, those that are wanted and those that are there or kept; and the same of the teacher's run at few steps.
     """
     folder = runs / family.name
-    made = {name: finished.Wanted(folder / name, (f"{family.config('students')}:{name}",)) for name in STUDENTS}
+    made = {name: finished.Wanted(folder / name, family.arguments(name)) for name in STUDENTS}
     known = [*kept, *(path.name for path in folder.glob("*"))]
     for name, counts in family.games.items():
         there = {int(m[1]) for one in known if (m := re.fullmatch(rf"{name}_(\d+)", one))}
         for calls in sorted({*counts} | there, reverse=True):
-            arguments = (f"{family.config('games')}:{name},{calls}",)
-            made[f"{name}_{calls}"] = finished.Wanted(folder / f"{name}_{calls}", arguments)
+            run = f"{name}_{calls}"
+            made[run] = finished.Wanted(folder / run, family.arguments(run))
     return made, {"teacher": finished.Wanted(folder / "teacher", (family.config("few_steps"),))}
 
 

@@ -128,8 +128,8 @@ This shows what guidance by history does to the law of what follows: the last {F
 standard deviation, and the mean squared difference of neighbouring frames, over the true ones: below 1 the future is too sure,
 or moves too little. Where the model is exact no guidance is right, and the table says what each kind bends; compare with the
 first row. At g = 2 fractional guidance by the low frequencies bends the mean a quarter as much as vanilla guidance of the rough
-video, and a fiftieth of the smooth one. Guidance doesn't freeze Gaussian video: it narrows its spread, and moves the smooth
-one more.
+video, and a fiftieth of the smooth one. Guidance doesn't freeze Gaussian video: vanilla and fractional guidance narrow its
+spread, and vanilla guidance moves the smooth one more.
 
 {page.table(header, lines)}
 """

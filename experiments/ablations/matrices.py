@@ -91,7 +91,7 @@ first-order steps still count).
 {page.table(header, lines)}
 
 At {EQUAL} calls the steps that are left for every frame, and what they reach: staggering is bought for streaming and causality,
-not for accuracy per call.
+not for accuracy per call; only 2M on OU is a little better by a lag of one step.
 
 {page.table(["matrix", "steps a frame", *named], equal)}
 
