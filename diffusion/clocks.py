@@ -226,8 +226,8 @@ class Discrete:
     @elementwise
     def logsnr(self, xp, t):
         times, sums = (xp.asarray(k, dtype=t.dtype) for k in self._knots)
-        step = 1 / len(self.betas)
-        past = xp.maximum(t - times[-1], xp.zeros_like(t)) / step
+        # In steps: t = 1 is then exactly one step past the last finite level, in any precision, and noise alone.
+        past = xp.maximum(t * len(self.betas) - (len(times) - 1), xp.zeros_like(t))
         if self.betas[-1] == 1:
             rest = -xp.log1p(-xp.minimum(past, xp.ones_like(t)))
         else:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from diffusion import grids, sampling
 from diffusion.levels import expand
 from diffusion.schedules import Schedule
+from diffusion.solvers.singlestep import renoise
 from diffusion.solvers.table import Table
 
 Grid = Float[np.ndarray, "points"]
@@ -309,20 +310,11 @@ def roll_out(
         )
     return _roll_out(
         sampling.tree(denoise), table, x, key,
-        _renoise(schedule, moved, wanted),
-        np.asarray(schedule.sigma(before[frames - advance :])),
+        renoise(schedule, moved, wanted),
+        np.asarray(schedule.size(before[frames - advance :])),
         sampling.tree(noise or sampling.normal),
         history=history, advance=advance, periods=periods, progress=progress,
     )  # fmt: skip
-
-
-def _renoise(schedule: Schedule, here: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, added): kept x + added noise takes data from log-SNR `here` to the noisier, or the same, `there`."""
-    stays = there == here
-    here, level = (np.where(stays, 0.0, part) for part in (here, there))  # a frame that stays may have no signal at all
-    kept = schedule.alpha(level) / schedule.alpha(here)
-    added = np.sqrt(np.maximum(schedule.sigma(level) ** 2 - (kept * schedule.sigma(here)) ** 2, 0.0))
-    return np.where(stays, 1.0, kept), np.where(stays, 0.0, added)
 
 
 @partial(jax.jit, static_argnames=("history", "advance", "periods", "progress"))
@@ -366,9 +358,7 @@ def stream(
     """
     _whole("periods", periods, 1)
     start = expand(np.asarray(table.logsnr)[0], np.empty(shape))
-    # Of noisy data of unit variance, as students are trained on: at a level that is not all noise it is more than sigma.
-    size = np.hypot(schedule.alpha(start), schedule.sigma(start))
-    x = sampling.check(table, np.broadcast_to(size, shape).astype(np.float32), key)
+    x = sampling.check(table, np.broadcast_to(schedule.size(start), shape).astype(np.float32), key)
     return _stream(
         sampling.tree(denoise), sampling.tree(remember), table, cache, x, key, sampling.tree(noise or sampling.normal),
         periods=periods, progress=progress,

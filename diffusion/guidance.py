@@ -106,6 +106,8 @@ def dynamic_threshold(denoise: Denoiser, quantile: Number = 0.995, limit: Number
 
     s is one number for a whole clip: one per frame would make the contrast flicker.
     """
+    if np.ndim(quantile):
+        raise ValueError(f"quantile: expected one number for all clips, got shape {list(np.shape(quantile))}")
     numbers = _number("quantile", quantile, *SHARE), _number("limit", limit, *POSITIVE)
     return Partial(_dynamic_threshold, _callable("denoise", denoise), *numbers)
 

@@ -153,7 +153,8 @@ class _Guided(_Shown):
         total = jnp.zeros_like(x)
         for weight, level in zip(weights, shown, strict=True):
             level = jnp.asarray(level, x.dtype)[None]
-            seen = self.show(known, mask, eps, x, level), jnp.where(mask > 0, level, own)
+            at = (part.reshape(part.shape + (1,) * (own.ndim - 2)) for part in (mask > 0, level))  # own may be a map
+            seen = self.show(known, mask, eps, x, level), jnp.where(*at, own)
             total = total + weight * denoise(*seen, *rest)
         return _put(mask, known, total)
 

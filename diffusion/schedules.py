@@ -147,6 +147,11 @@ class Schedule:
         """The coefficient of eps in x."""
         return self.scaling.sigma(logsnr)
 
+    def size(self, logsnr: Levels) -> Levels:
+        """sqrt(alpha^2 + sigma^2), of noisy data of unit variance: how large the noise is with which a sample begins."""
+        alpha, sigma = self.alpha(logsnr), self.sigma(logsnr)
+        return namespace(alpha).hypot(alpha, sigma)
+
     def logsnr(self, t: Levels) -> Levels:
         """log(alpha^2 / sigma^2) at time t in [0, 1]; t = 0 is clean."""
         return self.clock.logsnr(t)
@@ -173,11 +178,14 @@ class Schedule:
 
 
 def rescale(x: Data, logsnr: Levels, source: Schedule, target: Schedule) -> Data:
-    """The same noisy data in another scaling: x times alpha_target / alpha_source. `logsnr` broadcasts to x.
+    """The same noisy data in another scaling: x times alpha_target / alpha_source, at a level of any shape that
+    `levels.expand` takes.
 
     Below logsnr = 0 it is sigma_target / sigma_source, the same number, which holds at alpha = 0 too.
     """
-    xp = namespace(x)
+    from diffusion.levels import expand  # which is made of schedules
+
+    xp, logsnr = namespace(x), expand(logsnr, x)
     noisy = xp.asarray(logsnr) < 0
     top = xp.where(noisy, target.sigma(logsnr), target.alpha(logsnr))
     return x * top / xp.where(noisy, source.sigma(logsnr), source.alpha(logsnr))
@@ -311,7 +319,7 @@ def record(schedule: Schedule) -> dict[str, Any]:
             own = PARTS.get(kind.__name__) is kind
             return {"kind": kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}", **fields}
         if isinstance(value, tuple):
-            return list(value)
+            return [plain(part) for part in value]
         # JSON has no infinity.
         return str(value) if isinstance(value, float) and math.isinf(value) else value
 
@@ -325,8 +333,10 @@ def restore(saved: dict[str, Any], find: Callable[[str], type] | None = None) ->
 
     def built(value):
         if isinstance(value, dict):
-            fields = {name: built(v) for name, v in value.items() if name != "kind"}
             kind = value.get("kind")
+            fields = {name: built(v) for name, v in value.items() if name != "kind"}
+            if kind in PARTS:  # a record written by hand may have 1 for 1.0
+                fields = {name: float(v) if type(v) is int else v for name, v in fields.items()}
             part = find(kind) if find is not None and ":" in str(kind) else PARTS.get(kind)
             if part is None:
                 near = difflib.get_close_matches(str(kind), PARTS, 1, 0)
@@ -339,8 +349,8 @@ def restore(saved: dict[str, Any], find: Callable[[str], type] | None = None) ->
                 expected = [f.name for f in dataclasses.fields(part)]
                 raise ValueError(f"schedule record: {kind} takes {expected}, got {sorted(fields)}") from error
         if isinstance(value, list):
-            return tuple(value)
-        return float(value) if isinstance(value, str | int) else value
+            return tuple(built(part) for part in value)
+        return float(value) if value in ("inf", "-inf") else value
 
     schedule = built(saved)
     if not isinstance(schedule, Schedule):

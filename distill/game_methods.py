@@ -216,7 +216,7 @@ def to_teachers_samples(
         eps = network.noise(key_noise, clips.shape, clips.dtype)
         goal = coupled(schedule, teacher, table, eps)
         at = jnp.full((1,), level, jnp.float32)
-        x = expand(jnp.hypot(schedule.alpha(at), schedule.sigma(at)), eps) * eps
+        x = expand(schedule.size(at), eps) * eps
 
         def output(prediction: Array) -> Array:
             return predictions.denoised(network.prediction, prediction, x, at, schedule)

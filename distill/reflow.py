@@ -81,7 +81,7 @@ def coupled(schedule, teacher: Callable[[Array, Array], Array], table: Table, ep
     and of what is left of a clip of variance one; at the last only the scale is undone, as in every sample.
     """
     start, end = schedule.logsnr_start, schedule.logsnr_end
-    x = eps * np.hypot(schedule.alpha(start), schedule.sigma(start)).astype(eps.dtype)
+    x = eps * np.asarray(schedule.size(start), eps.dtype)
     return sampling.sample(Partial(teacher), table, x) / np.asarray(schedule.alpha(end), eps.dtype)
 
 

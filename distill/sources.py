@@ -219,8 +219,7 @@ def exit_index(
 
 def unit_noise(network: Network, key: Array, like: Array, level: Array) -> Array:
     """Noise of the variance that a noisy clip of unit variance has at `level`: 1 in VP."""
-    size = jnp.hypot(network.schedule.alpha(level), network.schedule.sigma(level))
-    return expand(size, like) * network.noise(key, like.shape, like.dtype)
+    return expand(network.schedule.size(level), like) * network.noise(key, like.shape, like.dtype)
 
 
 def renewed(network: Network, student: Callable, level: Array, level_to: Array, key: Array) -> Callable[[Array], Array]:

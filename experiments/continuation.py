@@ -261,7 +261,7 @@ def continued(
             shape = (1, start.shape[2], *seen.shape[2:])
             wrap, options = way
             denoise = histories.within(wrap, denoise, schedule, history, network.noise(known_key, shape), **options)
-        x = jnp.concatenate([seen, new * float(schedule.sigma(start[0, 0, -1]))], axis=1)
+        x = jnp.concatenate([seen, new * float(schedule.size(start[0, 0, -1]))], axis=1)
         if begin is not None:
             x = sampling.sample(denoise, table(begin), x, begin_key, noise=network.noise)
         video = frames.roll_out(

@@ -166,8 +166,7 @@ def drawn(
     log-SNR aug_logsnr.
     """
     level = levels.expand(np.asarray(table.logsnr)[0], noise)
-    # The scale of noisy data at the first level, for data of unit variance: 1 in VP, sqrt(1 + sigma^2) in VE.
-    x = jnp.asarray(noise * np.hypot(network.schedule.alpha(level), network.schedule.sigma(level)), jnp.float32)
+    x = jnp.asarray(noise * network.schedule.size(level), jnp.float32)
     label = jnp.asarray(labels) if network.num_classes else None
     given = {}
     if low is not None:

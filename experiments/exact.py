@@ -107,7 +107,7 @@ def truth(
     """n noises at the schedule's start, in its scale, and the clean data to which the exact flow takes them; float64."""
     noise = noise_of(key, (n, *source.shape))
     start, end = schedule.logsnr_start, schedule.logsnr_end
-    x = noise * np.hypot(schedule.alpha(start), schedule.sigma(start))
+    x = noise * schedule.size(start)
     flow = oracles.probability_flow(source.oracle.denoiser(schedule), x, schedule, start, end, RTOL)
     return x, flow / schedule.alpha(end)
 

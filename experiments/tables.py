@@ -46,7 +46,7 @@ def dpm_solver_v3(
     levels: int = 128,
 ) -> solvers.Table:
     """`solvers.dpm_solver_v3` with statistics from `num_noises` trajectories of `levels` calls."""
-    x = float(schedule.sigma(schedule.logsnr_start)) * sampling.normal(key, (num_noises, *shape), "float32")
+    x = float(schedule.size(schedule.logsnr_start)) * sampling.normal(key, (num_noises, *shape), "float32")
     statistics = solvers.ems_statistics(denoise, schedule, x, key, levels=levels)
     return solvers.dpm_solver_v3(schedule, grid, statistics, order, corrector=corrector)
 

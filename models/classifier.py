@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from models.definition import is_count
 from models.layers import Conv, Linear
 
 # Five convolutions of 105,000 weights in all: 16x16 frames end at 4x4. For 64x64 add levels at the front.
@@ -82,8 +83,11 @@ def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
             nearest = get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
             raise KeyError(f"unknown key {name!r} for a classifier; did you mean {nearest!r}?")
     shape, widths = tuple(options["shape"]), tuple(options["widths"])
-    if len(shape) != 3 or not widths or min((*shape, *widths)) < 1:
+    if len(shape) != 3 or not widths or not all(map(is_count, (*shape, *widths))):
         raise ValueError(f"a classifier needs shape (h, w, c) and widths (one a level), got {shape} and {widths}")
+    for name in ("features", "num_classes"):
+        if not is_count(options[name]):
+            raise ValueError(f"{name} is a whole number from 1 up, got {options[name]!r}")
     if shape[0] % 2 ** (len(widths) - 1) or shape[1] % 2 ** (len(widths) - 1):
         raise ValueError(f"frames of {shape[0]}x{shape[1]} can't be halved {len(widths) - 1} times for {widths}")
 

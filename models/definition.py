@@ -63,6 +63,10 @@ class ModelDef(NamedTuple):
     remember: Callable[..., dict[str, Array]] | None = None
 
 
+def is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def seam(
     construct: Callable[[Normals], nnx.Module],
 ) -> tuple[Callable[[PRNGKeyArray], Params], Callable[[Params], Any]]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from models.definition import Params, checked_label, seam
+from models.definition import Params, checked_label, is_count, seam
 from models.layers import LEVELS, Conv, Embedding, Linear, Rngs, Sinusoids, TemporalMix, rms_normalise
 
 Map = Float[Array, "b f h w c"]
@@ -138,14 +138,14 @@ def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classe
         if kind not in MIXERS:
             raise ValueError(f"kinds has names among {tuple(MIXERS)}, got {kind!r}{_hint(kind, MIXERS)}")
     for name in ("width", "depth"):
-        if not _is_count(options[name]):
+        if not is_count(options[name]):
             raise ValueError(f"{name} is a whole number from 1 up, got {options[name]!r}")
     for name in ("level", "places"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} is True or False, got {options[name]!r}")
-    if not isinstance(channels, list | tuple) or not channels or not all(map(_is_count, channels)):
+    if not isinstance(channels, list | tuple) or not channels or not all(map(is_count, channels)):
         raise ValueError(f"heads need the channels of each map, a tuple of whole numbers from 1 up, got {channels!r}")
-    if num_classes != 0 and not _is_count(num_classes):
+    if num_classes != 0 and not is_count(num_classes):
         raise ValueError(f"num_classes is the number of classes or 0 for none, got {num_classes!r}")
     return _build(Options(**options | {"kinds": tuple(kinds)}), tuple(channels), num_classes)
 
@@ -174,10 +174,6 @@ def _build(options: Options, channels: tuple[int, ...], num_classes: int) -> Hea
         return module(params)(tuple(features), label, logsnr if options.level else None)
 
     return HeadsDef(init, apply)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
 
 
 def _hint(name: Any, known: Mapping[str, Any]) -> str:

@@ -85,6 +85,9 @@ def test_bad_configs_and_frames_are_refused():
         build_classifier({"shape": (20, 20, 1), "widths": (8, 8, 8, 8)})
     with pytest.raises(ValueError, match=r"shape \(h, w, c\)"):
         build_classifier({"shape": (16, 16)})
+    for key, value in (("features", 0), ("features", "64"), ("num_classes", 2.5)):
+        with pytest.raises(ValueError, match=f"{key} is a whole number from 1 up, got {value!r}"):
+            build_classifier({key: value})
     classifier = build_classifier(SMALL)
     params = classifier.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"takes frames \[n, 16, 16, 1\], got \(2, 8, 8, 1\)"):

@@ -342,6 +342,7 @@ batched = guidance.batched_classifier_free
         (lambda f: guidance.autoguidance(f, f, 1.0, interval=(1.0, 1.0)), "interval must rise in log-SNR"),
         (lambda f: guidance.autoguidance(f, f, 1.0, interval=(np.nan, 1.0)), "interval must be a log-SNR"),
         (lambda f: guidance.dynamic_threshold(f, 99.5), "quantile must be between 0 and 1, got 99.5"),
+        (lambda f: guidance.dynamic_threshold(f, np.array([0.5, 0.9])), r"one number for all clips, got shape \[2\]"),
         (lambda f: guidance.dynamic_threshold(f, limit=0.0), "limit must be above 0, got 0"),
         (lambda f: guidance.static_threshold(f, -1.0), "limit must be above 0, got -1"),
         (lambda f: batched(f, {"label": 0}, {"lable": 0}, 1.0), "same keys"),

@@ -63,6 +63,24 @@ def test_the_whole_history_shown_once_is_no_guidance():
     np.testing.assert_allclose(roll(alone), roll(DENOISE), atol=1e-5)
 
 
+def test_a_map_that_is_the_same_all_over_a_frame_is_a_level_per_frame():
+    """Known frames, not columns of pixels, are told their own level: a clip as high and wide as it is long."""
+    video = oracles.gaussian_process(oracles.ornstein_uhlenbeck(4, 0.9))
+    x = jax.random.normal(KEY, (2, 4, 4, 4, 1))
+    where, told = np.arange(4) < 1, []
+
+    def denoise(x, logsnr):
+        told.append(logsnr)
+        return video.denoiser(VP)(x, logsnr if logsnr.ndim < 3 else logsnr[:, :, 0, 0])
+
+    guided = history.guided(denoise, VP, x, where, jax.random.normal(KEY, x.shape), parts=history.vanilla(2.0))
+    levels = np.asarray([[-3.0, -2.0, -1.0, 0.0]])
+    per_frame = guided(x, levels)
+    as_map = guided(x, np.broadcast_to(levels[..., None, None], (1, 4, 4, 4)))
+    np.testing.assert_allclose(as_map, per_frame, atol=1e-5)
+    assert all(np.ptp(level, axis=(2, 3)).max() == 0 for level in told if level.ndim == 4 and np.isfinite(level).all())
+
+
 def test_no_known_frame_is_refused():
     with pytest.raises(ValueError, match="at least one known frame, got history 0"):
         history.within(history.replacement, DENOISE, VP, 0, EPS)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion import schedules
+from diffusion.clocks import Clock
 
 INF = math.inf
 ZERO_SNR = schedules.vp_discrete(schedules.rescale_zero_terminal_snr(schedules.scaled_linear_betas()))
@@ -174,6 +175,41 @@ def test_zero_terminal_snr():
     assert ZERO_SNR.alpha(ZERO_SNR.logsnr(1.0)) == 0 and ZERO_SNR.logsnr_start == -20
     level = ZERO_SNR.logsnr(0.9995)
     assert ZERO_SNR.alpha(level) ** 2 == pytest.approx(after[-2] ** 2 / 2, rel=1e-9)
+
+
+def test_a_chain_without_signal_at_its_end_has_none_whatever_its_length():
+    """(T - 1) / T + 1 / T is 1 only for some T in floating point."""
+    for num in (*range(2, 130), 1000, 1999):
+        schedule = schedules.vp_discrete(schedules.rescale_zero_terminal_snr(schedules.ddpm_betas(1e-3, 0.1, num)))
+        assert schedule.logsnr(1.0) == -INF and schedule.logsnr(jnp.float32(1)) == -INF, num
+        assert schedule.logsnr_start == min(-20.0, schedule.logsnr((num - 1) / num))
+
+
+@pytest.mark.parametrize(
+    "schedule, size",
+    [
+        (schedules.vp_linear(), lambda logsnr: np.ones_like(logsnr)),
+        (schedules.ve(0.01, 5.0), lambda logsnr: np.sqrt(1 + np.exp(-logsnr))),
+        (schedules.flow(), lambda logsnr: np.sqrt(1 + np.exp(-logsnr)) / (1 + np.exp(-logsnr / 2))),
+    ],
+    ids=["vp", "ve", "flow"],
+)
+def test_the_size_of_noisy_data(schedule, size):
+    """In flow s = sigma / alpha with alpha + sigma = 1; of sub-VP the least is sqrt(.75), where alpha^2 = 1/2."""
+    levels = np.linspace(-8, 8, 17)
+    np.testing.assert_allclose(schedule.size(levels), size(levels), rtol=1e-12)
+    np.testing.assert_allclose(schedule.size(jnp.asarray(levels)), size(levels), rtol=1e-5)
+    sub = schedules.sub_vp()
+    assert (
+        sub.size(math.log(2)) == pytest.approx(math.sqrt(0.75)) == np.min(sub.size(np.linspace(-8, 8, 10_001))).round(6)
+    )
+
+
+def test_a_level_for_every_clip_is_rescaled_clip_by_clip():
+    x, level = np.ones((2, 2)), np.array([-4.0, 0.0])
+    moved = schedules.rescale(x, level, schedules.vp_linear(), schedules.ve())
+    for i in range(2):
+        np.testing.assert_allclose(moved[i], schedules.rescale(x[i], level[i], schedules.vp_linear(), schedules.ve()))
 
 
 @each
@@ -347,6 +383,31 @@ def test_repr_and_record_rebuild_the_schedule(schedule):
     saved = json.loads(json.dumps(schedules.record(schedule), allow_nan=False))
     assert schedules.restore(saved) == schedule
     assert hash(schedules.restore(saved)) == hash(schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A clock of somebody else's, with fields of all kinds; its levels are those of the clock within."""
+
+    within: Clock
+    mode: str
+    terms: int
+    on: bool
+    bounds: tuple[float, ...]
+
+    def logsnr(self, t):
+        return self.within.logsnr(t)
+
+    def time(self, logsnr):
+        return self.within.time(logsnr)
+
+
+def test_a_clock_of_somebody_elses_comes_back_as_it_was():
+    own = Own(schedules.vp_linear().clock, "1", 3, True, (-INF, 2.0))
+    schedule = schedules.Schedule(schedules.VP(), own, -10.0, 10.0)
+    saved = json.loads(json.dumps(schedules.record(schedule), allow_nan=False))
+    again = schedules.restore(saved, find={f"{__name__}:Own": Own}.get)
+    assert again == schedule and repr(again) == repr(schedule)
 
 
 def test_equality_is_by_value():

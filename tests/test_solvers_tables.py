@@ -215,6 +215,19 @@ def test_lower_orders_at_the_end_are_for_few_steps_unless_asked_for():
     assert orders(np.append(np.linspace(-3.0, 3.0, 25), 4.0), lower_order_final=False)[-3:] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("steps", [12, 30])
+def test_deis_in_log_snr_is_exponential_adams_in_noise_form(steps):
+    """On the cosine's clock, too, whose last step of 30 is ten times as long as the one before."""
+    schedule = schedules.vp_cosine()
+    grid = grids.uniform_time(schedule, steps)
+    ours, other = (
+        solvers.deis(schedule, grid, 2, variant="log"),
+        solvers.exponential_adams(schedule, grid, 2, noise_form=True),
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [20, 50])
 def test_2m_is_no_worse_than_ddim_where_the_clock_ends_in_a_long_step(steps):
     """The cosine's last step of 20 is 15 in log-SNR, the one before 1.4; through both the extrapolation is worth nothing."""

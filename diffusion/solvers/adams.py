@@ -92,7 +92,8 @@ def adams(
 
 
 def _adams(name, schedule, grid, order, variable, damping, lower_order_final):
-    steps = steps_of(name, schedule, grid, order, lower_order_final=lower_order_final)
+    in_logsnr = variable == "log"
+    steps = steps_of(name, schedule, grid, order, lower_order_final=lower_order_final, in_logsnr=in_logsnr)
     check_damping(name, damping)
     coordinate, moments = VARIABLES[variable]
     update = multistep.predictor(

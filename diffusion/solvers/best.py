@@ -52,15 +52,16 @@ def warped_adams(
     """Exponential Adams on the denoised estimate, a polynomial in `coordinate` through its last `order` values; N calls.
 
     order: 1 (DDIM) to 4. nodes: 0, or 2 to 5, the values through which the corrector's polynomial goes, the new one
-    included; it costs no call. lower_order_final: the last steps of lower order; None means with fewer than 50 steps.
-    With `coordinate` the log-SNR this is `exponential_adams`.
+    included; it costs no call. lower_order_final: the last steps of lower order; None means with fewer than 50 steps, or where
+    some level waits while others move. With `coordinate` the log-SNR, and as many steps of lower order, this is
+    `exponential_adams`.
     Source: exponential Adams methods (Hochbruck & Ostermann 2010, section 2.5) on the flow of Lu et al. 2022, arXiv
     2211.01095, prop. 4.1, after a change of the interpolation's variable.
     """
     if nodes not in (0, 2, 3, 4, 5):
         raise ValueError(f"warped_adams: nodes must be 0 (no corrector) or from 2 to 5, got {nodes!r}")
     name, short = "warped_adams", lower_order_final is None and len(np.asarray(grid)) <= 50
-    steps = steps_of(name, schedule, grid, order, lower_order_final=short or bool(lower_order_final))
+    steps = steps_of(name, schedule, grid, order, lower_order_final=True if short else lower_order_final)
     where = coordinate(np.append(steps.nodes, steps.there[-1:], axis=0))
     anchor, moments = data_anchor(steps), _moments(steps, coordinate, max(order, nodes))
     predict = multistep.predictor(steps, where, anchor, moments)
@@ -215,11 +216,11 @@ def checked_probe(name: str, denoise: Any, shape: Any, key: Any) -> tuple[int, .
 
 
 def noise(schedule: Schedule, start: float, key: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """Noise at the level `start` in the schedule's scale; float64 where JAX has it switched on."""
-    sigma = float(schedule.sigma(start))
-    if not math.isfinite(sigma):
+    """Noise as large as noisy data is at the level `start`; float64 where JAX has it switched on."""
+    size = float(schedule.size(start))
+    if not math.isfinite(size):
         raise ValueError("noise: sigma of this schedule is infinite at log-SNR -inf; start at a finite level")
-    return sigma * sampling.normal(key, shape, jnp.result_type(float))
+    return size * sampling.normal(key, shape, jnp.result_type(float))
 
 
 def reference(

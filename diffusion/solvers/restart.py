@@ -53,10 +53,11 @@ def restart(
         noisy, clean, steps, repeats = interval
         inside = np.isfinite(grid) & (np.arange(len(grid)) > 0)
         place = int(np.argmin(np.where(inside, np.abs(np.where(inside, grid, 0.0) - clean), np.inf)))
-        if not (inside[place] and -np.inf < noisy < grid[place]) or steps < 1 or repeats < 0:
+        fits = inside[place] and -np.inf < noisy < grid[place]
+        if not fits or steps < 1 or repeats < 0 or steps != int(steps) or repeats != int(repeats):
             raise ValueError(
                 f"restart: interval {tuple(interval)} needs a finite noisy level below its clean end, here the grid's point"
-                f" {grid[place]:.6g}, at least one step and no negative number of repeats"
+                f" {grid[place]:.6g}, at least one step and no negative number of repeats, both whole"
             )
         rounds.setdefault(place, []).append(Interval(float(noisy), float(grid[place]), int(steps), int(repeats)))
     legs = []
