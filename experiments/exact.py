@@ -63,16 +63,18 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     source = source_of(context.config, "test", where)
     schedule, n = configs.schedule(context.config), block.get("num_clips", 1024)
     key = context.key(name)
-    x, flow = truth(source, schedule, key, n, NOISES[block.get("noise", "independent")])
+    noise = block.get("noise", "independent")
+    x, flow = truth(source, schedule, key, n, NOISES[noise])
+    apart = groups(noise, n)
     law = source.clips[:n]
     rows, drawn = {}, {"exact flow": flow}
     for row, sampler in block["samplers"].items():
         drawn[row], calls = draw(
             context, source, schedule, sampler, x, key, f"{where}.samplers.{row}", folder / "tables"
         )
-        rows[row] = {"calls": calls, **measure(drawn[row], flow, source, block.get("bootstrap", 100))}
+        rows[row] = {"calls": calls, **measure(drawn[row], flow, source, block.get("bootstrap", 100), apart)}
         print(f"{name}: {row}: " + ", ".join(f"{k} {text(v)}" for k, v in rows[row].items()), flush=True)
-    floor = measure(law, flow, source, block.get("bootstrap", 100))
+    floor = measure(law, flow, source, block.get("bootstrap", 100), apart)
     rows = {"fresh draws": {"calls": None, **floor}, **rows}
     result = {"law": source.name, "clips": n, "samplers": block["samplers"], "metrics": rows}
     configs.write_json(folder / "report.json", result)
@@ -90,15 +92,22 @@ def independent(key, shape: tuple[int, ...]) -> np.ndarray:
 
 def sobol(key, shape: tuple[int, ...]) -> np.ndarray:
     """Normal quantiles of a scrambled Sobol sequence (Owen 1998): every region gets its share of the points nearly exactly, so
-    that what chance adds to a distance between laws is small.
+    that what chance adds to a distance between laws is small. The two halves are scrambled apart: points of one keep away from
+    each other, and only those of different ones are independent.
     """
     n, *rest = shape
-    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
-    uniform = stats.qmc.Sobol(math.prod(rest), rng=seed).random(n)
+    seeds = jax.random.randint(key, (2,), 0, 2**31 - 1).tolist()
+    halves = zip(seeds, (n // 2, n - n // 2), strict=True)
+    uniform = np.concatenate([stats.qmc.Sobol(math.prod(rest), rng=seed).random(size) for seed, size in halves])
     return stats.norm.ppf(np.clip(uniform, 2.0**-32, 1 - 2.0**-32)).reshape(shape)
 
 
 NOISES = {"independent": independent, "sobol": sobol}
+
+
+def groups(noise: str, n: int) -> np.ndarray:
+    """Of n such noises, those that are independent of each other differ in this number."""
+    return np.where(np.arange(n) < n // 2, 0, 1) if noise == "sobol" else np.arange(n)
 
 
 def truth(
@@ -135,8 +144,8 @@ def draw(context, source, schedule: schedules.Schedule, sampler, x, key, where, 
 SLOW = ("wasserstein", "wasserstein_1", "energy")
 
 
-def measure(drawn, flow, source: Exact, bootstrap: int) -> dict[str, Any]:
-    """Distances to the law, error of the map, and, where the law has modes, how many of them are kept.
+def measure(drawn, flow, source: Exact, bootstrap: int, apart: np.ndarray) -> dict[str, Any]:
+    """Distances to the law, error of the map, and, where the law has modes, how many of them are kept. apart: `groups`.
 
     Each as [value, low, high], the 95 % interval over resampled clips, moved by the bias that resampling has.
     """
@@ -146,7 +155,7 @@ def measure(drawn, flow, source: Exact, bootstrap: int) -> dict[str, Any]:
     draws = [rng.integers(0, len(error), len(error)) for _ in range(bootstrap)]
     measures = {
         "wasserstein": lambda rows: wasserstein(drawn[rows], flow[rows]),
-        "energy": lambda rows: energy(drawn[rows], flow[rows]),
+        "energy": lambda rows: energy(drawn[rows], flow[rows], apart[rows]),
         "flow_map_rmse": lambda rows: float(np.sqrt(np.mean(error[rows] ** 2))),
         "flow_map_median": lambda rows: float(np.median(error[rows])),
     }
@@ -186,17 +195,18 @@ def wasserstein(drawn: Points, flow: Points, order: int = 2) -> float:
     return float(np.mean(moved) ** (1 / order))
 
 
-def energy(drawn: Points, flow: Points) -> float:
+def energy(drawn: Points, flow: Points, apart: np.ndarray | None = None) -> float:
     """The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely & Rizzo 2013), in units of the data, over pairs
-    that come from different noises: unbiased (so it may fall below 0), and 0 for the exact flow.
+    that come from independent noises: unbiased (so it may fall below 0), and 0 for the exact flow. apart: a number for each
+    noise, different for those that are independent; None: all are.
 
     For samplers that add noise of their own. There the Wasserstein distance rewards the grid that adds least, not the best: a
     sample that stays near the flow's own makes its floor smaller.
     """
     x, y = np.asarray(drawn), np.asarray(flow)
-    pairs = len(x) * (len(x) - 1)
-    between = cdist(x, y)
-    return float((2 * (between.sum() - np.trace(between)) - cdist(x, x).sum() - cdist(y, y).sum()) / pairs)
+    apart = np.arange(len(x)) if apart is None else apart
+    pairs = apart[:, None] != apart
+    return float(np.mean((2 * cdist(x, y) - cdist(x, x) - cdist(y, y))[pairs]))
 
 
 def modes_kept(points: Points, law: oracles.Mixture) -> float:

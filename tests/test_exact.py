@@ -69,6 +69,20 @@ def test_the_energy_distance_has_no_floor_and_no_liking_for_pairs():
     assert exact.energy(points + 5.0, points) > exact.energy(points + 1.0, points) > 0
 
 
+@pytest.mark.parametrize("noise", exact.NOISES)
+def test_the_energy_distance_of_the_law_itself_is_zero_on_average(noise):
+    """Also where points of one draw keep away from each other: between all pairs they seem wider than the law."""
+    n, found, all_pairs = 64, [], []
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        flow, drawn = exact.NOISES[noise](jax.random.key(i), (n, 1)), rng.standard_normal((n, 1))
+        found.append(exact.energy(drawn, flow, exact.groups(noise, n)))
+        all_pairs.append(exact.energy(drawn, flow))
+    error = np.std(found) / len(found) ** 0.5
+    assert abs(np.mean(found)) < 4 * error
+    assert (abs(np.mean(all_pairs)) > 6 * error) == (noise == "sobol")
+
+
 def test_modes_are_counted():
     ring, two = Exact("eight_mode_ring").oracle, Exact("a1d").oracle
     assert exact.modes_kept(np.repeat(ring.means, 10, 0), ring) == 8

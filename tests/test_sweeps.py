@@ -115,6 +115,13 @@ def test_the_best_and_what_cannot_be_told_from_it():
     ]
     assert sweep.best(found, "lower") == {0, 1} and sweep.best(found, "higher") == {0, 2}
     assert sweep.best([None], "lower") == set()
+    # Of a best that isn't sure itself, a precise row within its interval can't be told either.
+    wide, precise, apart = (
+        sweep.Number(0.169, 0.094, 0.243),
+        sweep.Number(0.184, 0.173, 0.196),
+        sweep.Number(0.3, 0.25, 0.35),
+    )
+    assert sweep.best([wide, precise, apart], "lower") == {0, 1}
 
 
 def test_a_seed_that_breaks_down_is_shown(tmp_path, monkeypatch):

@@ -180,15 +180,12 @@ def measured(folder: pathlib.Path, path: Sequence[str]) -> list[float] | None:
 
 
 def best(found: Sequence[Number | None], better: str) -> set[int]:
-    """The rows that are best, or can't be told from the best: their intervals reach its value."""
+    """The rows that are best, or can't be told from the best: their intervals overlap with its own."""
     rows = {i: n for i, n in enumerate(found) if n is not None and math.isfinite(n.value)}
     if not rows:
         return set()
-    if better == "higher":
-        top = max(n.value for n in rows.values())
-        return {i for i, n in rows.items() if n.high >= top}
-    least = min(n.value for n in rows.values())
-    return {i for i, n in rows.items() if n.low <= least}
+    first = (max if better == "higher" else min)(rows.values(), key=lambda n: n.value)
+    return {i for i, n in rows.items() if n.low <= first.high and first.low <= n.high}
 
 
 def table(config: Mapping[str, Any], workdir: pathlib.Path) -> str:
