@@ -10,7 +10,8 @@ Wrappers nest; thresholds belong outside:
     denoise = guidance.classifier_free(conditional, unconditional, 3.0, interval=(-2.0, 6.0))
     denoise = guidance.dynamic_threshold(denoise)
 
-NumPy arguments are answered in NumPy, so that guided oracles can be solved on the host in float64.
+NumPy arguments are answered in NumPy, so that guided oracles can be solved on the host in float64; `batched_classifier_free`,
+which is for networks, answers in JAX.
 """
 
 import dataclasses
