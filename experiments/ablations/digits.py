@@ -60,12 +60,19 @@ PIXELS = Family(
     budgets={"dmd2": 20_000, "f_distill": 20_000, "add": 10_000},
     reasons={
         "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
-        "consistency_distillation": "what it knows at clean levels has to come to the noise over 31 neighbours, in 1,000 "
-        "updates (the paper has 600,000): the more calls, the less of that way each has to go.",
-        "easy_consistency": "after 1,000 updates its answer to pure noise is still near the mean of the class, and what the "
-        "first call leaves the others have to mend.",
-        "continuous_distillation": "its law of levels, the paper's, puts 2 clips of 1,000 beyond log-SNR -6, some 30 in all: "
-        "from pure noise one call is near the mean of all clips, and more calls mend what the first one leaves.",
+        "consistency_distillation": "its row is of a grid between the cosine's ends, on which 21 of 31 steps lie beyond "
+        "log-SNR -6, where a teacher's step says nothing. The config has the paper's ends since, and is to be run.",
+        "continuous_distillation": "its row is of the paper's law of levels, which puts 3 clips of all 16,000 beyond log-SNR "
+        "-8: from pure noise one call is near the mean of all clips. The config has rCM's law since, and is to be run.",
+        "consistency_training": "from scratch, without a teacher, in 1,500 updates, on a grid between the cosine's ends, most "
+        "of which lies where clips are sure or nothing is. The config has the paper's ends since, and is to be run.",
+        "improved_consistency": "it has no teacher, and 1,500 updates where the paper has 400,000.",
+        "easy_consistency": "its law of levels, the paper's, puts 2 clips of 100 beyond log-SNR -6, where digits begin: what "
+        "its first call leaves, a second doesn't mend.",
+        "latent_consistency": "of its 50 levels one is pure noise: some 320 clips teach its first call.",
+        "mean_flow": "a jump from noise learns from the derivative of shorter ones, in 984 updates: one call is still the mean "
+        "of all clips (a diversity of .09), and the first of two begins there.",
+        "rcm": "after 592 updates its clips hold 1.36 of the data's light.",
         "f_distill": "after 4 calls its clips hold 1.08 of the data's light where DMD2's hold 1.03; its weights are a young "
         "discriminator's ratio, on top of the same critic.",
     },
