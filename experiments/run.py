@@ -187,7 +187,7 @@ def check_workdir(context: stages.Context, asked: Iterable[str]) -> None:
     plan = context.config["stages"]
     begun = [name for name in plan if (context.workdir / name / "config.json").exists()]
     for name in asked:
-        for later in begun if name not in begun else ():
+        for later in begun if not (context.workdir / name).exists() else ():
             read = {reference.split("@")[0] for reference in stages.references(plan[later], context.config)}
             if name in read:
                 raise ConfigError(
