@@ -105,8 +105,7 @@ def plainly(denoise, build, matrix, x, periods, key, history, advance):
                 added = np.sqrt(VP.sigma(there) ** 2 - (kept * VP.sigma(here)) ** 2)
                 stay = stay.at[:, f].set(kept * stay[:, f] + added * fresh[:, f])
         new = jax.random.normal(new_key, (len(x), advance, *x.shape[2:]))
-        new = new * VP.sigma(before[-advance:]).reshape(1, -1, 1, 1, 1)
-        x = jnp.concatenate([stay, new], axis=1)
+        x = jnp.concatenate([stay, new], axis=1)  # noisy data of unit variance has that variance, in VP
     return jnp.concatenate(video, axis=1)
 
 
