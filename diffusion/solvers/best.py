@@ -216,11 +216,14 @@ def checked_probe(name: str, denoise: Any, shape: Any, key: Any) -> tuple[int, .
 
 
 def noise(schedule: Schedule, start: float, key: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """Noise as large as noisy data is at the level `start`; float64 where JAX has it switched on."""
-    size = float(schedule.size(start))
-    if not math.isfinite(size):
+    """Noise at the level `start` in the schedule's scale; float64 where JAX has it switched on.
+
+    Sigma alone, and not `Schedule.size`: nothing is known of how large the data are, and the choice is to follow their scale.
+    """
+    sigma = float(schedule.sigma(start))
+    if not math.isfinite(sigma):
         raise ValueError("noise: sigma of this schedule is infinite at log-SNR -inf; start at a finite level")
-    return size * sampling.normal(key, shape, jnp.result_type(float))
+    return sigma * sampling.normal(key, shape, jnp.result_type(float))
 
 
 def reference(
