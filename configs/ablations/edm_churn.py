@@ -21,7 +21,7 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
     config.stages = ConfigDict(
         dict(
             denoiser=train_stage("denoising", 300, dict(warmup=50), options=first),
-            exact=exact_stage(samplers, noise="sobol", num_clips=2048),
+            exact=exact_stage(samplers, noise="sobol", num_clips=512),
         )
     )
     # One number in two places, and an axis acts on one: its values are whole samplers.
