@@ -169,7 +169,8 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
             if meshes.leads():
                 # Of a stage that went on after a stop nobody knows what it took in all.
                 seconds = None if resumed else round(time.monotonic() - begun, 1)
-                configs.write_json(folder / DONE, {"seconds": seconds, **figures})
+                device = jax.devices()[0].device_kind
+                configs.write_json(folder / DONE, {"seconds": seconds, "device": device, **figures})
                 print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
                 report.attempt(context.workdir)
         meshes.meet(f"{name} is done")

@@ -319,6 +319,18 @@ def test_digits_table(tmp_path, counted):
     assert (tmp_path / "distillation_digits.png").stat().st_size > 10_000
 
 
+def test_training_that_was_elsewhere_says_where(tmp_path, counted):
+    """Seconds of another device than that of the table's clips, and none where a run was stopped and went on."""
+    for name, seconds, device in (("shortcut", 40, "cpu"), ("progressive", 9, "gpu"), ("tract", None, "gpu")):
+        workdir = digits_run(tmp_path, name, {4: 2.5})
+        write(workdir / "student/done.json", {"seconds": seconds, "device": device})
+    expected = {"shortcut": "40", "progressive": "9 on gpu", "tract": "on gpu"}
+    for _ in range(2):
+        text = digits.section(digits.PIXELS, tmp_path, tmp_path)
+        assert {name: cells(text, f"`{name}`")[-1] for name in expected} == expected
+        shutil.rmtree(tmp_path / "digits", ignore_errors=True)  # rows that are kept say it too
+
+
 @pytest.mark.parametrize("family, config", [(digits.PIXELS, digits_config), (digits.LATENTS, latents_config)])
 def test_a_teacher_is_called_shipped_only_where_it_is(family, config, tmp_path):
     text = digits.section(family, tmp_path, tmp_path)

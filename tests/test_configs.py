@@ -119,6 +119,12 @@ def test_every_student_runs_on_latents_by_config_alone(method, tmp_path, encoded
     checked(students_64.get_config(method), tmp_path)
 
 
+def test_on_latents_the_deviation_is_theirs():
+    """Latents are written with that of one, clips of pixels have .4."""
+    for config, expected in ((digit_students, 0.4), (students_64, 1.0)):
+        assert config.get_config("continuous_training").stages.student.options.sigma_data == expected
+
+
 @pytest.mark.parametrize("name, calls", [(name, n) for name, counts in digits.LATENTS.games.items() for n in counts])
 def test_every_game_runs_on_latents_by_config_alone(name, calls, tmp_path, encoded):
     checked(games_64.get_config(f"{name},{calls}"), tmp_path)

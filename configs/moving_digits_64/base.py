@@ -37,11 +37,13 @@ def latents() -> ConfigDict:
 
 
 def on_latents(config: ConfigDict) -> ConfigDict:
-    """A run on 16x16 clips of pixels as one on latents: other data, network and teacher; the objectives stay as they are."""
+    """A run on 16x16 clips of pixels as one on latents: other data, network and teacher, and the deviation that latents have;
+    the objectives stay as they are.
+    """
 
     def moved(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: moved(part) for key, part in value.items()}
+            return {key: 1.0 if key == "sigma_data" else moved(part) for key, part in value.items()}
         return TEACHER if value == PIXEL_TEACHER else value
 
     given, moved_config = json.loads(config.to_json()), latents()

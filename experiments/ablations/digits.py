@@ -119,7 +119,7 @@ class Row(NamedTuple):
 
 class Run(NamedTuple):
     """A method: its teacher, the student by number of calls, its distance over the teacher's, what real clips get, the
-    forwards and seconds of all its training; shared, parts: as in finished.Run.
+    forwards and seconds of all its training, and on what if not where it was judged; shared, parts: as in finished.Run.
     """
 
     teacher: Row
@@ -128,6 +128,7 @@ class Run(NamedTuple):
     floor: dict[str, float]
     forwards: float
     seconds: float | None
+    devices: tuple[str, ...]
     shared: dict[str, Any]
     parts: dict[str, Any] = {}
 
@@ -171,7 +172,7 @@ def name_of(run: str) -> str:
 def parse(run: str, record: finished.Record) -> Run:
     """A run that the `evaluate` stage has finished."""
     method = name_of(run)
-    report, config, seconds = record
+    report, config, seconds, devices = record
     stages = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
     found, expected = (tuple(block["method"] for block in stages.values()), STAGES.get(method, (method,)))
     if found != expected:
@@ -196,6 +197,7 @@ def parse(run: str, record: finished.Record) -> Run:
         floor=floor,
         forwards=report["forwards"] if "forwards" in report else sum(training(block) for block in stages.values()),
         seconds=math.fsum(seconds[name] for name in stages) if stages.keys() <= seconds.keys() else None,
+        devices=tuple({devices[name]: None for name in stages if devices.get(name, report["device"]) != report["device"]}),
         shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": rounded},
     )
 
@@ -215,7 +217,7 @@ def parse_teacher(name: str, record: finished.Record) -> Undistilled:
 
 def trimmed(record: finished.Record, run: Run | Undistilled) -> finished.Record:
     """What the page needs of a record, with a student's forwards, which take compiling to count."""
-    report, config, seconds = record
+    report, config, seconds, devices = record
     samplers = {
         name: {k: sampler[k] for k in ("steps", "seconds_per_clip")}
         | {"metrics": {k: sampler["metrics"][k] for k in (QUALITY, *SHOWN)}}
@@ -228,6 +230,7 @@ def trimmed(record: finished.Record, run: Run | Undistilled) -> finished.Record:
         | ({"forwards": run.forwards} if isinstance(run, Run) else {}),
         {"seed": config["seed"], "stages": stages},
         {name: value for name, value in seconds.items() if name in stages},
+        {name: value for name, value in devices.items() if name in stages},
     )
 
 
@@ -251,7 +254,8 @@ def table(found: Mapping[str, Run]) -> str:
 
     rows = [[TITLE, *cells(first.teacher, first.teacher), None, None]]
     for name, run in found.items():
-        spent = [f"{run.forwards:,.0f}", None if run.seconds is None else round(run.seconds)]
+        took = [*([] if run.seconds is None else [f"{run.seconds:.0f}"]), *(f"on {device}" for device in run.devices)]
+        spent = [f"{run.forwards:,.0f}", " ".join(took) or None]
         for calls in sorted(run.students, reverse=True):
             rows.append([f"`{name_of(name)}`", *cells(run.students[calls], run.teacher), *spent])
     floor = first.floor

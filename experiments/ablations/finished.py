@@ -19,11 +19,12 @@ class Wanted(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The files of a finished workdir, and the seconds that its stages took where that is known."""
+    """The files of a finished workdir, and the seconds that its stages took, and on which device, where that is known."""
 
     report: dict[str, Any]
     config: dict[str, Any]
     seconds: dict[str, float]
+    devices: dict[str, str] = {}
 
 
 class Missing(NamedTuple):
@@ -106,8 +107,9 @@ def read(workdir: pathlib.Path) -> Record:
         if not (workdir / name).is_file():
             raise ConfigError(f"not finished: it has no {name}")
     report, config = (configs.read_json(workdir / name) for name in FILES)
-    took = {path.parent.name: configs.read_json(path)["seconds"] for path in workdir.glob("*/done.json")}
-    return Record(report, config, {name: float(seconds) for name, seconds in took.items() if seconds is not None})
+    done = {path.parent.name: configs.read_json(path) for path in workdir.glob("*/done.json")}
+    seconds = {name: float(one["seconds"]) for name, one in done.items() if one["seconds"] is not None}
+    return Record(report, config, seconds, {name: one["device"] for name, one in done.items() if "device" in one})
 
 
 def load(path: pathlib.Path) -> dict[str, Record]:
