@@ -197,7 +197,9 @@ def parse(run: str, record: finished.Record) -> Run:
         floor=floor,
         forwards=report["forwards"] if "forwards" in report else sum(training(block) for block in stages.values()),
         seconds=math.fsum(seconds[name] for name in stages) if stages.keys() <= seconds.keys() else None,
-        devices=tuple({devices[name]: None for name in stages if devices.get(name, report["device"]) != report["device"]}),
+        devices=tuple(
+            {devices[name]: None for name in stages if devices.get(name, report["device"]) != report["device"]}
+        ),
         shared={k: report[k] for k in ("clips", "classifier", "device")} | {"seed": config["seed"], "floor": rounded},
     )
 
