@@ -176,7 +176,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     held_out = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
     other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
     classifier_path = weights.find(classifier(block, config), context.workdir)
-    classify = load_classifier(classifier_path)
+    classify, judge = load_classifier(classifier_path), weights.fingerprint(classifier_path)
     key = context.key(name)
     labels = other["label"]
     # Described once: every sampler is judged against the same clips.
@@ -195,7 +195,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         drawing.check_space(record, codec and codec.record, where)
         if sampler["weights"] not in losses:
             losses[sampler["weights"]] = loss_by_level(network, params, source, block, config["seed"])
-        kept, mark = context.workdir / name / ROWS / f"{row}.npz", weights.fingerprint(path)
+        asked = tables.searched(sampler, path, where)
+        kept, mark = context.workdir / name / ROWS / f"{row}.npz", json.dumps([weights.fingerprint(path), judge, asked])
         if (found := recall(kept, mark)) is not None:
             rows[row] = found
             print(f"{name}: {row} ({index + 1}/{total}): drawn before", file=sys.stderr, flush=True)
@@ -203,9 +204,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         noise = drawing.start(network, key, (num, *source.shape))  # the same for all networks of one source
         scale = sampler.get("guidance", 1.0)
         model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key, network.noise)
-        table = tables.make(
-            tables.searched(sampler, path, where), sampler["steps"], network.schedule, where, model, folder
-        )
+        table = tables.make(asked, sampler["steps"], network.schedule, where, model, folder)
         print(f"{name}: {row} ({index + 1}/{total}): {num} clips, {table.nfe} calls each", file=sys.stderr, flush=True)
         chunk = sampler.get("stream")
         streams = None if chunk is None else drawing.streamer(network, record, table, chunk, source.shape[0], scale)
@@ -250,7 +249,9 @@ class Row(NamedTuple):
 
 
 def remember(path: pathlib.Path, mark: str, row: Row) -> None:
-    """Keeps a row while the stage's others are made: one that is stopped goes on with the next. mark: of its weights."""
+    """Keeps a row while the stage's others are made: one that is stopped goes on with the next. mark: of all that it is made
+    with and isn't in the stage's config: its weights, those that judge, times that were searched.
+    """
     measures = {name: measure._asdict() for name, measure in row.measures.items()}
     rest = {**row._asdict(), "measures": measures, "mark": mark}
     del rest["clips"]
@@ -260,7 +261,7 @@ def remember(path: pathlib.Path, mark: str, row: Row) -> None:
 
 
 def recall(path: pathlib.Path, mark: str) -> Row | None:
-    """The row that `remember` kept, if it was made with the same weights."""
+    """The row that `remember` kept, if it has the same mark."""
     try:
         with np.load(path, allow_pickle=False) as file:
             clips, rest = file["clips"], json.loads(str(file["row"]))

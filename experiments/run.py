@@ -23,6 +23,7 @@ from experiments import config as configs
 from experiments import mesh as meshes
 from experiments import report, stages
 from experiments.config import ConfigError
+from experiments.data.source import Damaged
 from experiments.loop import Stopped, duration, stop_signal
 
 DONE = "done.json"
@@ -30,7 +31,7 @@ DONE = "done.json"
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done (or saved after SIGTERM), 2 a mistake of the user's, 3 a non-finite loss, 4 a refusal by
-    the system, as of a full disk.
+    the system, as of a full disk, or data that became unreadable.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("experiments").setLevel(logging.INFO)
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(str(error), 3)
     except OSError as error:
         return fail(system_line(error), 4)
+    except Damaged as error:
+        return fail(str(error), 4)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
     return 0

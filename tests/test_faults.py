@@ -23,6 +23,8 @@ from experiments import mesh as meshes
 from experiments import run as program
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
+from experiments.data import pipeline
+from experiments.data.source import Damaged
 from tests.configs import tiny_chaos
 
 
@@ -206,6 +208,25 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(what, tm
     if what == "weights":
         assert str(tmp_path / "run/teacher/weights.safetensors") in error[0]
     assert not (tmp_path / "run/teacher/weights.safetensors").exists()
+    assert main(tmp_path / "run") == 0
+    assert (tmp_path / "run/teacher/weights.safetensors").exists()
+
+
+def test_a_clip_that_becomes_unreadable_is_one_line_and_the_run_goes_on_when_it_is_mended(tmp_path, monkeypatch, capsys):
+    """It is read in the threads of the pipeline, after some batches."""
+    with monkeypatch.context() as patch:
+        read, batches = pipeline.read, []
+
+        def broken(*given):
+            batches.append(given)
+            if len(batches) > 4:
+                raise Damaged("clips.array_record: latent 7 is damaged; encode them again")
+            return read(*given)
+
+        patch.setattr(pipeline, "read", broken)
+        assert main(tmp_path / "run") == 4
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert error == ["error: clips.array_record: latent 7 is damaged; encode them again"]
     assert main(tmp_path / "run") == 0
     assert (tmp_path / "run/teacher/weights.safetensors").exists()
 

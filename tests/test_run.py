@@ -170,12 +170,14 @@ def test_an_evaluation_goes_on_with_the_sampler_that_it_was_at(undisturbed, tmp_
     monkeypatch.setattr(evaluation.drawing, "draw", interrupted)
     argv = ["run", f"--config={TINY}", f"--workdir={workdir}"]
     assert program.main(argv) == 4 and drawn == [4, 2, 1]
-    kept = evaluation.recall(workdir / "evaluate/rows/teacher_4.npz", weights.fingerprint(workdir / WEIGHTS[0]))
-    assert kept is not None
+    row = workdir / "evaluate/rows/teacher_4.npz"
+    mark = json.loads(str(np.load(row)["row"]))["mark"]
+    kept = evaluation.recall(row, mark)
+    assert kept is not None and weights.fingerprint(workdir / WEIGHTS[0]) in mark
     damaged = tmp_path / "damaged.npz"
-    damaged.write_bytes((workdir / "evaluate/rows/teacher_4.npz").read_bytes()[:-9])
+    damaged.write_bytes(row.read_bytes()[:-9])
     assert evaluation.recall(damaged, "") is None and evaluation.recall(tmp_path / "none.npz", "") is None
-    assert evaluation.recall(workdir / "evaluate/rows/teacher_4.npz", "other weights") is None
+    assert evaluation.recall(row, "other weights") is None
     assert program.main(argv) == 0 and drawn == [4, 2, 1, 1]
     assert "teacher_4 (1/3): drawn before" in capsys.readouterr().err
     assert not (workdir / "evaluate/rows").exists()

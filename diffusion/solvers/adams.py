@@ -17,10 +17,10 @@ from diffusion.solvers import multistep
 from diffusion.solvers.ddim import transition
 from diffusion.solvers.exponential import check_damping, noise_anchor, noise_moments
 from diffusion.solvers.multistep import noise_form
-from diffusion.solvers.steps import Steps, steps_of
+from diffusion.solvers.steps import Steps, gauss_legendre, steps_of
 from diffusion.solvers.table import SLOTS, Row, Table, assemble
 
-_POINTS, _WEIGHTS = (0.5 * np.polynomial.legendre.leggauss(64)[0] + 0.5, 0.5 * np.polynomial.legendre.leggauss(64)[1])
+_POINTS, _WEIGHTS = gauss_legendre(64)
 
 
 def s_of(level: Any) -> Any:

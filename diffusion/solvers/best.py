@@ -26,10 +26,10 @@ from diffusion.clocks import namespace
 from diffusion.schedules import Schedule
 from diffusion.solvers import multistep
 from diffusion.solvers.exponential import data_anchor
-from diffusion.solvers.steps import Steps, steps_of
+from diffusion.solvers.steps import Steps, gauss_legendre, steps_of
 from diffusion.solvers.table import Table
 
-_POINTS, _WEIGHTS = (0.5 * np.polynomial.legendre.leggauss(64)[0] + 0.5, 0.5 * np.polynomial.legendre.leggauss(64)[1])
+_POINTS, _WEIGHTS = gauss_legendre(64)
 
 Coordinate = Callable[[Any], Any]
 """A strictly rising function of the log-SNR."""

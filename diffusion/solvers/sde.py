@@ -12,7 +12,7 @@ from diffusion.solvers import multistep
 from diffusion.solvers.adams import s_of
 from diffusion.solvers.exponential import data_anchor, data_moments, data_noise
 from diffusion.solvers.multistep import data_form
-from diffusion.solvers.steps import EXTREME, Steps, steps_of
+from diffusion.solvers.steps import EXTREME, Steps, gauss_legendre, steps_of
 from diffusion.solvers.table import Table
 
 
@@ -69,7 +69,7 @@ def er_sde_noise(s: Any) -> Any:
     return s * (np.exp(s**0.3) + 10)
 
 
-_POINTS, _WEIGHTS = (0.5 * np.polynomial.legendre.leggauss(64)[0] + 0.5, 0.5 * np.polynomial.legendre.leggauss(64)[1])
+_POINTS, _WEIGHTS = gauss_legendre(64)
 
 
 def er_sde(

@@ -28,7 +28,7 @@ from diffusion.solvers import multistep
 from diffusion.solvers.dpm import dpmpp
 from diffusion.solvers.exponential import check_damping
 from diffusion.solvers.multistep import Update
-from diffusion.solvers.steps import steps_of
+from diffusion.solvers.steps import gauss_legendre, steps_of
 from diffusion.solvers.table import Table
 
 
@@ -204,11 +204,8 @@ def _check(knots, values):
             )
 
 
-_POINTS, _WEIGHTS = (0.5 * np.polynomial.legendre.leggauss(64)[0] + 0.5, 0.5 * np.polynomial.legendre.leggauss(64)[1])
-_FEW_POINTS, _FEW_WEIGHTS = (
-    0.5 * np.polynomial.legendre.leggauss(8)[0] + 0.5,
-    0.5 * np.polynomial.legendre.leggauss(8)[1],
-)
+_POINTS, _WEIGHTS = gauss_legendre(64)
+_FEW_POINTS, _FEW_WEIGHTS = gauss_legendre(8)
 
 
 class _Functions:

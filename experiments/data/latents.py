@@ -84,7 +84,7 @@ class Latents:
             label = np.frombuffer(record, LABEL, 1)[0]
             video = np.frombuffer(record, NUMBER, offset=LABEL.itemsize).reshape(self.shape)
         except Exception as error:  # noqa: BLE001
-            raise ValueError(f"{self._file}: latent {place} is damaged ({error}); encode them again") from error
+            raise source_lib.Damaged(f"{self._file}: latent {place} is damaged ({error}); encode them again") from error
         return dict(video=video, label=np.int32(label))
 
 

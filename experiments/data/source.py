@@ -12,6 +12,10 @@ SPLITS = ("train", "test")
 Example = dict[str, np.ndarray | np.generic]
 
 
+class Damaged(ValueError):
+    """An example that can't be read, though its source could be built: the message names the file, and what to do."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """Random access to clips: `source[i]` is `dict(video=uint8 [f, h, w, c], label=int32 [])`.

@@ -200,7 +200,7 @@ class VideoFolder:
         try:
             video = decode(file.path, file.ticks[first : first + self.frames], self.channels)
         except _UNREADABLE as error:
-            raise ValueError(f"unreadable clip {index}, {file.name} from frame {first}: {error}") from error
+            raise source_lib.Damaged(f"unreadable clip {index}, {file.name} from frame {first}: {error}") from error
         where = framing.placement(self.crop, self.seed, index)
         return dict(video=framing.crop_and_resize(video, self.shape[1:3], where[1:]), label=np.int32(file.label))
 
