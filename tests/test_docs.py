@@ -177,14 +177,19 @@ def agrees(stated: str, value: float) -> bool:
 
 
 def values(file: str, row: str) -> list[float]:
-    """The numbers in the rows of a page that begin as `row`, or the one at a dotted key of a record."""
+    """The numbers in the rows that begin as `row` of PAGE#SECTION, or the one at a dotted key of a record. A page without
+    sections is one.
+    """
+    file, _, section = file.partition("#")
     path = ROOT / file
     if path.suffix == ".json":
         value = json.loads(text_of(path))
         for key in row.split("."):
             value = value[key]
         return [value]
-    lines = [line for line in text_of(path).splitlines() if line.startswith(f"| {row} |")]
+    head, *parts = re.split(r"^<!-- section: (\w+) -->$", text_of(path), flags=re.M)
+    text = dict(zip(parts[::2], parts[1::2], strict=True))[section] if parts else head
+    lines = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
     return [float(number) for line in lines for number in numbers(line)]
 
 
