@@ -212,7 +212,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(what, tm
     assert (tmp_path / "run/teacher/weights.safetensors").exists()
 
 
-def test_a_clip_that_becomes_unreadable_is_one_line_and_the_run_goes_on_when_it_is_mended(tmp_path, monkeypatch, capsys):
+def test_a_clip_that_becomes_unreadable_is_one_line_and_the_run_goes_on_when_it_is_mended(
+    tmp_path, monkeypatch, capsys
+):
     """It is read in the threads of the pipeline, after some batches."""
     with monkeypatch.context() as patch:
         read, batches = pipeline.read, []
