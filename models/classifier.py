@@ -13,13 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.definition import is_count
-from models.layers import Conv, Linear
+from models.definition import Params, is_count, seam
+from models.layers import Conv, Linear, Rngs
 
 # Five convolutions of 105,000 weights in all: 16x16 frames end at 4x4. For 64x64 add levels at the front.
 DEFAULTS = {"shape": (16, 16, 1), "widths": (32, 64, 64), "features": 64, "num_classes": 10}
-
-Params = dict[str, Any]
 
 
 class ClassifierDef(NamedTuple):
@@ -42,7 +40,7 @@ class FrameClassifier(nnx.Module):
     """Two convolutions a level, 2x2 mean pooling between levels, a mean over what is left, two dense
     layers."""
 
-    def __init__(self, channels: int, widths: tuple[int, ...], features: int, num_classes: int, rngs: nnx.Rngs):
+    def __init__(self, channels: int, widths: tuple[int, ...], features: int, num_classes: int, rngs: Rngs):
         self.levels = len(widths)
         before = channels
         for level, width in enumerate(widths):
@@ -91,19 +89,9 @@ def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
     if shape[0] % 2 ** (len(widths) - 1) or shape[1] % 2 ** (len(widths) - 1):
         raise ValueError(f"frames of {shape[0]}x{shape[1]} can't be halved {len(widths) - 1} times for {widths}")
 
-    def construct(key: PRNGKeyArray) -> nnx.Module:
-        return FrameClassifier(shape[-1], widths, options["features"], options["num_classes"], nnx.Rngs(params=key))
-
-    graph, blank = nnx.eval_shape(lambda: nnx.split(construct(jax.random.key(0))))
-
-    @jax.jit
-    def init(key: PRNGKeyArray) -> Params:
-        return nnx.to_pure_dict(nnx.state(construct(key), nnx.Param))
-
-    def module(params: Params) -> FrameClassifier:
-        state = jax.tree.map(lambda leaf: leaf, blank)  # replace_by_pure_dict writes into its argument
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
+    init, module = seam(
+        lambda rngs: FrameClassifier(shape[-1], widths, options["features"], options["num_classes"], rngs)
+    )
 
     def apply(params: Params, frames: Float[Array, "n h w c"]) -> tuple[Array, Array]:
         if frames.ndim != 4 or frames.shape[1:] != shape:
