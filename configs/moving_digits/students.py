@@ -91,7 +91,9 @@ STUDENTS = {
         DDIM, counts=(8, 4), weights="student@{}",
     ),
     "consistency_distillation": Student(
-        one("consistency_distillation", 6, dict(solver="euler", num_levels=32, target="ema", ema=0.95, **KARRAS))
+        # Of 32 levels, 1,000 updates don't carry what is known at the clean end to the noisy one: 2.9 times the teacher's
+        # distance after 4 calls, where 12 are at 1.1.
+        one("consistency_distillation", 6, dict(solver="euler", num_levels=12, target="ema", ema=0.95, **KARRAS))
     ),
     "consistency_training": Student(one("consistency_training", 4, dict(s1=40, ema=0.99, **KARRAS), {})),
     "improved_consistency": Student(one("improved_consistency", 4, dict(s1=80, **KARRAS), dict(init=TEACHER))),
@@ -112,13 +114,13 @@ STUDENTS = {
         one("multistep_consistency", 6, dict(weight="v", segments=4, solver="euler", first=32, last=128)),
         DDIM, counts=(4,),
     ),
-    # At 5e-4 the network breaks as the tangent comes in: from one log line to the next its answers leave the teacher's at all
-    # levels, and don't come back.
+    # Slow: at 5e-4 the network breaks as the tangent comes in (from one log line to the next its answers leave the teacher's at
+    # all levels, and don't come back), at 1e-4 it moves away at clean levels too, where there is nothing to learn.
     "continuous_distillation": Student(
-        one("continuous_distillation", 6.1, dict(warmup=300, sigma_data=0.4, **NOISIER), learning_rate=1e-4)
+        one("continuous_distillation", 6.1, dict(warmup=400, sigma_data=0.4, **NOISIER), learning_rate=2e-5)
     ),
     "continuous_training": Student(
-        one("continuous_training", 4.2, dict(warmup=300, sigma_data=0.4, **NOISIER), dict(init=TEACHER), learning_rate=1e-4)
+        one("continuous_training", 4.2, dict(warmup=700, sigma_data=0.4, **NOISIER), dict(init=TEACHER), learning_rate=2e-5)
     ),
     "consistency_trajectory": Student(
         one("consistency_trajectory", 7.25, dict(law="uniform_time", weight="v", data=False)), JUMPS, ("logsnr_to",)
