@@ -68,10 +68,10 @@ PIXELS = Family(
         "continuous_training": "as `continuous_distillation`, and without a teacher: 1,429 updates.",
         "consistency_training": "from scratch, without a teacher, in 1,500 updates where the paper has hundreds of thousands: "
         "what it makes is noise still.",
-        "truncated_consistency": "half of the budget goes to the student that it begins with and ends as, which has 500 updates "
-        "where `easy_consistency` has 1,000.",
-        "reflow": "316 updates, since each asks the teacher for the end of a path, in 8 guided steps: from pure noise one call is "
-        "still near the mean of all clips (a diversity of .42).",
+        "truncated_consistency": "half of the budget goes to the student that it begins with and ends as, which has 500 "
+        "updates where `easy_consistency` has 1,000.",
+        "reflow": "316 updates, since each asks the teacher for the end of a path, in 8 guided steps: from pure noise one "
+        "call is still near the mean of all clips (a diversity of .42).",
         "improved_consistency": "it has no teacher, and 1,500 updates where the paper has 400,000.",
         "easy_consistency": "its law of levels, the paper's, puts 2 clips of 100 beyond log-SNR -6, where digits begin: what "
         "its first call leaves, a second doesn't mend.",
@@ -363,7 +363,7 @@ def draw(found: Mapping[str, Run], teacher: Mapping[str, Undistilled], folder: p
             title = f"teacher, {SAMPLERS[key.rpartition('_')[0]]}"
             ratios.setdefault(title, {})[row.steps] = row.distance / best.distance
             quality.setdefault(title, {})[row.seconds / best.seconds] = row.distance
-    figure, (left, right) = page.axes(2, 11.0, 4.8)
+    figure, (left, right) = page.axes(2, 11.0, 5.4)
     looks = curves.looks(quality, TITLE)
     for index, solver in enumerate(
         SAMPLERS.values()
