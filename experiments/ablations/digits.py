@@ -135,9 +135,9 @@ class Run(NamedTuple):
     floor: dict[str, float]
     forwards: float
     seconds: float | None
-    devices: tuple[str, ...]
     shared: dict[str, Any]
     parts: dict[str, Any] = {}
+    devices: tuple[str, ...] = ()
 
 
 ITSELF = "ddim_50"
