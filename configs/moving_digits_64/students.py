@@ -1,4 +1,5 @@
-"""The students of configs/moving_digits/students.py on latents of 64x64 clips: the same objectives, budgets and samplers.
+"""The students of configs/moving_digits/students.py on latents of 64x64 clips: the same objectives, steps and samplers, in
+batches of 8 clips.
 
 python -m experiments.run --config=configs/moving_digits_64/students.py:tract --workdir=runs/digits_64/tract
 """

@@ -63,8 +63,7 @@ PIXELS = Family(
         "consistency_distillation": "the first of two calls is one from noise, which after 1,000 updates is blurred (5.5 times "
         "the teacher's distance by itself), and the second doesn't mend all of it.",
         "continuous_distillation": "984 updates, at a learning rate that leaves what is known at clean levels as it is: from "
-        "pure noise one call is still near the mean of all clips (a diversity of .38). At five times that rate one call is at "
-        "8.7 times the teacher's distance, and four are at 7.0.",
+        "pure noise one call is still near the mean of all clips (a diversity of .38).",
         "continuous_training": "as `continuous_distillation`, and without a teacher: 1,429 updates.",
         "consistency_training": "from scratch, without a teacher, in 1,500 updates where the paper has hundreds of thousands: "
         "what it makes is noise still.",
