@@ -52,6 +52,15 @@ def _space(latent: Mapping[str, str] | None) -> str:
     return f"latents of {latent['autoencoder']} (fingerprint {latent['fingerprint']})" if latent else "pixels"
 
 
+def check_jumps(table: solvers.Table, told: Sequence[str], where: str) -> None:
+    """Refuses a table of jumps to levels of which the network isn't told. told: its inputs."""
+    if table.target is not None and "logsnr_to" not in told:
+        raise ConfigError(
+            f"{where} jumps to levels that its network must be told ('logsnr_to'), and this one's inputs are"
+            f" {', '.join(told) or 'none'}; choose another solver, or weights of a method whose student jumps"
+        )
+
+
 def conditions(
     network: Network, labels: Int[Array, " b"] | None, scale: float, given: Mapping[str, Array] | None = None
 ) -> list[dict[str, Array]]:

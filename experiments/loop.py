@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -94,18 +94,20 @@ def train(
     checkpoint_every: int,
     on_round: Callable[[Run], None],
     validate: Callable[[Run, int], dict[str, float]] = lambda run, step: {},
+    preview: Callable[[Run, int], Mapping[str, Any]] = lambda run, step: {},
 ) -> Run:
     """Runs `run.rounds` rounds of `run.steps` steps, from the newest checkpoint if there is one.
 
     key: of the stage; step s uses fold_in(key, s). on_round is called with the finished round before the next begins (and
-    again after a kill in between: it must be repeatable). validate is called with the steps done before each checkpoint is
-    saved; what it returns is written with the metrics. Raises FloatingPointError for a non-finite loss, Stopped after SIGTERM,
-    OSError where a checkpoint can't be written.
+    again after a kill in between: it must be repeatable). validate and preview are called with the steps done before each
+    checkpoint is saved; what the first returns is written with the metrics, what the second does as clips. Raises
+    FloatingPointError for a non-finite loss, Stopped after SIGTERM, OSError where a checkpoint can't be written.
     """
     with stop_signal() as stopping, Watchdog(name) as watchdog:
         return _train(
             run, batches, key, mesh, stopping, watchdog, name=name, checkpoints=checkpoints, make_writer=make_writer,
             record=record, log_every=log_every, checkpoint_every=checkpoint_every, on_round=on_round, validate=validate,
+            preview=preview,
         )  # fmt: skip
 
 
@@ -113,6 +115,7 @@ def _train(
     run: Run, batches: Any, key: jax.Array, mesh: Mesh, stopping: Callable[[], bool], watchdog: "Watchdog",
     *, name: str, checkpoints: Checkpoints, make_writer: Callable[[int], Writer], record: dict[str, Any], log_every: int,
     checkpoint_every: int, on_round: Callable[[Run], None], validate: Callable[[Run, int], dict[str, float]],
+    preview: Callable[[Run, int], Mapping[str, Any]],
 ) -> Run:  # fmt: skip
     run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
     total = run.steps * run.rounds
@@ -174,6 +177,8 @@ def _train(
         if pause or stop:
             # A step at which SIGTERM came is validated only if it would have been without.
             report(validate(run, done) if save and pause else {})
+            if save and pause:
+                writer.write_videos(done, preview(run, done))
         if end_of_round:
             on_round(run)
             if done < total:

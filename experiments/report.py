@@ -402,7 +402,8 @@ def read_run(workdir: pathlib.Path) -> Run:
     for stage in read_config(workdir).get("stages", {}):
         report = workdir / stage / "report.json"
         measured[stage] = samplers(configs.read_json(report)) if report.is_file() else {}
-        clips[stage] = stage_clips(workdir / stage, measured[stage])
+        # Not the previews of a training, which are of steps and not of samplers.
+        clips[stage] = stage_clips(workdir / stage, measured[stage]) if measured[stage] else {}
     return Run(workdir.name, measured, clips, read_metrics(workdir))
 
 

@@ -67,6 +67,7 @@ def run(given: argparse.Namespace) -> None:
     denoise = drawing.classes_in_turn(network, params, given.guidance)
     model = tables.Model(denoise, tuple(record["shape"]), key, network.noise)
     table = chosen_table(given, path, network, model, out / "tables")
+    drawing.check_jumps(table, network.cond_keys, "--solver" if given.table is None else f"--table {given.table}")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = drawing.start(network, key, (given.num, *record["shape"]))
     try:

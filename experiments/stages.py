@@ -10,10 +10,12 @@ from experiments import (
     cascade,
     continuation,
     data,
+    drawing,
     evaluation,
     exact,
     generate,
     latents,
+    tables,
     times,
     training,
     weights,
@@ -57,6 +59,7 @@ KEYS = {
             "features",
             "clips",
             "validation",
+            "preview",
         },
         {"method", "steps", "batch_size"},
     ),
@@ -141,6 +144,9 @@ def check(context: Context) -> None:
         samplers = {} if block["kind"] == "cascade" else block.get("samplers", {})
         for row, sampler in samplers.items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
+            check_jumps(sampler, context, f"{where}.samplers.{row}")
+        if block["kind"] in ("generate", "continue", "times"):
+            check_jumps(block, context, where)
         earlier[name] = block
 
 
@@ -154,6 +160,22 @@ def references(block: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
     if block["kind"] in JUDGED and config["data"]["kind"] != "exact":
         found.append(evaluation.classifier(block, config))
     return [reference for reference in found if reference != exact.ORACLE]
+
+
+def check_jumps(sampler: Mapping[str, Any], context: Context, where: str) -> None:
+    """A solver that jumps asks for a network that is told where to. sampler: its solver and weights."""
+    if tables.asks(sampler, "solver"):
+        return
+    solver = {"solver": sampler["solver"]} if "solver" in sampler else {}
+    table = tables.make(solver, 2, configs.schedule(context.config), where)
+    if table.target is None:
+        return
+    reference, model = sampler["weights"], {}
+    if reference.split("@")[0] in context.config["stages"]:
+        model = context.config["model"]
+    elif reference != exact.ORACLE:
+        model = weights.load(weights.find(reference, context.workdir))[1].get("model", {})
+    drawing.check_jumps(table, model.get("cond", ()), f"{where}.solver")
 
 
 def kept(block: Mapping[str, Any]) -> list[str]:

@@ -74,8 +74,10 @@ CHOICES = {"solver": ("ddim", SOLVERS), "grid": ("uniform_time", GRIDS), "matrix
 GIVEN = ("schedule", "grid", "nfe", "num_steps", *Model._fields)
 
 
-def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> None:
-    """Names, options and the step count of a sampler, before any work."""
+def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> solvers.Table:
+    """Names, options and the step count of a sampler, before any work. Returns its table, with the default in the place of what
+    asks the network.
+    """
     configs.check_keys(block, PARTS, (), where)
     if asks(block, "solver") in ALONE and "grid" in block:
         raise ConfigError(f"{where}: solver {asks(block, 'solver')!r} chooses its own grid; remove the key 'grid'")
@@ -89,7 +91,7 @@ def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, wh
     for part in block.keys() - silent.keys():
         function, options = configs.chosen(block[part], ASKING, f"{where}.{part}")
         configs.check_options(function, options, f"{where}.{part}", skip=GIVEN)
-    make(silent, steps, schedule, where)
+    return make(silent, steps, schedule, where)
 
 
 def asks(block: Mapping[str, Any], part: str) -> str | None:

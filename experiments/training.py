@@ -16,7 +16,7 @@ from clu import parameter_overview
 from diffusion import schedules
 from distill import FORWARD, SELF_GUIDED, STUDENTS, Network, flow_maps
 from distill.method import Method, accumulating
-from experiments import beside, data, exact, latents, loop, validation, weights
+from experiments import beside, data, exact, latents, loop, preview, validation, weights
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
@@ -38,10 +38,11 @@ HELD_OUT = 512
 def check(context: Context, name: str, block: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """Everything of a train stage, before any work. earlier: the stages before it."""
     where = f"config.stages.{name}"
-    plan(context, name, block)
+    _, network, *_ = plan(context, name, block)
     check_told(context, block, earlier, where)
     check_clips(context, block, earlier, where)
     validation.check(context, block, where)
+    preview.check(context, block, network, where)
 
 
 def plan(context: Context, name: str, block: Mapping[str, Any]):
@@ -299,7 +300,8 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     denoiser = [frozen["teacher"]] if configs.has_critic(block["method"]) and teacher != exact.ORACLE else []
     state = method.init(key, jax.tree.map(jnp.asarray, params), *denoiser)
     run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
-    finish_training(context, name, block, run, source, key, record)
+    look = preview.Preview(context, name, block, network, source, codec) if "preview" in block else None
+    finish_training(context, name, block, run, source, key, record, look)
 
 
 def plan_classifier(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ClassifierDef, Method]:
@@ -332,7 +334,9 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
     return {"held_out_accuracy": float(right.mean()), "held_out_frames": len(right)}
 
 
-def finish_training(context, name, block, run: loop.Run, source, key, record) -> None:
+def finish_training(
+    context, name, block, run: loop.Run, source, key, record, look: preview.Preview | None = None
+) -> None:
     """The part that all training shares: data, checkpoints, metrics, and the weights at the end of every round."""
     folder = context.workdir / name
     record = record | {
@@ -378,15 +382,17 @@ def finish_training(context, name, block, run: loop.Run, source, key, record) ->
             writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
         return MultiWriter(writers)
 
-    validating: dict[str, Any] = {}
+    watching: dict[str, Any] = {}
     if "validation" in block:
-        validating["validate"] = validation.Validation(context, name, block, key, run, record)
+        watching["validate"] = validation.Validation(context, name, block, key, run, record)
+    if look is not None:
+        watching["preview"] = look
     checkpoints = Checkpoints(folder / "checkpoints", keep=block.get("keep_checkpoints", 2))
     try:
         loop.train(
             run, batches, key, context.mesh, name=name, checkpoints=checkpoints, make_writer=make_writer, record=record,
             log_every=block.get("log_every", 50), checkpoint_every=block.get("checkpoint_every", 500), on_round=on_round,
-            **validating,
+            **watching,
         )  # fmt: skip
     finally:
         checkpoints.close()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs.mixture import games, students
 from configs.mixture.base import SHAPES, SPREADS
@@ -397,3 +398,26 @@ def test_a_forward_derivative_refuses_fused_attention(tmp_path):
 def test_an_unknown_student_of_latents_is_told_of_ladd():
     with pytest.raises(ValueError, match=r"unknown student 'lad', expected one of dmd, .*, add, ladd$"):
         games_64.get_config("lad")
+
+
+@pytest.mark.parametrize("where", ["a stage's weights", "shipped weights", "times", "a table of a law"])
+def test_a_solver_that_jumps_refuses_a_network_that_is_not_told_where_to(where, tmp_path):
+    config = quickstart.get_config()
+    jumping = dict(steps=2, solver="flow_map")
+    if where == "a stage's weights":
+        config.stages.evaluate.samplers.student_1.solver = "flow_map"
+    elif where == "shipped weights":
+        config.stages.evaluate.samplers = ConfigDict(
+            dict(a=dict(weights="pretrained:moving_digits/teacher", **jumping))
+        )
+    elif where == "times":
+        del config.stages["evaluate"]
+        config.stages.times = dict(kind="times", weights="student", counts=(2,), solver="flow_map")
+    else:
+        config = students.get_config("progressive")
+        config.stages.exact.samplers = ConfigDict(dict(a=dict(weights="oracle", **jumping)))
+    with pytest.raises(configs.ConfigError, match="solver jumps to levels that its network must be told"):
+        checked(config, tmp_path)
+    told = digit_students.get_config("shortcut")
+    assert told.stages.evaluate.samplers.student_1.solver == "flow_map"
+    checked(told, tmp_path)

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
         options=dict(weight="v", ema=0.95, label_dropout=0.1),
         log_every=25,
         checkpoint_every=100,
+        preview=dict(clips=6),
     )
     config.stages.evaluate = dict(
         kind="evaluate",

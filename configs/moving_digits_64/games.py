@@ -2,10 +2,11 @@
 
     python -m experiments.run --config=configs/moving_digits_64/games.py:ladd --workdir=runs/digits_64/ladd_4
 
-The argument is METHOD, METHOD,CALLS or METHOD,CALLS,BUDGET. Batches are of 8 clips, LADD's of 16. Of `add` there is no latent form with features of pixels: that is
-`ladd` (Sauer et al. 2024, arXiv 2403.12015), which learns from the teacher's own clips, made first, in the 50 steps that the
-teacher is judged at. Of clips of 10 steps, with a Frechet distance of 28 themselves, a student of 4 calls was at 15, of these
-it is at 5.7, where the teacher has 6.2, after 45 minutes of a core, half of them for the clips.
+The argument is METHOD, METHOD,CALLS or METHOD,CALLS,BUDGET. Batches are of 8 clips, those of LADD of 16. Of `add` there is no
+latent form with features of pixels: that is `ladd` (Sauer et al. 2024, arXiv 2403.12015), which learns from the teacher's own
+clips, made first, in the 50 steps that the teacher is judged at. Of clips of 10 steps, with a Frechet distance of 28
+themselves, a student of 4 calls was at 15, of these it is at 5.7, where the teacher has 6.2, after 45 minutes of a core, half
+of them for the clips.
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,100 @@
+"""Clips beside a training, to look at: what the averaged weights make at every checkpoint, always of the same noise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from distill import Network
+from experiments import config as configs
+from experiments import drawing, evaluation, figures, latents, loop, tables
+from experiments import mesh as meshes
+from experiments.config import ConfigError
+from experiments.context import Context
+from experiments.data.source import Source, check_whole
+
+KEYS = {"clips", "steps", "guidance", "threshold", *tables.PARTS}
+CLIPS = 6
+MOST = 8
+"""Steps of which clips are kept: of more, every second goes."""
+APART = 2**31 - 3
+"""Folded into the stage's key: its noise is no step's, whatever that one's number."""
+
+
+def check(context: Context, block: Mapping[str, Any], network: Network, where: str) -> None:
+    """preview=dict(steps=N, clips=6, ...), the rest as of a sampler of `evaluate`, before any work. Where a method has rounds,
+    each is drawn in its own student's steps, unless `steps` says how many.
+    """
+    if "preview" not in block:
+        return
+    given, here, config = block["preview"], f"{where}.preview", context.config
+    counts = [given["steps"]] if "steps" in given else block.get("student_steps", [])
+    configs.check_keys(given, KEYS, () if counts else {"steps"}, here)
+    for part, choices in (("solver", configs.SOLVERS), ("grid", configs.GRIDS)):
+        if tables.asks(given, part) or (part == "grid" and tables.is_searched(given)):
+            raise ConfigError(
+                f"{here}.{part} {given[part]!r} is made for a finished network, and this one still learns; choose one of"
+                f" {', '.join(choices)}"
+            )
+    try:
+        for key in ("clips", "steps"):
+            check_whole(f"{here}.{key}", given.get(key, 1), 1)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for count in counts:
+        table = tables.check(evaluation.table_block(given), count, network.schedule, here)
+        drawing.check_jumps(table, network.cond_keys, f"{here}.solver")
+    evaluation.check_threshold(given, config, here)
+    configs.check_finite(given.get("guidance", 1.0), f"{here}.guidance")
+    if given.get("guidance", 1.0) != 1.0 and not network.num_classes:
+        raise ConfigError(f"{here}.guidance: the network is unconditional (config.model.num_classes is 0); remove it")
+    if config["data"]["kind"] == "exact":
+        raise ConfigError(f"{here}: data of kind 'exact' are points, which make no picture; remove it")
+    if "low" in network.cond_keys:
+        raise ConfigError(f"{here}: this network upsamples clips and makes none of noise alone; remove it")
+
+
+class Preview:
+    """Clips of a stage's averaged weights, called with (run, steps done) before a checkpoint; gives {"preview": clips} for the
+    writers. Those of several steps stand one above the other in the stage's comparison.png, and play in its report.html.
+    """
+
+    def __init__(
+        self, context: Context, name: str, block: Mapping[str, Any], network: Network, source: Source,
+        codec: latents.Codec | None,
+    ):  # fmt: skip
+        self.given, self.where, self.folder = block["preview"], f"config.stages.{name}.preview", context.workdir / name
+        self.network, self.source, self.codec = network, source, codec
+        self.key = jax.random.fold_in(context.key(name), APART)
+        count = self.given.get("clips", CLIPS)
+        self.labels = (np.arange(count) % max(network.num_classes, 1)).astype(np.int32)
+        self.noise = drawing.start(network, self.key, (count, *source.shape))
+
+    def __call__(self, run: loop.Run, step: int) -> dict[str, UInt8[np.ndarray, "n f h w c"]]:
+        params = meshes.whole(run.state.ema)
+        if not meshes.leads():
+            return {}
+        scale, steps = self.given.get("guidance", 1.0), self.given.get("steps") or round(run.hyper["steps"])
+        asked = drawing.classes_in_turn(self.network, params, scale)
+        model = tables.Model(asked, self.source.shape, self.key, self.network.noise)
+        table = tables.make(evaluation.table_block(self.given), steps, self.network.schedule, self.where, model)
+        clips, _ = drawing.draw(
+            self.network, params, table, self.labels, self.noise, self.key, batch_size=len(self.labels), scale=scale,
+            threshold=self.given.get("threshold"), codec=self.codec, timed=False,
+        )  # fmt: skip
+        made = figures.to_uint8(clips)
+        self.keep(step, made)
+        return {"preview": made}
+
+    def keep(self, step: int, made: UInt8[np.ndarray, "n f h w c"]) -> None:
+        """Beside those of earlier steps. A stage that went back to an earlier checkpoint makes the later ones again."""
+        path = self.folder / "clips.npz"
+        before = figures.load_clips(path) if path.is_file() else {}
+        rows = {name: clips for name, clips in before.items() if int(name.removeprefix("step ")) < step}
+        rows[f"step {step}"] = made
+        if len(rows) > MOST:
+            rows = {name: rows[name] for name in [*rows][::-2][::-1]}  # the newest stays
+        figures.save_clips(path, rows)
+        figures.comparison(self.folder / "comparison.png", rows)
