@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 # Okabe and Ito's colours: told apart by readers who don't see all hues.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-HEIGHT = 96
-"""Of a frame in an animation, in pixels."""
+MOVING, STILL = 96, 64
+"""About how many pixels high a frame is made in an animation and in a picture, unless a figure is told its scale."""
 
 PathLike = str | os.PathLike[str]
 Videos = Num[np.ndarray, "n f h w c"]
@@ -81,19 +81,21 @@ def film_strip(
     *,
     titles: Sequence[str] | None = None,
     max_frames: int = 8,
-    scale: int = 4,
+    scale: int | None = None,
 ) -> None:
     """PNG: rows are clips, columns are frames; `titles` names the rows."""
     videos = _checked(videos)
     if titles is None:
-        _save_picture(path, _upscaled(strip(videos, max_frames), scale))
+        _save_picture(path, _upscaled(strip(videos, max_frames), scale or _scale(STILL, videos)))
     else:
         comparison(path, dict(zip(titles, videos[:, None], strict=True)), max_frames=max_frames, scale=scale)
 
 
-def sample_grid(path: PathLike, videos: Videos, *, columns: int | None = None, scale: int = 4, frame: int = 0) -> None:
+def sample_grid(
+    path: PathLike, videos: Videos, *, columns: int | None = None, scale: int | None = None, frame: int = 0
+) -> None:
     """PNG of one frame of N clips as a grid; `animate` shows the same grid in motion."""
-    _save_picture(path, _upscaled(tile(videos, columns)[frame], scale))
+    _save_picture(path, _upscaled(tile(videos, columns)[frame], scale or _scale(STILL, videos)))
 
 
 def comparison(
@@ -102,7 +104,7 @@ def comparison(
     *,
     titles: Sequence[str] | None = None,
     max_frames: int = 4,
-    scale: int = 4,
+    scale: int | None = None,
 ) -> None:
     """PNG: a row per sampler, a column per clip, each cell a short film strip.
 
@@ -110,6 +112,7 @@ def comparison(
     alone changes. `titles` names the columns.
     """
     rows, count = _checked_rows(rows, titles)
+    scale = scale or _scale(STILL, *rows.values())
     strips = {name: [_upscaled(strip(v[None], max_frames), scale) for v in clips] for name, clips in rows.items()}
     _save_picture(path, _labelled(strips, titles or [""] * count))
 
@@ -124,11 +127,11 @@ def animate(
 ) -> None:
     """Animated WebP (or APNG, by the suffix) of labelled rows of clips, lossless, playing in step, for ever.
 
-    Pixels are repeated `scale` times, by default to frames some 96 pixels high: a browser that smooths small pictures then
+    Pixels are repeated `scale` times, by default to frames some MOVING pixels high: a browser that smooths small pictures then
     still shows what was sampled.
     """
     rows, count = _checked_rows(rows, titles)
-    scale = scale or max(1, round(HEIGHT / next(iter(rows.values())).shape[2]))
+    scale = scale or _scale(MOVING, *rows.values())
     lengths = {v.shape[1] for v in rows.values()}
     if len(lengths) > 1:
         raise ValueError(f"clips that play in step need one length, got {sorted(lengths)} frames")
@@ -159,7 +162,7 @@ def animate(
     write_atomically(path, buffer.getvalue())
 
 
-def slices(path: PathLike, rows: Mapping[str, Videos], *, scale: int = 4) -> None:
+def slices(path: PathLike, rows: Mapping[str, Videos], *, scale: int | None = None) -> None:
     """PNG of x-t and y-t slices: the brightest pixel over y (x-t, left) and over x (y-t, right) of every
     clip.
 
@@ -167,10 +170,11 @@ def slices(path: PathLike, rows: Mapping[str, Videos], *, scale: int = 4) -> Non
     break, a change of identity as a jump of the band's width, drift as fading, a shuffle as hash.
     """
     rows, _ = _checked_rows(rows, None)
+    times = scale or _scale(STILL, *rows.values())
 
     def cells(clips: UInt8[np.ndarray, "n f h w c"]) -> list[np.ndarray]:
         pairs = [np.concatenate([v.max(1), np.full_like(v.max(1)[:, :1], 255), v.max(2)], 1) for v in clips]
-        return [_upscaled(pair, scale) for pair in pairs]
+        return [_upscaled(pair, times) for pair in pairs]
 
     count = max(len(v) for v in rows.values())
     drawn = {name: cells(v) for name, v in rows.items()}
@@ -306,6 +310,11 @@ def _checked_rows(rows: Mapping[str, Videos], titles: Sequence[str] | None) -> t
     if titles is not None and len(titles) != count:
         raise ValueError(f"{len(titles)} column titles for {count} columns")
     return checked, count
+
+
+def _scale(height: int, *videos: Videos) -> int:
+    """How many times pixels are repeated for frames of some `height` pixels. All videos have frames of one size."""
+    return max(1, round(height / videos[0].shape[2]))
 
 
 def _upscaled(picture: UInt8[np.ndarray, "h w c"], scale: int) -> UInt8[np.ndarray, "H W c"]:

@@ -81,6 +81,13 @@ def test_an_animation_grows_small_frames_only(tmp_path, side, shown):
     assert shown <= read(tmp_path / "a.webp")[0].shape[0] < shown + 8
 
 
+@pytest.mark.parametrize("side, shown", [(16, 64), (64, 64), (200, 200)])
+def test_a_picture_grows_small_frames_only(tmp_path, side, shown):
+    """So that the words beside the rows can be read whatever the frames' size."""
+    figures.film_strip(tmp_path / "a.png", np.zeros((1, 2, side, side, 1), np.uint8))
+    assert read(tmp_path / "a.png").shape[1] == shown
+
+
 def test_comparison_and_slices_show_the_clips(tmp_path):
     video = np.zeros((1, 4, 6, 6, 1), np.uint8)
     for t in range(4):
@@ -91,7 +98,7 @@ def test_comparison_and_slices_show_the_clips(tmp_path):
         picture[:, :6], np.diag([50, 51, 52, 53])[:, [0, 1, 2, 3, 3, 3]] * ([1] * 4 + [0] * 2)
     )
     np.testing.assert_array_equal(picture[:, 8], [50, 51, 52, 53])  # y-t: the bright row stands still
-    figures.comparison(tmp_path / "rows.png", {"50": clips(), "4": clips(n=2)}, titles=["0", "1", "2"])
+    figures.comparison(tmp_path / "rows.png", {"50": clips(), "4": clips(n=2)}, titles=["0", "1", "2"], scale=4)
     assert read(tmp_path / "rows.png").shape[1] == 20 + 2 * (6 * 4 + 6)
 
 
