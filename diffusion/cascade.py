@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffusion import levels, sampling
@@ -74,6 +73,6 @@ def sample(stages: Sequence[Stage], key: PRNGKeyArray, n: int) -> list[Clip]:
         key_noise, key_low, key_run = jax.random.split(jax.random.fold_in(key, index), 3)
         cond = conditioning(made[-1], stage.aug_logsnr, stage.shape, stage.schedule, key_low) if made else {}
         noise = sampling.normal(key_noise, (n, *stage.shape), "float32")
-        x = noise * jnp.float32(stage.schedule.size(levels.expand(np.asarray(stage.table.logsnr)[0], noise)))
+        x = noise * jnp.float32(sampling.starting(stage.table, stage.schedule, noise.shape))
         made.append(sampling.sample(stage.denoise(cond), stage.table, x, key_run))
     return made

@@ -71,7 +71,8 @@ def _time_of_integral(clock, xp, integral):
     slope = clock.beta_max - clock.beta_min
     finite = xp.where(xp.isinf(integral), xp.ones_like(integral), integral)
     # The root of the quadratic that loses no digits at small t.
-    t = 2 * finite / (clock.beta_min + xp.sqrt(clock.beta_min**2 + 2 * slope * finite))
+    bottom = clock.beta_min + xp.sqrt(clock.beta_min**2 + 2 * slope * finite)
+    t = 2 * finite / xp.where(bottom == 0, xp.ones_like(bottom), bottom)  # 0 at t = 0 with beta_min = 0
     return xp.where(xp.isinf(integral), integral, t)
 
 

@@ -230,7 +230,7 @@ def fit_recorded(
     for name, value in dict(num_starts=num_starts, iterations=iterations, reference_steps=reference_steps).items():
         if value < 1:
             raise ValueError(f"fit: {name} must be at least 1, got {value!r}")
-    denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
+    denoise = sampling.tree(denoise)
     train, held_out = (
         _problems(denoise, schedule, ends, jax.random.fold_in(key, i), shape, size, chunk, reference_steps)
         for i, size in enumerate(sizes)
@@ -366,7 +366,7 @@ def fingerprint(denoise: Denoise, schedule: Schedule, shape: tuple[int, ...]) ->
     another device or precision, fine enough to tell any two trained models apart.
     """
     shape = tuple(shape)
-    denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
+    denoise = sampling.tree(denoise)
     draw = np.random.default_rng(len(shape)).standard_normal
     clean, eps, first, second = (draw((2, *shape)).astype(np.float32) for _ in range(4))
     digits = [json.dumps(schedules.record(schedule), sort_keys=True), list(shape)]

@@ -270,9 +270,10 @@ def roll_out(
     new place: as it is where the levels agree or it is finished and shown clean, noised where that is noisier (stabilised
     history).
 
-    table: of `matrix`, by any builder. x: the window at the levels of the matrix's first row: known frames, then noise.
-    Chunks after clean history: matrix = known(full(grid, new), before=history), advance = new (the default). Rolling:
-    known(rolling(grid, lag, block), before=history) and advance = block, from a window that `rolling_start` made.
+    table: of `matrix`, by a builder of one call a row, without churn. x: the window at the levels of the matrix's first row:
+    known frames, then noise. Chunks after clean history: matrix = known(full(grid, new), before=history), advance = new (the
+    default). Rolling: known(rolling(grid, lag, block), before=history) and advance = block, from a window that `rolling_start`
+    made.
     noise: (key, shape, dtype) -> noise of the new frames, and of the table's draws; standard normal by default. A source that
     ties frames together does so within a period only.
     One compiled program whatever the number of rows and periods, and memory for one window beside the video itself.
@@ -283,7 +284,9 @@ def roll_out(
     matrix = _checked("roll_out", matrix)
     frames = matrix.shape[2]
     if np.shape(table.logsnr) != matrix[:-1].shape or not np.allclose(table.logsnr, matrix[:-1], equal_nan=True):
-        raise ValueError("roll_out: the table was not made of this matrix: its levels differ")
+        raise ValueError(
+            "roll_out: the table's levels are not the matrix's: it was made of another, or by a solver that calls between rows"
+        )
     _whole("history", history, 0, frames - 1)
     advance = frames - history if advance is None else advance
     _whole("advance", advance, 1, frames - history)
@@ -357,8 +360,7 @@ def stream(
     One compiled program whatever the number of rows and periods, and memory for one chunk and the cache beside the video.
     """
     _whole("periods", periods, 1)
-    start = expand(np.asarray(table.logsnr)[0], np.empty(shape))
-    x = sampling.check(table, np.broadcast_to(schedule.size(start), shape).astype(np.float32), key)
+    x = sampling.check(table, np.broadcast_to(sampling.starting(table, schedule, shape), shape).astype(np.float32), key)
     return _stream(
         sampling.tree(denoise), sampling.tree(remember), table, cache, x, key, sampling.tree(noise or sampling.normal),
         periods=periods, progress=progress,

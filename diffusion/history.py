@@ -76,6 +76,11 @@ def guided(
     for _, level in parts:
         if np.shape(level) not in ((), (frames,)):
             raise ValueError(f"guided: a part's level is one log-SNR or [{frames}], got shape {np.shape(level)}")
+        if not np.isfinite(schedule.sigma(np.asarray(level, np.float64))).all():
+            raise ValueError(
+                f"guided: at level {level} this schedule's noise is infinite, which no network can be shown; hide history at a"
+                f" finite level, as hidden={schedule.logsnr_start:g}"
+            )
         shown.append(np.broadcast_to(np.asarray(level, np.float64), (frames,)))
     weights = tuple(float(weight) for weight, _ in parts)
     return Partial(_Guided(schedule), sampling.tree(denoise), known, _mask(where, known), eps, weights, np.stack(shown))

@@ -272,8 +272,10 @@ def fused_min_snr(cap: float = 5.0, smoothing: float = 0.9, causal: bool = True,
         own, capped = snr / cap, xp.minimum(snr / cap, 1.0)
         before = xp.asarray(_running_mean(logsnr.shape[1], smoothing), dtype=logsnr.dtype)
         known = capped @ before if causal else (capped @ before + capped @ before[::-1, ::-1]) / 2
-        fused, clipped = (cap * (1 - (1 - smoothing * known) * (1 - s)) for s in (own, capped))
-        return factor(snr) * clipped / factor(fused)
+        # 1 - (1 - smoothing C) (1 - S), without the digits that are lost where both are small.
+        fused, clipped = (cap * (s + smoothing * known * (1 - s)) for s in (own, capped))
+        bottom = factor(fused)  # 0 at pure noise, where what the error of eps is worth is 0, too
+        return factor(snr) * clipped / xp.where(bottom == 0, xp.ones_like(bottom), bottom)
 
     return weight
 

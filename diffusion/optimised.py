@@ -101,7 +101,7 @@ def _solve(denoise, schedule, start, end, shape, key, num_noises, num_points):
     table = warped_adams(schedule, fine, two_parameter_coordinate(MIDDLE, RHO), 3, nodes=4)
     at_rest, direction = (noise(schedule, start, part, (num_noises, *shape)) for part in jax.random.split(key))
     x = jnp.concatenate([at_rest, at_rest + MOVE * direction])
-    denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
+    denoise = sampling.tree(denoise)
     points, estimates, final = _trajectory(denoise, jax.tree.map(lambda a: jnp.asarray(a, x.dtype), table), x)
     states = np.concatenate([np.asarray(points), np.asarray(final)[None]]).astype(np.float64)
     states = states.reshape(len(states), 2, num_noises, -1)

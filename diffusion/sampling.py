@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from diffusion.levels import expand
+from diffusion.schedules import Schedule
 from diffusion.solvers.table import Predict, Table
 
 Carry = tuple[Any, tuple[Any, ...]]
@@ -120,16 +121,30 @@ def sample(
     denoise: (x, logsnr) -> the estimate of the clean data, of x's shape; a `jax.tree_util.Partial` is an argument of the
         compiled program (its arrays may change without a new one), a bare function is static by identity. A table with a
         `target` calls denoise(x, logsnr, logsnr_to).
-    x: the noise at the table's first level, [b, ...], in the schedule's scale. The state is kept in float32 (float64 if x
-        is float64).
+    x: the noise at the grid's first level, [b, ...], in the schedule's scale, as of `starting`. The state is kept in float32
+        (float64 if x is float64).
     key: needed by a stochastic table; row i draws with fold_in(key, i).
     noise: (key, shape, dtype) -> noise, a source with its own covariance (diffusion.noise); standard normal by default.
     collect: (point, denoised, logsnr) -> what to return for every call, stacked; then (sample, collected) is returned.
-    progress: called on the host with (calls done, calls in all).
+    progress: called on the host with (calls done, calls in all). Both are static by identity: a new lambda compiles anew.
 
     Raises ValueError, before anything is traced, for a table and an x that don't fit, or a missing key.
     """
     return _run(_sample_kept, denoise, table, x, key, noise, collect, progress)
+
+
+def starting(table: Table, schedule: Schedule, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """How large the unit noise of a sample of `shape` [b, ...] is where `table` begins: as noisy data of unit variance at the
+    grid's first level, in a shape that broadcasts to `shape`.
+
+    Where the first row adds noise of its own (churn: Karras et al. 2022, arXiv 2206.00364, algorithm 2), it calls the network
+    at a noisier level than the grid's first; what it adds is taken away again.
+    """
+    like = np.empty(shape, np.float32)
+    parts = (table.logsnr, table.predict.anchor, table.predict.noise)
+    level, anchor, added = (expand(np.asarray(part, np.float64)[0], like) for part in parts)
+    size = schedule.size(level)
+    return np.where(added == 0, size, np.sqrt(np.maximum(size**2 - added**2, 0))) / anchor
 
 
 def sample_donated(denoise, table, x, key=None, *, noise=None, collect=None, progress=None):

@@ -202,8 +202,14 @@ def vp_cosine(shift: float = 1.0, logsnr_min: float = -20.0, logsnr_max: float =
     `shift` multiplies sigma/alpha: resolution / base in Hoogeboom et al. 2023 (their log-SNR + 2
     log(base/resolution)). Limits of -inf and inf give the plain cosine; its ends are then at -20 and 20.
     """
-    ends = max(float(logsnr_min), -20.0), min(float(logsnr_max), 20.0)
-    return Schedule(VP(), Cosine(float(logsnr_min), float(logsnr_max)), *ends).shifted(factor=shift)
+    clock = Cosine(float(logsnr_min), float(logsnr_max))
+    return Schedule(VP(), clock, *_finite_ends(clock)).shifted(factor=shift)
+
+
+def _finite_ends(clock: Cosine) -> tuple[float, float]:
+    """A cosine's limits, 20 where it has none."""
+    low, high = clock.logsnr_min, clock.logsnr_max
+    return (-20.0 if low == -inf else low), (20.0 if high == inf else high)
 
 
 def vp_cosine_interpolated(
@@ -218,7 +224,7 @@ def vp_cosine_interpolated(
         raise ValueError(f"interpolated cosine: expected shifts above 0, got {shift_noise} and {shift_data}")
     base = Cosine(float(logsnr_min), float(logsnr_max))
     clock = InterpolatedCosine(base, -2 * math.log(shift_noise), -2 * math.log(shift_data))
-    ends = max(base.logsnr_min, -20.0), min(base.logsnr_max, 20.0)
+    ends = _finite_ends(base)
     return Schedule(VP(), clock, ends[0] + clock.offset_noise, ends[1] + clock.offset_data)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from diffusion import cascade, frames, guidance, levels, predictions, sampling, schedules, solvers
+from diffusion import cascade, frames, guidance, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
 from experiments import data, latents, weights
@@ -174,8 +174,7 @@ def drawn(
     """One batch, as the network makes it: not clipped, of pixels or of latents. low: clips that it upsamples, to be noised to
     log-SNR aug_logsnr.
     """
-    level = levels.expand(np.asarray(table.logsnr)[0], noise)
-    x = jnp.asarray(noise * network.schedule.size(level), jnp.float32)
+    x = jnp.asarray(noise * sampling.starting(table, network.schedule, noise.shape), jnp.float32)
     label = jnp.asarray(labels) if network.num_classes else None
     given = {}
     if low is not None:

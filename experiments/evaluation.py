@@ -168,6 +168,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     """Samples, measures, draws and reports. Leaves report.json, report.md and figures in the stage's folder."""
     config = context.config
     num, batch = block.get("num_clips", 256), block.get("batch_size", 64)
+    paths = {row: weights.find(sampler["weights"], context.workdir) for row, sampler in block["samplers"].items()}
     source = configs.source(config, "test")
     codec = latents.of(source, context.workdir, f"config.stages.{name}")
     # Held-out clips: `num` of them play the sampler that makes no mistake (the floor), the others judge. They are real clips
@@ -187,7 +188,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     losses, rows, networks = {}, {}, {}
     total = len(block["samplers"])
     for index, (row, sampler) in enumerate(block["samplers"].items()):
-        path = weights.find(sampler["weights"], context.workdir)
+        path = paths[row]
         if path not in networks:
             networks[path] = drawing.load_network(path)
         params, network, record = networks[path]

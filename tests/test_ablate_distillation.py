@@ -524,7 +524,7 @@ def test_identity_and_motion_are_kept_within_a_tenth(identity, residual, kept):
         entries = {"identity_kept": identity, "law_residual": residual}
         return digits.Row(4, 0.1, {k: digits.Measure(v, v, v, v, None) for k, v in entries.items()})
 
-    run = digits.Run(row(0.5, 0.5), {4: row(identity, residual)}, {}, {}, 1.0, None, {})
+    run = digits.Run(row(0.5, 0.5), {4: row(identity, residual)}, {}, {}, 1.0, 16, None, {})
     assert digits.keeps(run, 4) == kept
 
 

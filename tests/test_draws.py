@@ -162,6 +162,15 @@ def test_fused_weights_by_the_recursion():
     assert np.isfinite(both(np.array([[np.inf, -np.inf, 0.0]]))).all()
 
 
+@pytest.mark.parametrize("of", ["eps", "v", "x0"])
+def test_fused_weights_in_single_precision_keep_their_digits(of):
+    """Down to the noisy end of the cosine, where the SNR is 2e-9, and beyond it."""
+    logsnr = np.random.default_rng(0).uniform(-20, 20, (64, 5))
+    weight = levels.fused_min_snr(of=of)
+    np.testing.assert_allclose(weight(jnp.asarray(logsnr, jnp.float32)), weight(logsnr), rtol=2e-5)
+    assert (np.asarray(weight(jnp.full((1, 3), -jnp.inf))) == 0).all()
+
+
 def test_a_noisy_frame_after_clean_ones_weighs_more():
     weight = levels.fused_min_snr(of="x0")
     assert weight(np.array([[9.0, -4.0]]))[0, 1] > 20 * weight(np.array([[-9.0, -4.0]]))[0, 1]

@@ -1,5 +1,6 @@
 """Tables fitted to a denoiser, and grids optimised for one, in float32. (The default sampler: tests/float64/test_best64.py.)"""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -301,3 +302,20 @@ def test_bad_settings_of_a_grid_are_refused(settings, message):
     settings = dict(num_steps=4, shape=(2,), key=jax.random.key(0)) | settings
     with pytest.raises(ValueError, match=message):
         optimised.optimised(VP, denoise=oracles.b2d().denoiser(VP), **settings)
+
+
+def test_a_denoiser_that_is_a_dataclass_has_its_arrays_as_arguments():
+    """Of two weights two texts, and no program that holds the first."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Scaled:
+        gain: jax.Array
+
+        def __call__(self, x, logsnr):
+            return self.gain * x
+
+    one, other = (
+        fitted.fingerprint(Scaled(jnp.asarray(gain)), schedules.vp_cosine(), (4,)) for gain in ([0.5] * 4, [0.9] * 4)
+    )
+    assert one != other

@@ -84,3 +84,17 @@ def test_a_map_that_is_the_same_all_over_a_frame_is_a_level_per_frame():
 def test_no_known_frame_is_refused():
     with pytest.raises(ValueError, match="at least one known frame, got history 0"):
         history.within(history.replacement, DENOISE, VP, 0, EPS)
+
+
+@pytest.mark.parametrize("way", ["vanilla", "fractional", "temporal"])
+def test_history_hidden_behind_infinite_noise_is_refused(way):
+    """A VE network would be shown inf times noise; with a finite level it is finite."""
+    edm, first = schedules.edm(), np.arange(6) == 0
+    make = {
+        "vanilla": lambda **more: history.vanilla(2.0, **more),
+        "fractional": lambda **more: history.fractional(1.5, 0.0, **more),
+        "temporal": lambda **more: history.temporal([(0.5, first)], **more),
+    }[way]
+    with pytest.raises(ValueError, match="guided: at level .*hide history at a finite level, as hidden=-8.76"):
+        history.guided(DENOISE, edm, EPS, first, EPS, parts=make())
+    history.guided(DENOISE, edm, EPS, first, EPS, parts=make(hidden=edm.logsnr_start))

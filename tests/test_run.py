@@ -374,3 +374,10 @@ def test_the_environment_has_no_say(undisturbed, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     same_weights(undisturbed[0] / WEIGHTS[0], tmp_path / "run" / WEIGHTS[0])
+
+
+def test_an_evaluation_alone_names_missing_weights_before_it_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation.metrics, "describe", lambda *given, **more: pytest.fail("work has begun"))
+    (tmp_path / "run/teacher").mkdir(parents=True)
+    assert program.main(["run", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--stage=evaluate"]) == 2
+    assert re.search(r"error: '\w+(@2)?' is missing or unfinished", capsys.readouterr().err)

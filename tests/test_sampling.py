@@ -111,6 +111,22 @@ def test_collect_progress_and_a_noise_source():
     np.testing.assert_array_equal(still, other)
 
 
+@pytest.mark.parametrize("churn", [0.0, 4.0])
+@pytest.mark.parametrize("schedule", [schedules.edm(), schedules.vp_cosine()])
+def test_a_sample_begins_as_large_as_the_noisy_data_where_the_network_is_called(schedule, churn):
+    """With churn that is a noisier level than the grid's first, and the first row adds what lies between."""
+    table = solvers.euler(schedule, grids.karras(schedule, 4, end=np.inf), churn=churn)
+    x = sampling.normal(jax.random.key(0), (4096, 16), "float32") * sampling.starting(table, schedule, (4096, 16))
+    np.testing.assert_allclose(x.std(), schedule.size(schedule.logsnr_start), rtol=0.01)
+
+    def called(point, denoised, logsnr):
+        return point.std(), logsnr
+
+    _, (sizes, at) = sampling.sample(lambda x, logsnr: 0 * x, table, x, jax.random.key(1), collect=called)
+    np.testing.assert_allclose(sizes[0], schedule.size(np.asarray(at[0], np.float64)), rtol=0.01)
+    assert (at[0] < schedule.logsnr_start - 0.1) == (churn > 0)
+
+
 def test_denoisers_of_two_classes_are_two_programs():
     """Structures of two dataclass nodes with as many fields are equal (jaxlib 0.10), and jit finds programs by them."""
 

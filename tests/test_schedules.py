@@ -457,3 +457,24 @@ def test_damaged_records_are_refused_by_name():
 def test_bad_arguments_raise(make):
     with pytest.raises(ValueError):
         make()
+
+
+def test_a_cosines_limits_are_its_ends():
+    """Also where they are wider than those that it has by default; infinite ones can't be."""
+    for low, high, expected in (
+        (-30.0, 25.0, (-30.0, 25.0)),
+        (-10.0, 9.0, (-10.0, 9.0)),
+        (-math.inf, math.inf, (-20.0, 20.0)),
+    ):
+        for schedule in (
+            schedules.vp_cosine(logsnr_min=low, logsnr_max=high),
+            schedules.vp_cosine_interpolated(1.0, logsnr_min=low, logsnr_max=high),
+        ):
+            assert (schedule.logsnr_start, schedule.logsnr_end) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("make", [schedules.vp_linear, schedules.sub_vp])
+def test_a_linear_beta_from_zero_has_a_time_for_clean_data(make):
+    schedule = make(beta_min=0.0)
+    assert float(schedule.time(math.inf)) == 0
+    assert float(schedule.logsnr(schedule.time(3.0))) == pytest.approx(3.0)

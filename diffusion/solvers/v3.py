@@ -75,7 +75,7 @@ def ems_statistics(
     table = dpmpp(schedule, grid, 2, lower_order_final=False)
     last, points = sampling.sample(denoise, table, x, collect=_point)
     points = jnp.concatenate([points, last[None]])
-    denoise = denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
+    denoise = sampling.tree(denoise)
     denoised, diagonal = _probe(denoise, points, jnp.asarray(grid, points.dtype), key, probes)
     alpha = np.asarray(schedule.alpha(grid)).reshape(-1, *[1] * (points.ndim - 1))
     y, denoised, diagonal = (np.asarray(a, np.float64) for a in (points, denoised, diagonal))

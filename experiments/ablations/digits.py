@@ -88,6 +88,10 @@ LATENTS = Family(
     "64x64 clips of 32 frames, sampled as latents, decoded and then measured",
     "configs/moving_digits_64",
     CRITICS | {"ladd": (4,)},
+    reasons={
+        "consistency_trajectory": "its first jump decides, and four equal steps of the cosine's clock take it to log-SNR -1.8: "
+        "of two calls a first jump to -1.1 leaves a distance of 15, and one to -3.3, which a search found, of 8.5.",
+    },
 )
 STAGES = {
     "guided": ("guided", "progressive"),
@@ -95,6 +99,8 @@ STAGES = {
     **{name: ("progressive", name) for name in (*CRITICS, "ladd") if name != "moment_matching"},
 }
 """The methods of a student's stages, where they are more than its own."""
+BATCH = 16
+"""Clips of a step of most students."""
 TEACHER = "teacher_50"
 TITLE = "teacher, 50 steps"
 SHOWN = {
@@ -125,7 +131,8 @@ class Row(NamedTuple):
 
 class Run(NamedTuple):
     """A method: its teacher, the student by number of calls, its distance over the teacher's, what real clips get, the
-    forwards and seconds of all its training, and on what if not where it was judged; shared, parts: as in finished.Run.
+    forwards of all its training, of how many clips, its seconds, and on what if not where it was judged; shared, parts: as in
+    finished.Run.
     """
 
     teacher: Row
@@ -133,6 +140,7 @@ class Run(NamedTuple):
     ratios: dict[int, float]
     floor: dict[str, float]
     forwards: float
+    batch: int
     seconds: float | None
     shared: dict[str, Any]
     parts: dict[str, Any] = {}
@@ -202,6 +210,7 @@ def parse(run: str, record: finished.Record) -> Run:
         ratios={calls: one.distance / teacher.distance for calls, one in students.items()},
         floor=floor,
         forwards=report["forwards"] if "forwards" in report else sum(training(block) for block in stages.values()),
+        batch=max(block["batch_size"] for block in stages.values()),
         seconds=math.fsum(seconds[name] for name in stages) if stages.keys() <= seconds.keys() else None,
         devices=tuple(
             {devices[name]: None for name in stages if devices.get(name, report["device"]) != report["device"]}
@@ -263,7 +272,8 @@ def table(found: Mapping[str, Run]) -> str:
     rows = [[TITLE, *cells(first.teacher, first.teacher), None, None]]
     for name, run in found.items():
         took = [*([] if run.seconds is None else [f"{run.seconds:.0f}"]), *(f"on {device}" for device in run.devices)]
-        spent = [f"{run.forwards:,.0f}", " ".join(took) or None]
+        of = "" if run.batch == BATCH else f" × {run.batch} clips"
+        spent = [f"{run.forwards:,.0f}{of}", " ".join(took) or None]
         for calls in sorted(run.students, reverse=True):
             rows.append([f"`{name_of(name)}`", *cells(run.students[calls], run.teacher), *spent])
     floor = first.floor
@@ -411,7 +421,7 @@ from clips have none. A student of a critic, or of an adversary, is made for one
 *Fréchet distance* is that of clip features to held-out clips, with its 95 % interval over clips; *over the teacher's* its
 ratio to the teacher's. *Real clips* are as many other held-out ones: what a perfect generator gets. Seconds are of
 machines that did other things too; *times as fast* holds a sampler against the teacher on the same one. *Training,
-forwards* are those of a batch of clips in all of a student's stages, counted as in
+forwards* are those of a batch of {BATCH} clips, or of as many as stand beside them, in all of a student's stages, counted as in
 [what a step costs](bench.md#what-a-step-costs), with each method's own options. Rows whose runs are gone are kept in
 [{family.records}]({family.records}).
 

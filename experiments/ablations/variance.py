@@ -28,7 +28,7 @@ SOLVERS: dict[str, tuple[Callable[..., solvers.Table], int]] = {
     "dpmpp SDE 2S": (lambda s, g: solvers.dpmpp(s, g, 2, singlestep=True, sde=True), 2),
     "sa_solver": (solvers.sa_solver, 2),
     "er_sde 1": (lambda s, g: solvers.er_sde(s, g, 1), 1),
-    "er_sde 3": (lambda s, g: solvers.er_sde(s, g, 3), 3),
+    "er_sde 3": (lambda s, g: solvers.er_sde(s, g, 3), 2),
 }
 
 
@@ -106,7 +106,8 @@ def section(folder: pathlib.Path) -> str:
 This shows how fast the law of stochastic samplers becomes right: the relative error of the variance of the samples on
 Gaussian data, read off the coefficients, so that no sampling error hides it. Steps are uniform in log-SNR from s = 157.4
 to .01, VP linear; the slope is fitted through {", ".join(map(str, STEPS))} steps. DDIM with eta = 1, DDPM with the lower
-variance and the first-order SDE form of DPM-Solver++ are one sampler.
+variance and the first-order SDE form of DPM-Solver++ are one sampler. The slope of er_sde 3 is above its order because its
+error changes sign: beyond 320 steps it falls more slowly.
 
 {page.table(header, lines)}
 
