@@ -188,8 +188,8 @@ def test_progress_counts_periods():
         (dict(advance=7), "advance"),
         (dict(periods=0), "periods"),
         (dict(x=clip(f=7)), "windows of 8 frames|does not fit"),
-        (dict(matrix=frames.known(frames.full(STEPS + 0.5, 6), before=2)), "not made of this matrix"),
-        (dict(matrix=frames.full(STEPS, 8)[:, :, :1]), "not made of this matrix"),
+        (dict(matrix=frames.known(frames.full(STEPS + 0.5, 6), before=2)), "the table.s levels are not the matrix"),
+        (dict(matrix=frames.full(STEPS, 8)[:, :, :1]), "the table.s levels are not the matrix"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, error):
