@@ -333,7 +333,7 @@ def sid(
     """Score identity distillation (Zhou et al. 2024, arXiv 2404.04057); with weights for an adversary on the critic's features
     its adversarial form, SiDA (arXiv 2410.14919).
 
-    The gradient goes through both estimates, so attention must be differentiable twice over in memory as much as in kind.
+    The gradient goes through both estimates: twice the memory. Any kind of attention will do.
     start: sigma = 2.5, which a sampler must then be told too. law: None is Karras' levels from .002 to 80, uniform in their
     index, without the noisiest fifth.
     """

@@ -118,11 +118,16 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             )
         if not network.num_classes or block.get("teacher") == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
-        if block["method"] == "consistency_trajectory" and option("data"):
-            raise ConfigError(
-                f"{where}.guidance: the clips, which teach the denoiser, know none, and its jumps would be guided; choose"
-                " options.data=False"
-            )
+    scale = "guidance" if told(block) is None else "options.guidance_range"
+    if (
+        block["method"] == "consistency_trajectory"
+        and option("data")
+        and (told(block) or block.get("guidance", 1.0) != 1.0)
+    ):
+        raise ConfigError(
+            f"{where}.{scale}: the clips, which teach the denoiser, know none, and its jumps would be guided; choose"
+            " options.data=False"
+        )
     share, size, parts = option("share"), block["batch_size"], block.get("accumulate", 1)
     if share is not None and 1 < parts <= size:
         whole, part = (len(flow_maps.spread(n, share)[0]) / n for n in (size, size // parts))

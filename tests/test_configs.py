@@ -175,6 +175,11 @@ def test_names_and_shapes_are_those_of_the_program():
     "method, given, expected",
     [
         ("consistency_trajectory", dict(options=dict(law="uniform_time", weight="v")), "choose options.data=False"),
+        (
+            "consistency_trajectory",
+            dict(guidance=1.0, options=dict(law="uniform_time", weight="v", guidance_range=(1.0, 3.0))),
+            "student.options.guidance_range: the clips, which teach the denoiser, know none",
+        ),
         ("multistep_consistency", dict(teacher=None), "lacks the key 'teacher': multistep_consistency learns from one"),
         ("improved_consistency", dict(teacher=digit_students.TEACHER, guidance=1.5), "doesn't ask it; remove guidance"),
         ("improved_consistency", dict(guidance=1.5), "guidance is the teacher's, and this stage has none"),
@@ -186,6 +191,8 @@ def test_names_and_shapes_are_those_of_the_program():
 def test_what_a_student_learns_from_is_settled_before_any_work(method, given, expected, tmp_path):
     config = configs.plain(digit_students.get_config(method))
     config["stages"]["student"] |= given
+    if "guidance_range" in given.get("options", {}):
+        config["model"]["cond"] = ["logsnr_to", "guidance"]
     if expected is None:
         stages.check(stages.Context(config, tmp_path, mesh.make()))
         return
