@@ -99,7 +99,7 @@ def digits_run(runs, method, distances, *, stages=None, teacher=2.0, clips=256, 
     blocks = stages or {
         stage: dict(method=one, steps=100, teacher="pretrained:t", guidance=1.5) for stage, one in names.items()
     }
-    blocks = {name: {"kind": "train", **block} for name, block in blocks.items()}
+    blocks = {name: {"kind": "train", "batch_size": 16, **block} for name, block in blocks.items()}
     write(workdir / "config.json", {"seed": 0, "stages": {**blocks, "evaluate": {"kind": "evaluate"}}})
     for stage in blocks:
         write(workdir / stage / "done.json", {"seconds": 40})
@@ -317,6 +317,12 @@ def test_digits_table(tmp_path, counted):
     )
     assert "- `progressive`: 273 updates a round" in text and "- `shortcut`: not explained." in text
     assert (tmp_path / "distillation_digits.png").stat().st_size > 10_000
+
+
+def test_smaller_batches_stand_beside_the_forwards(tmp_path, counted):
+    smaller = dict(method="shortcut", steps=100, teacher="pretrained:t", guidance=1.5, batch_size=8)
+    digits_run(tmp_path, "shortcut", {4: 2.5}, stages={"student": smaller})
+    assert cells(digits.section(digits.PIXELS, tmp_path, tmp_path), "`shortcut`")[-2] == "700 × 8 clips"
 
 
 def test_training_that_was_elsewhere_says_where(tmp_path, counted):
