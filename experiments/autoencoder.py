@@ -1,5 +1,6 @@
 """Training an autoencoder of clips, and its round trip: what encoding and decoding alone cost, before any model samples."""
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +99,8 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     params = built.init(initial)
     if block.get("init"):
         params, found = weights.load(weights.find(block["init"], context.workdir))
-        weights.check_fits(found, {"kind": "autoencoder", "model": model}, block["init"])
+        # As it stands in a record, where tuples are lists.
+        weights.check_fits(found, json.loads(json.dumps({"kind": "autoencoder", "model": model})), block["init"])
     state = learning.init(key, jax.tree.map(jnp.asarray, params))
     whole = loop.Run(learning, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
     finish_training(context, name, block, whole, source, key, record)

@@ -98,9 +98,10 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
             f"{where}.frames {block['frames']}: drift is measured in chunks of the model's {window} frames; nearest:"
             f" {max(round(block['frames'] / window), 1) * window}"
         )
-    tables.check(
-        {k: block[k] for k in ("solver", "grid") if k in block}, block["steps"], configs.schedule(config), where
-    )
+    parts = {k: block[k] for k in ("solver", "grid") if k in block}
+    tables.check_unasked(parts, where, "a matrix gives every frame a level, and it is asked about one for all")
+    if tables.check(parts, block["steps"], configs.schedule(config), where).target is not None:
+        raise ConfigError(f"{where}.solver {block['solver']!r} jumps, and frames that go on step; choose another")
     plan(block, configs.schedule(config), window, where)
 
 

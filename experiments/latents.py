@@ -128,8 +128,8 @@ def check_encode(block: Mapping[str, Any], config: Mapping[str, Any], where: str
         raise ConfigError(f"{where}: config.data are latents already; a stage of kind 'encode' takes clips of pixels")
     for split in ("train", "test"):
         have, asked = len(configs.source(config, split)), block.get(f"{split}_clips", 1)
-        if not 1 <= asked <= have:
-            raise ConfigError(f"{where}.{split}_clips: expected 1 to {have}, the clips of that split, got {asked}")
+        if type(asked) is not int or not 1 <= asked <= have:
+            raise ConfigError(f"{where}.{split}_clips: expected 1 to {have}, the clips of that split, got {asked!r}")
 
 
 def run_encode(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def run_encode(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         configs.write_json(begun, codec.record)
     for split in ("train", "test"):
         source = configs.source(context.config, split)
-        counts[split] = block.get(f"{split}_clips", 1024)
+        counts[split] = block.get(f"{split}_clips", min(1024, len(source)))
         path = folder / f"{split}.array_record"
         if not store.is_whole(path, counts[split]):
             store.write(path, encoded(codec, source, counts[split], size, f"{name}: {split}"))

@@ -32,12 +32,7 @@ def check(context: Context, block: Mapping[str, Any], network: Network, where: s
     given, here, config = block["preview"], f"{where}.preview", context.config
     counts = [given["steps"]] if "steps" in given else block.get("student_steps", [])
     configs.check_keys(given, KEYS, () if counts else {"steps"}, here)
-    for part, choices in (("solver", configs.SOLVERS), ("grid", configs.GRIDS)):
-        if tables.asks(given, part) or (part == "grid" and tables.is_searched(given)):
-            raise ConfigError(
-                f"{here}.{part} {given[part]!r} is made for a finished network, and this one still learns; choose one of"
-                f" {', '.join(choices)}"
-            )
+    tables.check_unasked(given, here, "this one still learns")
     try:
         for key in ("clips", "steps"):
             check_whole(f"{here}.{key}", given.get(key, 1), 1)

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -138,6 +139,10 @@ def check_overrides(config: Mapping[str, Any], arguments: list[str]) -> None:
 def _readable(error: BaseException) -> str:
     """ml_collections prints the whole config into its message; the hint at its end is what helps."""
     lines = [line.strip() for line in str(error).strip("'\"").replace("\\n", "\n").splitlines() if line.strip()]
+    if lines and "Error whilst parsing config file" in lines[0] and len(lines) > 1:
+        # A traceback follows, which ends with what the file itself raised, and before that names the place.
+        places = [m for line in lines if (m := re.match(r'File "(.+)", line (\d+)', line))]
+        return (f"{places[-1][1]}, line {places[-1][2]}: " if places else "") + lines[-1]
     hint = [line for line in lines if line.startswith("Did you mean")]
     head = lines[0].split(". Other fields present")[0] if lines else type(error).__name__
     return f"{head}. {hint[-1]}" if hint else head
@@ -168,7 +173,12 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
             configs.write_json(folder / "config.json", stage_config(context.config, name))
         meshes.meet(f"{name} begins")
         if meshes.leads() or block["kind"] in stages.TRAINED:
-            figures = stages.KINDS[block["kind"]](context, name, block) or {}
+            try:
+                figures = stages.KINDS[block["kind"]](context, name, block) or {}
+            except ConfigError:
+                if meshes.leads():
+                    forget(folder)
+                raise
             if meshes.leads():
                 # Of a stage that went on after a stop nobody knows what it took in all.
                 seconds = None if resumed else round(time.monotonic() - begun, 1)
@@ -177,6 +187,15 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
                 print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
                 report.attempt(context.workdir)
         meshes.meet(f"{name} is done")
+
+
+def forget(folder: pathlib.Path) -> None:
+    """Takes back that a stage has begun, if it has left nothing: refused at its start, it must not stand in the way of the
+    config that mends it.
+    """
+    if [path.name for path in folder.iterdir()] == ["config.json"]:
+        (folder / "config.json").unlink()
+        folder.rmdir()
 
 
 def stage_config(config: dict[str, Any], name: str) -> dict[str, Any]:

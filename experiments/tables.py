@@ -94,6 +94,15 @@ def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, wh
     return make(silent, steps, schedule, where)
 
 
+def check_unasked(block: Mapping[str, Any], where: str, why: str) -> None:
+    """Refuses a solver or a grid that asks a network, or was searched with one, where none can be asked. why: it can't."""
+    for part, choices in (("solver", configs.SOLVERS), ("grid", configs.GRIDS)):
+        if asks(block, part) or (part == "grid" and is_searched(block)):
+            raise ConfigError(
+                f"{where}.{part} {block[part]!r} is made by asking a network: {why}; choose one of {', '.join(choices)}"
+            )
+
+
 def asks(block: Mapping[str, Any], part: str) -> str | None:
     """The name of a block's solver or grid, if it asks the network."""
     kind = block.get(part)

@@ -57,10 +57,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     except ValueError as error:
         raise ConfigError(str(error)) from None
     parts = {part: block[part] for part in ("solver", "grid") if part in block}
-    for part, choices in (("solver", configs.SOLVERS), ("grid", configs.GRIDS)):
-        if (name := tables.asks(parts, part)) or (part == "grid" and tables.is_searched(parts)):
-            why = f"{name!r} asks the network itself" if name else "a search begins with levels that are known"
-            raise ConfigError(f"{where}.{part}: {why}; choose one of {', '.join(choices)}")
+    tables.check_unasked(parts, where, "a search begins with a table that is known")
     for count in counts:
         tables.check(parts, count, configs.schedule(config), where)
     if not known:

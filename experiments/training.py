@@ -209,7 +209,11 @@ def check_eps_loss(network: Network, block: Mapping[str, Any], where: str) -> No
     named = block.get("options", {}).get("weight")
     weight = None if named is None else configs.named(named, configs.WEIGHTS, f"{where}.options.weight")
     lossy = [f"config.prediction {network.prediction!r}"] if network.prediction in ("eps", "score") else []
-    if weight is not None and block["method"] != "denoising" and float(weight(start)) < NO_SIGNAL:
+    if (
+        weight is not None
+        and block["method"] != "denoising"
+        and float(np.max(weight(np.full((1, 1), start)))) < NO_SIGNAL
+    ):
         lossy.append(f"{where}.options.weight {named!r}")
     if lossy:
         raise ConfigError(

@@ -390,6 +390,20 @@ def test_an_eps_loss_refuses_zero_terminal_snr(change, message, tmp_path):
     checked(config, tmp_path)
 
 
+@pytest.mark.parametrize("schedule, refused", [(dict(kind="vp_cosine"), True), (dict(kind="vp_linear"), False)])
+def test_fused_weights_of_a_level_per_frame_are_held_against_the_noisy_end(schedule, refused, tmp_path):
+    """They vanish as the SNR does, so that a student's first step would learn nothing where there is none."""
+    config = configs.plain(students.get_config("progressive"))
+    block = config["stages"]["progressive"] | {"options": dict(per_frame=True, weight="fused_min_snr")}
+    config |= {"schedule": schedule, "stages": config["stages"] | {"progressive": block}}
+    context = stages.Context(config, tmp_path, mesh.make())
+    if refused:
+        with pytest.raises(ConfigError, match="options.weight 'fused_min_snr' is an eps-loss"):
+            stages.check(context)
+    else:
+        stages.check(context)
+
+
 def test_a_forward_derivative_refuses_fused_attention(tmp_path):
     config = quickstart.get_config()
     config.model.attention = "fused"

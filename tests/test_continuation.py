@@ -123,6 +123,8 @@ def test_ways_and_windows_that_do_not_fit_are_refused(given, error):
         ("--config.stages.chunks.matrix=pyramyd", "pyramid"),
         ("--config.stages.chunks.matrix=rolling", "lag"),
         ("--config.stages.chunks.solver=ddmp", "solver.kind .ddmp. is not known"),
+        ("--config.stages.chunks.solver=flow_map", "solver .* jumps, and frames that go on step"),
+        ("--config.stages.chunks.solver=fitted", "is made by asking a network: a matrix gives every frame a level"),
         ("--config.stages.rolling.history=2", "window is 2 frames and 2 of history, the model's clip has 3"),
         ("--config.stages.chunks.num_clips=15", "not a multiple"),
         ("--config.stages.teacher.options.law.draw.kind=mixtur", "nearest: 'mixture'"),

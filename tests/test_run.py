@@ -381,3 +381,15 @@ def test_an_evaluation_alone_names_missing_weights_before_it_draws(tmp_path, cap
     (tmp_path / "run/teacher").mkdir(parents=True)
     assert program.main(["run", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--stage=evaluate"]) == 2
     assert re.search(r"error: '\w+(@2)?' is missing or unfinished", capsys.readouterr().err)
+    assert not (tmp_path / "run/evaluate").exists(), (
+        "it never began, and must not stand in the way of the stages before it"
+    )
+
+
+def test_what_a_config_file_raises_is_told_with_its_place(tmp_path, capsys):
+    wrong = "configs/moving_digits/students.py:tracct"
+    assert program.main(["run", f"--config={wrong}", f"--workdir={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: .*students\.py, line \d+: ValueError: unknown student 'tracct', expected one of .*reflow\n", said
+    )

@@ -245,7 +245,7 @@ def checked(config, workdir):
         (dict(counts=2), "counts must be"),
         (dict(evaluations=1), "evaluations must be at least 2"),
         (dict(sweeps=0), "sweeps must be at least 1"),
-        (dict(solver="best"), "asks the network itself"),
+        (dict(solver="best"), "solver 'best' is made by asking a network: a search begins with a table that is known"),
         (dict(solver="consistecy"), "did you mean 'consistency'"),
         (dict(weights="denoser"), "refers to 'denoser'"),
         (dict(sweps=2), "did you mean 'sweeps'"),
