@@ -113,8 +113,9 @@ def discrimination(
     """The discriminator's loss, heads summed.
 
     paired: a clip of the data and one of the student's get the same level and noise (FastGen); else their own.
-    r1: of |gradient of the logits by the features|^2 at real clips (ADD, eq. 3: the input of the heads, not the pixels); of
-    heads that judge n places that of their logits' sum, over n: the mean over places, were each judged by itself alone.
+    r1: of |gradient of a head's logit by the features|^2 at real clips, summed over heads (ADD, eq. 3: the input of the heads,
+    not the pixels); of a head that judges n places that of their logits' sum, over n: the mean over places, were each judged
+    by itself alone.
     approximate_r1: of |D(x) - D(x + perturbation N)|^2 at real clips as the discriminator sees them, which needs no second
     derivative (Lin et al. 2025, APT, arXiv 2501.08316, section 3.3).
 
@@ -135,7 +136,7 @@ def discrimination(
         accuracy = 0.5 * (jnp.mean(right[0]) + jnp.mean(right[1]))
         penalty = jnp.zeros(())
         if r1:
-            slopes = jax.tree.leaves(jax.grad(lambda maps: scaled_sum(judge(maps)))(maps))
+            slopes = jax.tree.leaves(jax.jacrev(lambda maps: sums(judge(maps)))(maps))
             penalty += r1 * sum(jnp.sum(jnp.square(slope)) for slope in slopes) / len(scene.real)
         if approximate_r1:
             near = shown[0] + perturbation * jax.random.normal(key_near, shown[0].shape, shown[0].dtype)
@@ -149,11 +150,11 @@ def discrimination(
     return term
 
 
-def scaled_sum(logits: Logits) -> Array:
-    """The sum of all logits, those of a head over the square root of its places: a squared slope is a mean over them."""
+def sums(logits: Logits) -> Array:
+    """[heads]: a head's logits summed, over the square root of its places: a squared slope is a mean over them."""
     if isinstance(logits, tuple):
-        return sum((jnp.sum(head) * (len(head) / head.size) ** 0.5 for head in logits), jnp.zeros(()))
-    return jnp.sum(logits)
+        return jnp.stack([jnp.sum(head) * (len(head) / head.size) ** 0.5 for head in logits])
+    return jnp.sum(logits, 0)
 
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 20.0

@@ -402,7 +402,7 @@ def rcm(
     std: float = 1.6,
     sigma_data: float = 1.0,
     warmup: int = 1000,
-    normalise: str = "rms",
+    normalise: str = "norm",
     c: float = 0.1,
     law: Law | None = None,
     critic_law: Law | None = None,
@@ -415,7 +415,8 @@ def rcm(
     label_dropout: float = 0.0,
 ) -> Method:
     """Score-regularised continuous-time consistency, rCM (Zheng et al. 2025, arXiv 2510.08431): sCM covers the modes,
-    distribution matching sharpens them, `consistency_weight` to 1.
+    distribution matching sharpens them, `consistency_weight` to 1. The paper's 100 belongs to tangents of length one: "rms"
+    makes them longer by the square root of a clip's numbers.
 
     mean, std: of log(sigma/alpha) where consistency is asked for; law, critic_law: None is the flow's time with shift 5.
     Needs an attention that `jax.jvp` can take.

@@ -130,12 +130,15 @@ def guided_velocity(network: Network, params, cond, x, logsnr, velocity: Array, 
 
 
 def adaptive(p: float, c: float) -> Callable[[Array, Array], Array]:
-    """|u - target|^2 / (|u - target|^2 + c)^p, the divisor without gradient and the norms over a clip (eq. 22)."""
+    """|u - target|^2 / (|u - target|^2 + c)^p, the divisor without gradient and the norms over a clip (eq. 22).
+
+    Times a clip's numbers: the mean over them, which is the loss, is the paper's sum.
+    """
 
     def metric(output: Array, target: Array) -> Array:
         square = jnp.square(output - target)
         total = jnp.sum(square, tuple(range(1, square.ndim)), keepdims=True)
-        return square * jax.lax.stop_gradient((total + c) ** -p)
+        return square * (square.size / len(square)) * jax.lax.stop_gradient((total + c) ** -p)
 
     return metric
 

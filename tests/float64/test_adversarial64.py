@@ -106,7 +106,7 @@ def test_pairs_share_level_and_noise(paired):
 
 
 def test_r1_is_the_squared_slope_by_the_features():
-    """Against central differences of the summed logits by every number of both maps, at real clips."""
+    """Against central differences of each head's logit by every number of both maps, at real clips."""
     judge, critic = adversaries()
     real = jax.random.normal(jax.random.key(1), VIDEO)
     scene = scene_of(jnp.zeros(VIDEO), critic, None, real=real)
@@ -118,8 +118,8 @@ def test_r1_is_the_squared_slope_by_the_features():
         moved = [[m.copy() for m in maps] for _ in range(2)]
         for sign, copy in zip((1, -1), moved, strict=True):
             copy[part][:, index] += sign * 1e-5
-        up, down = (np.sum(judge.apply(critic["heads"], tuple(m), None, None), -1) for m in moved)
-        total += np.mean(((up - down) / 2e-5) ** 2)
+        up, down = (judge.apply(critic["heads"], tuple(m), None, None) for m in moved)
+        total += np.mean(np.sum(((up - down) / 2e-5) ** 2, -1))
     np.testing.assert_allclose(metrics["penalty"], 0.7 * total, rtol=1e-7)
     np.testing.assert_allclose(value, metrics["discrimination"] + metrics["penalty"], rtol=1e-12)
 
@@ -241,8 +241,8 @@ def test_the_hinge_of_a_place_is_its_own(noises):
 
 @pytest.mark.parametrize("frames", [1, 6])
 def test_a_field_and_its_penalties_do_not_grow_with_the_places(frames):
-    """Two heads of slopes 3 and -2: each clip is moved by -(3 - 2) / n in every place, R1 is (3 - 2)^2 and the other one
-    (3^2 + 2^2) times a perturbation's mean square, however many places there are.
+    """Two heads of slopes 3 and -2: each clip is moved by -(3 - 2) / n in every place, R1 is 3^2 + 2^2 and the other one as
+    much times a perturbation's mean square, however many places there are.
     """
     clips = jax.random.normal(jax.random.key(1), (5, frames, 2, 2, 1))
     judge, critic = by_place([3.0, -2.0]), {"heads": jnp.array([3.0, -2.0])}
@@ -252,7 +252,7 @@ def test_a_field_and_its_penalties_do_not_grow_with_the_places(frames):
     # Fields are in units of the mean over all numbers.
     np.testing.assert_allclose(move * len(clips) / clips.size, -1 / (4 * frames) * jnp.ones(clips.shape), rtol=1e-12)
     term = adversarial.discrimination(network_of(COSINE), judge, r1=0.5, **common)
-    np.testing.assert_allclose(term(critic, scene, jax.random.key(0))[1]["penalty"], 0.5, rtol=1e-12)
+    np.testing.assert_allclose(term(critic, scene, jax.random.key(0))[1]["penalty"], 0.5 * 13, rtol=1e-12)
     near = adversarial.discrimination(network_of(COSINE), judge, approximate_r1=2.0, perturbation=0.1, **common)
     noise = jax.random.normal(jax.random.split(jax.random.key(0), 3)[2], clips.shape)
     expected = 2.0 * 13 * 0.01 * float(jnp.mean(noise**2))

@@ -627,7 +627,7 @@ def test_rcm_is_the_sum_of_its_two_terms():
         network, steps=3, source="simulated", law=game_methods.shifted(5.0), weighting="one", **options
     )
     matching, _ = gradient(apart, params, critic, frozen, video, key=jax.random.split(key)[0])
-    tangent = METHODS["continuous_distillation"](network, mean=0.7, std=1.6, warmup=100, **options)
+    tangent = METHODS["continuous_distillation"](network, mean=0.7, std=1.6, warmup=100, normalise="norm", **options)
     state = tangent.init(jax.random.key(0), params)
     new, _ = tangent.phases["train"](state, frozen, {"video": video}, jax.random.split(key)[1], HYPER)
     consistency = jax.tree.map(lambda a, b: a - b, state.params, new.params)
