@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -24,7 +25,8 @@ from experiments.config import ConfigError
 
 class Model(NamedTuple):
     """The network that a table is for: denoise (x, logsnr) -> denoised, for any batch size; the shape of one sample; a key
-    for the noises that it is asked about; the source of noise that it was trained with.
+    for the noises that it is asked about, which are never those that the source makes of the same key; the source of noise
+    that it was trained with.
     """
 
     denoise: Callable[..., Array]
@@ -71,6 +73,8 @@ SOLVERS = {**configs.SOLVERS, **ALONE, "dpm_solver_v3": dpm_solver_v3}
 GRIDS = {**configs.GRIDS, "optimised": optimised.optimised, "levels": written, SEARCHED: from_weights}
 MATRICES = {f.__name__: f for f in (frames.full, frames.autoregressive, frames.pyramid, frames.trapezoid, frames.sweep)}
 CHOICES = {"solver": ("ddim", SOLVERS), "grid": ("uniform_time", GRIDS), "matrix": ("full", MATRICES)}
+APART = 2**31 - 4
+"""Keeps the noises that are asked about apart from those that are sampled from."""
 GIVEN = ("schedule", "grid", "nfe", "num_steps", *Model._fields)
 
 
@@ -151,6 +155,8 @@ def make(
             raise ConfigError(f"{where}: {error}") from error
     print(f"{where}: {' and '.join(names)} asks the network about {steps} calls", flush=True)
     asked = {k: v for k, v in model._asdict().items() if k != "noise"}
+    # What is sampled, and judged, often begins with noise of the same key, and a larger array of it with the smaller one.
+    asked["key"] = jax.random.fold_in(model.key, APART)
     table, record = _build(block, steps, schedule, where, **asked)
     if path is not None:
         solvers.save(path, table, record | made_for)

@@ -58,6 +58,23 @@ def test_a_shipped_table_serves_its_network_alone(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out.count("asks the network") == 2
 
 
+@pytest.mark.parametrize("kind", ["best", "fitted", "dpm_solver_v3"])
+def test_what_is_asked_about_is_never_what_is_sampled_from(kind, monkeypatch):
+    """256 clips from noise of the model's own key: none of them begins as one that the network was asked about."""
+    known, asked = tables.SOLVERS[kind], []
+
+    def spy(*given, key, **rest):
+        asked.append(sampling.normal(key, (64, 1)))
+        return known(*given, key=key, **rest)
+
+    spy.__signature__ = inspect.signature(known)
+    monkeypatch.setitem(tables.SOLVERS, kind, spy)
+    block = {"solver": {**SMALL_FIT, "kind": kind}} if kind == "fitted" else {"solver": {"kind": kind, "num_noises": 4}}
+    model = model_of(2.0)
+    tables.make(block, 4, VP, "here", model)
+    assert not np.isin(asked[0], sampling.normal(model.key, (256, 1))).any()
+
+
 def test_a_kept_table_is_refused_for_another_network(tmp_path):
     tables.make({"solver": SMALL_FIT}, 4, VP, "here", model_of(2.0), tmp_path)
     path = next(tmp_path.glob("fitted_4_*.npz"))
