@@ -59,8 +59,8 @@ class Steps(NamedTuple):
 
     @property
     def staggered(self) -> bool:
-        """Whether some level waits while others move, as in a schedule matrix."""
-        return not self.moves.all()
+        """Whether some level waits while others move, as in a schedule matrix. One that never moves is given: it waits for none."""
+        return _waits(self.moves)
 
     @property
     def points(self) -> Float[Array | np.ndarray, "points ..."]:
@@ -118,13 +118,17 @@ def steps_of(
     if lower is None:
         lengths = np.diff(np.clip(host, -EXTREME, EXTREME), axis=0)
         long = regular[-1] & (lengths[-1] > LONG * lengths[-2:-1].sum(0))
-        lower = (moves.sum(0) < FEW) | ~moves.all() | (in_logsnr & long)
+        lower = (moves.sum(0) < FEW) | _waits(moves) | (in_logsnr & long)
     order = np.where(lower, np.minimum(order, left), order)
     xp = namespace(grid)
     begin, end = schedule.logsnr_start, schedule.logsnr_end
     nodes = xp.where(finite[:-1], grid[:-1], begin)
     here, there = xp.where(regular, grid[:-1], begin), xp.where(regular, grid[1:], end)
     return Steps(schedule, grid, nodes, here, there, moves, regular, order)
+
+
+def _waits(moves: Bool[np.ndarray, "steps ..."]) -> bool:
+    return not (moves | ~moves.any(0)).all()
 
 
 def _run(flags: Bool[np.ndarray, "steps ..."]) -> Int[np.ndarray, "steps ..."]:

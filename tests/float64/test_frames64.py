@@ -200,6 +200,16 @@ def test_history_in_the_matrix_has_the_conditional_covariance():
     assert oracles.wasserstein_gaussian(rows.T @ rows, covariance) < 0.02
 
 
+@pytest.mark.parametrize("build", [solvers.dpmpp, functools.partial(solvers.unipc, order=3)])
+def test_frames_that_are_given_make_no_other_wait(build):
+    """Long enough a grid to tell: neither damped nor of lower order at its end, as without them."""
+    matrix = frames.full(grids.uniform_time(COSINE, 24, None, 10.0), T - 4)
+    alone, beside = build(COSINE, matrix), build(COSINE, frames.known(matrix, before=2, after=2))
+    assert alone.describe() != build(COSINE, matrix, damping=1.5, lower_order_final=True).describe()
+    for ours, expected in zip(jax.tree.leaves(beside), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(ours[..., 2:-2] if np.shape(ours)[-1:] == (T,) else ours, expected)
+
+
 def test_guided_history_is_a_sum_of_exact_denoisers():
     """Against oracles that were told which frames they may see: a shown frame as data, a hidden one as none."""
     clip, *_ = given_four("ou")
