@@ -184,7 +184,7 @@ def objective(
             return denoised if compare_denoised else ddim_step(schedule, x, denoised, here, boundary)
 
         def output(prediction: Array) -> Array:
-            return compared(predictions.denoised(network.prediction, prediction, x, here, schedule))
+            return compared(network.denoised(prediction, x, here))
 
         goal = inverse_ddim(schedule, x, point, here, boundary) if compare_denoised else point
 

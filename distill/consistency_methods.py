@@ -20,6 +20,7 @@ from distill import pairs as pairings
 from distill import regression
 from distill.consistency import METRICS, TARGETS, addim, euler, heun, inverse_gap, objective, plain, pseudo_huber
 from distill.inputs import Network, check_range
+from distill.jumps import uniform_clock
 from distill.method import Method, choice
 from distill.pairs import noise_ratio
 
@@ -204,7 +205,7 @@ def latent(
     _at_least("steps", steps, 1)
     construct = objective(
         network,
-        pairs=pairings.neighbours(pairings.uniform_clock(network.schedule, boundary), lambda step, hyper: steps),
+        pairs=pairings.neighbours(uniform_clock(network.schedule, boundary), lambda step, hyper: steps),
         solver=euler,
         target=choice(target, TARGETS, "target"),
         guidance_range=check_range(network, guidance_range),
@@ -242,7 +243,7 @@ def multistep(
         fine = pairings.annealed_steps(step, total_steps // 2, first, last)
         return jnp.maximum(jnp.round(fine / segments), 1.0)
 
-    clock = pairings.uniform_clock(network.schedule, network.schedule.logsnr_end)
+    clock = uniform_clock(network.schedule)
     construct = objective(
         network,
         pairs=pairings.neighbours(clock, intervals, lambda step, hyper: segments),

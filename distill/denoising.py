@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import jax
 import optax
-from jaxtyping import Array
 
-from diffusion import levels, predictions
+from diffusion import levels
 from distill import regression
 from distill.inputs import Network, clean, condition
 from distill.method import Method
@@ -39,11 +38,13 @@ def objective(
         eps = network.noise(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, logsnr, network.schedule)
 
-        def output(prediction: Array) -> Array:
-            return predictions.denoised(network.prediction, prediction, x, logsnr, network.schedule)
-
         return regression.Problem(
-            x, logsnr, condition(network, batch, key_label, label_dropout), output, lambda *_: x0, weight(logsnr)
+            x,
+            logsnr,
+            condition(network, batch, key_label, label_dropout),
+            lambda answer: network.denoised(answer, x, logsnr),
+            lambda *_: x0,
+            weight(logsnr),
         )
 
     return construct

@@ -23,8 +23,9 @@ from diffusion.levels import expand
 from distill import regression
 from distill.consistency import TARGETS, euler, heun
 from distill.inputs import Network, check_range, clean, conditioned
-from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
+from distill.jumps import ddim_step, guided_teacher, inverse_ddim, uniform_clock
 from distill.method import Method, choice
+from distill.pairs import whole
 
 
 def exponential_heun(schedule, denoise, x, x0, here, there) -> tuple[Array, Array]:
@@ -152,9 +153,6 @@ def composed(
         def only(rows) -> Array:
             return jnp.zeros(len(x0), bool).at[rows].set(True)
 
-        def output(prediction: Array) -> Array:
-            return predictions.denoised(network.prediction, prediction, x, here, schedule)
-
         def report(primal: Array, tangent: Array | None) -> regression.Report:
             rows, answer = compared
             return {} if answer is None else {"gap": ((primal - goal.at[rows].set(answer)) ** 2, only(rows))}
@@ -163,7 +161,7 @@ def composed(
             x,
             here,
             {**cond, "logsnr_to": there},
-            output,
+            lambda answer: network.denoised(answer, x, here),
             lambda *_: goal,
             weight(here),
             jumps=only(jumping),
@@ -178,11 +176,6 @@ def _rows(tree: PyTree, rows: Int[np.ndarray, " n"]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows] if jnp.ndim(leaf) else leaf, tree)
 
 
-def _whole(key: Array, shape: tuple[int, ...], count) -> Array:
-    """Uniform on {0, .., count - 1}; rounding may lift uniform * count up to count itself."""
-    return jnp.minimum(jnp.floor(jax.random.uniform(key, shape) * count), count - 1.0)
-
-
 # Consistency trajectory models --------------------------------------------------------------------------------
 
 
@@ -194,16 +187,16 @@ def trajectories(network: Network, intervals: int, substeps: int, solver: Callab
     where it is. (In the paper u is uniform in [s, t); the authors' code draws one h a batch, with probability proportional
     to h, and t and s to fit. One h per clip, cut at s, costs a known number of calls, but the law of u is another.)
     """
-    schedule = network.schedule
+    schedule, clock = network.schedule, uniform_clock(network.schedule)
 
     def at(index: Array) -> Array:
-        return time_to_level(schedule, index / intervals)
+        return clock(index / intervals)
 
     def draw(key, shape) -> Jump:
         key_t, key_s, key_h = jax.random.split(key, 3)
-        t = _whole(key_t, shape, float(intervals)) + 1.0
-        s = _whole(key_s, shape, t)
-        u = jnp.maximum(t - 1.0 - _whole(key_h, shape, float(substeps)), s)
+        t = whole(key_t, shape, float(intervals)) + 1.0
+        s = whole(key_s, shape, t)
+        u = jnp.maximum(t - 1.0 - whole(key_h, shape, float(substeps)), s)
         return Jump(at(t), at(s), (t, u))
 
     def compose(jump: Jump, x, estimate, teacher, scale):
@@ -270,14 +263,14 @@ def halves(network: Network, finest: int) -> tuple[Callable, Callable]:
     1/finest, is an Euler step of the denoiser D(x, l, l). Where there is no teacher, guidance at hyper["guidance"] enters
     in that one and goes up from length to length.
     """
-    schedule = network.schedule
+    schedule, clock = network.schedule, uniform_clock(network.schedule)
     sizes = finest.bit_length() - 1
 
     def draw(key, shape) -> Jump:
         key_size, key_time = jax.random.split(key)
-        count = 2.0 ** _whole(key_size, shape, float(sizes))
-        t = (_whole(key_time, shape, count) + 1.0) / count
-        here, middle, there = (time_to_level(schedule, t - k / (2.0 * count)) for k in (0.0, 1.0, 2.0))
+        count = 2.0 ** whole(key_size, shape, float(sizes))
+        t = (whole(key_time, shape, count) + 1.0) / count
+        here, middle, there = (clock(t - k / (2.0 * count)) for k in (0.0, 1.0, 2.0))
         return Jump(here, there, (middle, 2.0 * count == finest))
 
     def compose(jump: Jump, x, estimate, teacher, scale):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from diffusion import clocks, grids, levels, predictions, solvers
+from diffusion import grids, levels, schedules, solvers
 from diffusion.levels import expand
 from distill import continuous, fields, games, regression, sources
 from distill.adversarial import FEATURES, HEADS, LOSSES, Discriminator, deception, density_ratio, discrimination
@@ -218,10 +218,9 @@ def to_teachers_samples(
         at = jnp.full((1,), level, jnp.float32)
         x = expand(schedule.size(at), eps) * eps
 
-        def output(prediction: Array) -> Array:
-            return predictions.denoised(network.prediction, prediction, x, at, schedule)
-
-        return regression.Problem(x, at, cond, output, lambda *_: goal, jnp.ones((1,)))
+        return regression.Problem(
+            x, at, cond, lambda answer: network.denoised(answer, x, at), lambda *_: goal, jnp.ones((1,))
+        )
 
     return construct
 
@@ -343,7 +342,9 @@ def sid(
         network, discriminator, law=critic_law, adversarial=adversarial, discriminative=discriminative, loss=loss,
         features=features, paired=paired,
     )  # fmt: skip
-    identity = fields.score_identity(network, law=law or karras_below(0.8), alpha=alpha, normaliser=normaliser)
+    karras = schedules.edm()
+    law = law or levels.uniform_time(karras, start=float(karras.logsnr(0.8)))
+    identity = fields.score_identity(network, law=law, alpha=alpha, normaliser=normaliser)
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight or levels.edm()))}
     return games.method(
         network, source=source_of(network, source, steps, chunk, start, exit_told),
@@ -351,12 +352,6 @@ def sid(
         optimiser=optimiser, critic_optimiser=critic_optimiser,
         order=games.turns(ratio, critic_in_student_steps), ema=ema, label_dropout=label_dropout,
     )  # fmt: skip
-
-
-def karras_below(share: float, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Law:
-    """Levels of Karras' grid, uniform in the index below a share of it, counted from the clean end."""
-    clock = clocks.Karras(sigma_min, sigma_max, rho)
-    return lambda key, shape: clock.logsnr(share * jax.random.uniform(key, shape))
 
 
 def moment_matching(
@@ -426,7 +421,7 @@ def rcm(
         trig, law=levels.edm_lognormal(mean, std), distilled=True, warmup=warmup,
         normalise=choice(normalise, continuous.NORMALISE, "normalise"), c=c, label_dropout=label_dropout,
     )  # fmt: skip
-    law = law or shifted(5.0)
+    law = law or levels.uniform_time(schedules.flow(shift=5.0))
     return _matching(
         network, optimiser=optimiser, critic_optimiser=critic_optimiser,
         source=source_of(network, source, steps, chunk, None, exit_told), law=law, critic_law=critic_law or law,
@@ -434,13 +429,3 @@ def rcm(
         critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout,
         further={"consistency": (consistency_weight, regression.term(trig, tangent))},
     )  # fmt: skip
-
-
-def shifted(shift: float) -> Law:
-    """Flow time t uniform, then sigma/alpha = shift t / (1 - t) (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
-
-    def law(key: Array, shape: tuple[int, ...]) -> Array:
-        t = jax.random.uniform(key, shape, minval=1e-4, maxval=1 - 1e-4)
-        return 2 * (jnp.log1p(-t) - jnp.log(t) - jnp.log(shift))
-
-    return law

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from diffusion import levels, predictions
+from diffusion import levels
 from distill import regression
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
@@ -45,13 +45,18 @@ def objective(
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         goal = guided_teacher(network, frozen["teacher"], teacher_cond, scale)(x, logsnr)
 
-        def output(prediction: Array) -> Array:
-            return predictions.denoised(network.prediction, prediction, x, logsnr, schedule)
-
         def report(primal: Array, tangent: Array | None) -> regression.Report:
             return {"gap": ((primal - goal) ** 2, None)}
 
-        return regression.Problem(x, logsnr, cond, output, lambda *_: goal, weight(logsnr), report=report)
+        return regression.Problem(
+            x,
+            logsnr,
+            cond,
+            lambda answer: network.denoised(answer, x, logsnr),
+            lambda *_: goal,
+            weight(logsnr),
+            report=report,
+        )
 
     return construct
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion import cascade, sampling
+from diffusion import cascade, predictions, sampling
 from diffusion.schedules import Schedule
 
 
@@ -40,6 +40,10 @@ class Network(NamedTuple):
     def judge(self) -> "Network":
         """Whose weights the teacher's and the critic's are."""
         return self if self.teacher is None else self.teacher
+
+    def denoised(self, prediction: Array, x: Array, logsnr: Array) -> Array:
+        """The estimate of the clean clip in an answer of the network's."""
+        return predictions.denoised(self.prediction, prediction, x, logsnr, self.schedule)
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:

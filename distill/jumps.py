@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from diffusion import guidance, predictions
 from diffusion.levels import expand
+from diffusion.schedules import Schedule
 from distill.inputs import Network
 
 
@@ -72,8 +73,15 @@ def guided_teacher(
     return denoise
 
 
-def time_to_level(schedule, time: Array) -> Array:
-    """log-SNR at time t on the sampling interval: t = 1 is logsnr_start, t = 0 logsnr_end, as grids.uniform_time steps."""
-    first, last = (float(schedule.time(end)) for end in (schedule.logsnr_start, schedule.logsnr_end))
-    level = schedule.logsnr(last + jnp.clip(time, 0.0, 1.0) * (first - last))
-    return jnp.clip(level, schedule.logsnr_start, schedule.logsnr_end)
+def uniform_clock(schedule: Schedule, boundary: float | None = None) -> Callable[[Array], Array]:
+    """Time in [0, 1] -> log-SNR, as grids.uniform_time steps: the schedule's own time, stretched from the boundary (0; the
+    schedule's clean end by default) to its noisy end (1).
+    """
+    boundary = schedule.logsnr_end if boundary is None else boundary
+    first, last = float(schedule.time(schedule.logsnr_start)), float(schedule.time(boundary))
+
+    def clock(time: Array) -> Array:
+        level = schedule.logsnr(last + jnp.clip(time, 0.0, 1.0) * (first - last))
+        return jnp.clip(level, schedule.logsnr_start, boundary)
+
+    return clock

@@ -7,6 +7,8 @@ that are not trained here, `hyper` for traced scalars.
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -120,7 +122,9 @@ def descent(terms: Mapping[str, tuple[float, Term]], optimiser: optax.GradientTr
 
     terms: name -> (weight, term); a term's metrics stand under `name_`, those of the one named "" as they are. The state is
     any NamedTuple with params, ema, opt and step, the finished updates. hyper["learning_rate_scale"], [], scales the update.
+    ema: the decay of the average, from 0 up to 1, without 1.
     """
+    number("ema", ema, 0.0, 1.0)
 
     def pose(state: State, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree) -> Loss:
         keys = jax.random.split(key, len(terms)) if len(terms) > 1 else [key]
@@ -173,7 +177,16 @@ def optimiser(
 
     A phase sees the global batch, so the clip acts after the global mean. The schedule's count lives in the optimiser
     state: a fresh state starts a fresh schedule (each halving of progressive distillation does that).
+
+    clip: of the gradient's norm, 0 for none. Raises ValueError for a number that can't be right.
     """
+    number("learning_rate", learning_rate, 0.0, open_=True)
+    for name, value in (("steps", steps), ("warmup", warmup), ("clip", clip), ("weight_decay", weight_decay)):
+        number(name, value, 0.0)
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"betas: expected two numbers, as (0.9, 0.99), got {betas!r}")
+    for value in betas:
+        number("betas", value, 0.0, 1.0)
     shapes = {
         "constant": lambda: optax.constant_schedule(learning_rate),
         "linear": lambda: optax.linear_schedule(learning_rate, 0.0, max(steps, 1)),
@@ -200,3 +213,12 @@ def choice(name: str, choices: Mapping[str, Any], what: str) -> Any:
         near = difflib.get_close_matches(str(name), choices, 1, 0)[0]
         raise ValueError(f"{what} {name!r} is not known: expected one of {', '.join(choices)}; nearest: {near!r}")
     return choices[name]
+
+
+def number(name: str, value: Any, least: float, below: float = math.inf, *, open_: bool = False) -> None:
+    """A ValueError unless `value` is a number from `least` (if `open_`, above it) up to `below`, without it."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not least <= value < below or (open_ and value == least):
+        start = f"above {least:g}" if open_ else f"from {least:g} up"
+        end = "" if below == math.inf else f", below {below:g}"
+        raise ValueError(f"{name}: expected a number {start}{end}, got {value!r}")

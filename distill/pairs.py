@@ -51,27 +51,16 @@ def neighbours(
         per_segment = jnp.asarray(intervals(step, hyper), jnp.float32)
         count = jnp.asarray(segments(step, hyper), jnp.float32)
         key_segment, key_index = jax.random.split(key)
-        first = _whole(key_segment, shape, count) * per_segment
-        index = _whole(key_index, shape, per_segment)
+        first = whole(key_segment, shape, count) * per_segment
+        index = whole(key_index, shape, per_segment)
         return Pair(*(clock((first + i) / (count * per_segment)) for i in (index + 1, index, 0)))
 
     return pairs
 
 
-def _whole(key, shape, count):
-    """A whole number below count, which may be traced. Rounding may lift uniform * count up to count itself."""
+def whole(key: Array, shape: tuple[int, ...], count: Array | float) -> Array:
+    """Uniform on {0, .., count - 1}; count may be traced. Rounding may lift uniform * count up to count itself."""
     return jnp.minimum(jnp.floor(jax.random.uniform(key, shape) * count), count - 1)
-
-
-def uniform_clock(schedule: Schedule, boundary: float) -> Callable[[Array], Array]:
-    """Time in [0, 1] -> log-SNR: the schedule's own time, stretched from the boundary (0) to its noisy end (1)."""
-    first, last = float(schedule.time(schedule.logsnr_start)), float(schedule.time(boundary))
-
-    def clock(time: Array) -> Array:
-        level = schedule.logsnr(last + jnp.clip(time, 0.0, 1.0) * (first - last))
-        return jnp.clip(level, schedule.logsnr_start, boundary)
-
-    return clock
 
 
 def ict(intervals: Callable, boundary: float, start: float, mean: float = -1.1, std: float = 2.0) -> Pairs:

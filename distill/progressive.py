@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from diffusion import levels, predictions
+from diffusion import levels
 from distill import regression
 from distill.inputs import Network, check_range, clean, conditioned
-from distill.jumps import ddim_step, guided_teacher, inverse_ddim, time_to_level
+from distill.jumps import ddim_step, estimate, guided_teacher, inverse_ddim, uniform_clock
 from distill.method import Method
+from distill.pairs import whole
 
 
 def objective(
@@ -33,37 +34,38 @@ def objective(
 
     Logged: `gap` by level, the squared distance from the target without the weight.
     """
-    schedule = network.schedule
+    schedule, clock = network.schedule, uniform_clock(network.schedule)
 
     def construct(state, frozen, batch, key, hyper) -> regression.Problem:
         del state
         key_step, key_noise, key_cond = jax.random.split(key, 3)
         x0 = clean(batch)
         steps = jnp.asarray(hyper["steps"], x0.dtype)
-        index = jnp.floor(jax.random.uniform(key_step, x0.shape[: 2 if per_frame else 1]) * steps)
-        # Rounding may lift uniform * N up to N itself.
-        time = (jnp.minimum(index, steps - 1.0) + 1.0) / steps
-        here, middle, there = (time_to_level(schedule, time - k / (2.0 * steps)) for k in (0, 1, 2))
+        time = (whole(key_step, x0.shape[: 2 if per_frame else 1], steps) + 1.0) / steps
+        here, middle, there = (clock(time - k / (2.0 * steps)) for k in (0, 1, 2))
         eps = network.noise(key_noise, x0.shape, x0.dtype)
         x = levels.forward(x0, eps, here, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         if guidance_range is None:
             teacher = guided_teacher(network, frozen["teacher"], teacher_cond, scale)
         else:
-            teacher = predictions.denoiser(
-                network.apply, frozen["teacher"], cond, schedule=schedule, prediction=network.prediction
-            )
+            teacher = estimate(network, frozen["teacher"], cond)
         x_middle = ddim_step(schedule, x, teacher(x, here), here, middle)
         x_there = ddim_step(schedule, x_middle, teacher(x_middle, middle), middle, there)
         goal = inverse_ddim(schedule, x, x_there, here, there)
 
-        def output(prediction: Array) -> Array:
-            return predictions.denoised(network.prediction, prediction, x, here, schedule)
-
         def report(primal: Array, tangent: Array | None) -> regression.Report:
             return {"gap": ((primal - goal) ** 2, None)}
 
-        return regression.Problem(x, here, cond, output, lambda *_: goal, weight(here), report=report)
+        return regression.Problem(
+            x,
+            here,
+            cond,
+            lambda answer: network.denoised(answer, x, here),
+            lambda *_: goal,
+            weight(here),
+            report=report,
+        )
 
     return construct
 

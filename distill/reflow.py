@@ -14,7 +14,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from diffusion import grids, levels, predictions, sampling, solvers
+from diffusion import grids, levels, sampling, solvers
 from diffusion.levels import expand
 from diffusion.solvers import Table
 from distill import regression
@@ -58,14 +58,11 @@ def objective(
         logsnr = jnp.clip(law(key_level, shape[: 2 if per_frame else 1]), schedule.logsnr_start, schedule.logsnr_end)
         x = levels.forward(x0, eps, logsnr, schedule)
 
-        def output(prediction: Array) -> Array:
-            return predictions.denoised(network.prediction, prediction, x, logsnr, schedule)
-
         return regression.Problem(
             x,
             logsnr,
             cond,
-            output,
+            lambda answer: network.denoised(answer, x, logsnr),
             # The student's input had to be finite all the same.
             lambda *_: jnp.where(expand(bad, x0), jnp.nan, x0),
             weight(logsnr),

@@ -17,7 +17,7 @@ from diffusion import grids
 from diffusion.levels import expand, forward
 from diffusion.schedules import Schedule
 from distill.inputs import Network
-from distill.jumps import estimate, time_to_level
+from distill.jumps import estimate, uniform_clock
 
 
 class Start(NamedTuple):
@@ -186,7 +186,7 @@ def intervals(steps: int) -> Source:
         key_s, key_d, key_noise = jax.random.split(key, 3)
         s = jax.random.uniform(key_s, real.shape[:1])
         t = jnp.minimum(s + jax.random.uniform(key_d, s.shape) / steps, 1.0)
-        here, there = (time_to_level(network.schedule, time) for time in (t, s))
+        here, there = map(uniform_clock(network.schedule), (t, s))
         x = forward(real, network.noise(key_noise, real.shape, real.dtype), here, network.schedule)
         return Start(x, here, cond, here, there)
 

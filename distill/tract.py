@@ -16,6 +16,7 @@ from distill import pairs, regression
 from distill.consistency import TARGETS, euler
 from distill.consistency import objective as consistency_objective
 from distill.inputs import Network
+from distill.jumps import uniform_clock
 from distill.method import Method
 
 
@@ -36,7 +37,7 @@ def objective(
     def intervals(step, hyper):
         return jnp.sum(jnp.where(students == hyper["steps"], teachers / students, 0.0))
 
-    clock = pairs.uniform_clock(network.schedule, network.schedule.logsnr_end)
+    clock = uniform_clock(network.schedule)
     return consistency_objective(
         network,
         pairs=pairs.neighbours(clock, intervals, lambda step, hyper: hyper["steps"]),

@@ -26,6 +26,8 @@ from models.autoencoder import Autoencoder, build_autoencoder
 
 STATISTICS = 256
 """Clips over which the mean and the variance of latents are taken."""
+NUM_CLIPS = 256
+"""Clips of a round trip."""
 ROUND_TRIP = {"weights", "num_clips", "batch_size", "bootstrap", "shown"}
 
 
@@ -118,7 +120,7 @@ def run_round_trip(context: Context, name: str, block: Mapping[str, Any]) -> dic
     codec = latents.load(block["weights"], context.workdir, where)
     source = configs.source(context.config, "test")
     codec.check_clips(source.shape, where)
-    num, batch = block.get("num_clips", 256), block.get("batch_size", 16)
+    num, batch = block.get("num_clips", NUM_CLIPS), block.get("batch_size", 16)
     real = data.Batches(source, num, seed=context.config["seed"]).batch_at(0)["video"]
     made, still = [], []
     for first in range(0, num, batch):

@@ -26,7 +26,7 @@ from experiments.data.resized import averaged
 from experiments.metrics import Measure
 
 KEYS = {"samplers", "num_clips", "num_reference", "batch_size", "classifier", "bootstrap", "shown", "of_real"}
-STAGE_KEYS = evaluation.SAMPLER_KEYS - {"matrix"} | {"aug_logsnr"}
+STAGE_KEYS = evaluation.SAMPLER_KEYS - {"matrix", "stream"} | {"aug_logsnr"}
 STRETCHED = "bicubic_"
 OF_REAL = "of_real_"
 
@@ -52,8 +52,7 @@ def check(context: Any, block: Mapping[str, Any], where: str) -> None:
     evaluation.check_data(context.config, where)
     if latents.is_latent(context.config):
         raise ConfigError(f"{where}: a cascade makes clips of pixels; config.data are latents")
-    if not block["samplers"]:
-        raise ConfigError(f"{where}.samplers is empty")
+    configs.check_rows(block["samplers"], [evaluation.REAL], where)
     evaluation.check_clips(block, context.config, where)
     for row in block.get("of_real", ()):
         configs.choose(row, block["samplers"], f"{where}.of_real")
@@ -80,6 +79,7 @@ def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[S
         drawing.check_space(record, None, f"{here}.weights")
         table = tables.check(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
         drawing.check_jumps(table, network.cond_keys, f"{here}.solver")
+        drawing.check_guided(sampler.get("guidance", 1.0), network.num_classes, f"{here}.guidance")
         check_level(sampler, network, here)
         shape = grown(made[-1].shape, record, here) if made else first(record, here)
         made.append(Stage(name, sampler, network, params, table, shape))

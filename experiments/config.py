@@ -281,6 +281,20 @@ def source(config: Mapping[str, Any], split: str) -> data.Source:
         raise ConfigError(f"config.data: {_text(error)}") from error
 
 
+def check_rows(samplers: Mapping[str, Any], taken: Iterable[str], where: str) -> None:
+    """At least one row, and none by a name that the table has already."""
+    if not samplers:
+        raise ConfigError(f"{where}.samplers is empty")
+    for name in samplers.keys() & set(taken):
+        raise ConfigError(f"{where}.samplers.{name}: the table has a row {name!r} of its own; choose another name")
+
+
+def check_enough(source: data.Source, asked: int, what: str, split: str) -> None:
+    """Refuses more clips than a split has."""
+    if asked > (have := len(source)):
+        raise ConfigError(f"{what} asks for {asked} clips, the {split} split has {have}; nearest: {have}")
+
+
 def optimiser(block: Mapping[str, Any], steps: int, where: str):
     return call(
         make_optimiser, dict(block), where, skip=("steps",), **({"steps": steps} if "steps" not in block else {})
@@ -300,6 +314,16 @@ def method(
     check_keys(options, [k for k in parameters if k not in ("network", "optimiser", *given)], (), f"{where}.options")
     if "total_steps" in parameters:
         options.setdefault("total_steps", steps)
+    options |= laws(name, options, network.schedule, where)
+    built = call(constructor, options, f"{where}.options", network=network, optimiser=optimiser, **given)
+    return made(built, Method, f"{where}.method {name!r}")
+
+
+def laws(
+    name: str, options: Mapping[str, Any], schedule: schedules.Schedule, where: str
+) -> dict[str, Callable[..., Any]]:
+    """The laws of noise levels and the weights that a method's options name, by option."""
+    parameters, found = inspect.signature(choose(name, METHODS, f"{where}.method")).parameters, {}
     for key, default, choices in (
         ("law", "uniform_time", LAWS), ("critic_law", None, LAWS), ("weight", "v", WEIGHTS), ("critic_weight", None, WEIGHTS),
     ):  # fmt: skip
@@ -310,10 +334,9 @@ def method(
         if chosen_ is not None:
             function, _ = chosen(chosen_, choices, f"{where}.options.{key}")
             takes_it = choices is LAWS and "schedule" in inspect.signature(function).parameters
-            needs = {"schedule": network.schedule} if takes_it else {}
-            options[key] = named(chosen_, choices, f"{where}.options.{key}", **needs)
-    built = call(constructor, options, f"{where}.options", network=network, optimiser=optimiser, **given)
-    return made(built, Method, f"{where}.method {name!r}")
+            needs = {"schedule": schedule} if takes_it else {}
+            found[key] = named(chosen_, choices, f"{where}.options.{key}", **needs)
+    return found
 
 
 def takes(name: str, parameter: str) -> bool:

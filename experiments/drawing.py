@@ -61,6 +61,12 @@ def check_jumps(table: solvers.Table, told: Sequence[str], where: str) -> None:
         )
 
 
+def check_guided(scale: float, num_classes: int, where: str) -> None:
+    """Refuses the guidance of a network that knows no classes."""
+    if scale != 1.0 and not num_classes:
+        raise ConfigError(f"{where}: the network is unconditional (its num_classes is 0); remove it")
+
+
 def conditions(
     network: Network, labels: Int[Array, " b"] | None, scale: float, given: Mapping[str, Array] | None = None
 ) -> list[dict[str, Array]]:

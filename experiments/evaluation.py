@@ -33,13 +33,14 @@ KEYS = {
 }  # fmt: skip
 SAMPLER_KEYS = {"weights", "steps", "guidance", "threshold", "stream", *tables.PARTS}
 QUALITY = "frechet_clip"
+REAL = "real"
+"""The row of real clips."""
 ROWS = "rows"
 
 
 def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     """Names and keys of every sampler, before any work."""
-    if not block["samplers"]:
-        raise ConfigError(f"{where}.samplers is empty")
+    configs.check_rows(block["samplers"], [REAL], where)
     check_data(config, where)
     check_clips(block, config, where)
     check_judging(block, config, where)
@@ -73,9 +74,8 @@ def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: st
         check_whole(f"{where}.num_training (0: no memorisation)", count, 0)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    have = len(data.build(latents.pixels(config), "train"))
-    if "num_training" in block and count > have:
-        raise ConfigError(f"{where}.num_training asks for {count} clips, the train split has {have}; nearest: {have}")
+    if "num_training" in block:
+        configs.check_enough(data.build(latents.pixels(config), "train"), count, f"{where}.num_training", "train")
     if not isinstance(levels, list | tuple) or any(
         isinstance(level, bool) or not isinstance(level, int | float) or not np.isfinite(level) for level in levels
     ):
@@ -89,12 +89,8 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
         if "stream" not in sampler and sampler.get("guidance", 1.0) == 1.0:
             continue
         here, reference = f"{where}.samplers.{name}", sampler["weights"]
-        if reference.split("@")[0] in config["stages"]:
-            model = config.get("model", {})
-        else:
-            model = weights.load(weights.find(reference, workdir))[1].get("model", {})
-        if sampler.get("guidance", 1.0) != 1.0 and not model.get("num_classes"):
-            raise ConfigError(f"{here}.guidance: {reference!r} is unconditional (its num_classes is 0); remove it")
+        model = model_of(reference, config, workdir)
+        drawing.check_guided(sampler.get("guidance", 1.0), model.get("num_classes", 0), f"{here}.guidance")
         if "stream" not in sampler:
             continue
         chunk = sampler["stream"]
@@ -114,6 +110,13 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
         for key in ("matrix", "threshold"):
             if key in sampler:
                 raise ConfigError(f"{here}: a stream takes no {key}; remove one of the keys 'stream' and {key!r}")
+
+
+def model_of(reference: str, config: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str, Any]:
+    """The model of weights that a stage leaves, which is the config's, or of weights from elsewhere."""
+    if reference.split("@")[0] in config["stages"]:
+        return config.get("model", {})
+    return weights.load(weights.find(reference, workdir))[1].get("model", {})
 
 
 def check_threshold(sampler: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -321,7 +324,7 @@ def report(
         columns = {w: {f"loss at log-SNR {level}": m for level, m in found.items()} for w, found in losses.items()}
         table += "\n\n" + metrics.table(columns)
     shown = min(block.get("shown", 8), len(real))
-    pictures = {"real": real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
+    pictures = {REAL: real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
     figures.comparison(folder / "comparison.png", pictures)
     figures.animate(folder / "comparison.webp", pictures)
     figures.slices(folder / "slices.png", pictures)

@@ -27,8 +27,11 @@ from experiments.data.exact import Exact
 from experiments.metrics.report import interval
 
 ORACLE = "oracle"
+FLOW, FRESH = "exact flow", "fresh draws"
+"""Rows beside the samplers: what the exact flow makes of the noise, and other clips of the law."""
 KEYS = {"samplers", "num_clips", "bootstrap", "noise"}
 SAMPLER_KEYS = {"weights", "steps", "solver", "grid"}
+NUM_CLIPS = 1024
 RTOL = 1e-7
 """Of the exact flow: far below any sampler's error."""
 
@@ -47,10 +50,10 @@ def source_of(config: Mapping[str, Any], split: str, where: str) -> Exact:
 
 def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     """Names and keys of every sampler, before any work."""
-    source_of(config, "test", where)
+    source = source_of(config, "test", where)
+    configs.check_enough(source, block.get("num_clips", NUM_CLIPS), f"{where}.num_clips", "test")
     configs.choose(block.get("noise", "independent"), NOISES, f"{where}.noise")
-    if not block["samplers"]:
-        raise ConfigError(f"{where}.samplers is empty")
+    configs.check_rows(block["samplers"], [FLOW, FRESH], where)
     for name, sampler in block["samplers"].items():
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, f"{where}.samplers.{name}")
         parts = {k: sampler[k] for k in ("solver", "grid") if k in sampler}
@@ -61,13 +64,13 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     """Samples, measures and reports: report.json, report.md and a picture in the stage's folder."""
     where, folder = f"config.stages.{name}", context.workdir / name
     source = source_of(context.config, "test", where)
-    schedule, n = configs.schedule(context.config), block.get("num_clips", 1024)
+    schedule, n = configs.schedule(context.config), block.get("num_clips", NUM_CLIPS)
     key = context.key(name)
     noise = block.get("noise", "independent")
     x, flow = truth(source, schedule, key, n, NOISES[noise])
     apart = groups(noise, n)
     law = source.clips[:n]
-    rows, drawn = {}, {"exact flow": flow}
+    rows, drawn = {}, {FLOW: flow}
     for row, sampler in block["samplers"].items():
         drawn[row], calls = draw(
             context, source, schedule, sampler, x, key, f"{where}.samplers.{row}", folder / "tables"
@@ -75,14 +78,14 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         rows[row] = {"calls": calls, **measure(drawn[row], flow, source, block.get("bootstrap", 100), apart)}
         print(f"{name}: {row}: " + ", ".join(f"{k} {text(v)}" for k, v in rows[row].items()), flush=True)
     floor = measure(law, flow, source, block.get("bootstrap", 100), apart)
-    rows = {"fresh draws": {"calls": None, **floor}, **rows}
+    rows = {FRESH: {"calls": None, **floor}, **rows}
     result = {"law": source.name, "clips": n, "samplers": block["samplers"], "metrics": rows}
     configs.write_json(folder / "report.json", result)
     configs.write_json(context.workdir / "report.json", result)
     lines = ["| | " + " | ".join(floor) + " | calls |", "|---" * (len(floor) + 2) + "|"]
     lines += [f"| {row} | " + " | ".join(text(v[k]) for k in (*floor, "calls")) + " |" for row, v in rows.items()]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    picture(folder / "samples.png", {"fresh draws": law, **drawn})
+    picture(folder / "samples.png", {FRESH: law, **drawn})
     print("\n".join(lines), f"\npicture: {folder / 'samples.png'}", flush=True)
 
 

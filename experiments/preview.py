@@ -43,8 +43,7 @@ def check(context: Context, block: Mapping[str, Any], network: Network, where: s
         drawing.check_jumps(table, network.cond_keys, f"{here}.solver")
     evaluation.check_threshold(given, config, here)
     configs.check_finite(given.get("guidance", 1.0), f"{here}.guidance")
-    if given.get("guidance", 1.0) != 1.0 and not network.num_classes:
-        raise ConfigError(f"{here}.guidance: the network is unconditional (config.model.num_classes is 0); remove it")
+    drawing.check_guided(given.get("guidance", 1.0), network.num_classes, f"{here}.guidance")
     if config["data"]["kind"] == "exact":
         raise ConfigError(f"{here}: data of kind 'exact' are points, which make no picture; remove it")
     if "low" in network.cond_keys:

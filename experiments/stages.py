@@ -113,6 +113,9 @@ def check(context: Context) -> None:
             autoencoder.plan(context, block, where)
         elif block["kind"] == "classifier":
             training.plan_classifier(block, where)
+        elif block["kind"] == "round_trip":
+            asked = block.get("num_clips", autoencoder.NUM_CLIPS)
+            configs.check_enough(configs.source(config, "test"), asked, f"{where}.num_clips", "test")
         elif block["kind"] == "generate":
             generate.check(block, config, where)
         elif block["kind"] == "exact":
@@ -127,6 +130,10 @@ def check(context: Context) -> None:
             training.check(context, name, block, earlier)
         if block["kind"] in TRAINED:
             meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
+            if "clips" not in block:
+                configs.check_enough(
+                    configs.source(config, "train"), block["batch_size"], f"{where}.batch_size", "train"
+                )
         for reference in references(block, config):
             stage, _, part = reference.partition("@")
             if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
@@ -147,6 +154,9 @@ def check(context: Context) -> None:
             check_jumps(sampler, context, f"{where}.samplers.{row}")
         if block["kind"] in ("generate", "continue", "times"):
             check_jumps(block, context, where)
+            if "guidance" in block:
+                model = evaluation.model_of(block["weights"], config, context.workdir)
+                drawing.check_guided(block["guidance"], model.get("num_classes", 0), f"{where}.guidance")
         earlier[name] = block
 
 
@@ -170,11 +180,9 @@ def check_jumps(sampler: Mapping[str, Any], context: Context, where: str) -> Non
     table = tables.make(solver, 2, configs.schedule(context.config), where)
     if table.target is None:
         return
-    reference, model = sampler["weights"], {}
-    if reference.split("@")[0] in context.config["stages"]:
-        model = context.config["model"]
-    elif reference != exact.ORACLE:
-        model = weights.load(weights.find(reference, context.workdir))[1].get("model", {})
+    model = {}
+    if (reference := sampler["weights"]) != exact.ORACLE:
+        model = evaluation.model_of(reference, context.config, context.workdir)
     drawing.check_jumps(table, model.get("cond", ()), f"{where}.solver")
 
 

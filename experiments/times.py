@@ -230,8 +230,6 @@ def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, p
     falls by are never looked at. Labels are those of further train clips.
     """
     scale = block.get("guidance", 1.0)
-    if scale != 1.0 and not network.num_classes:
-        raise ConfigError(f"weights {block['weights']!r} are unconditional: there is nothing to guide")
     clips_of = data.build(latents.pixels(context.config), "train")
     clips = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=context.config["seed"]).batch_at(0)
     codec = latents.of(source, context.workdir, f"config.stages.{block['weights']}")

@@ -32,7 +32,7 @@ from models.classifier import ClassifierDef, build_classifier
 log = logging.getLogger(__name__)
 
 HELD_OUT = 512
-"""Clips on which a classifier is judged after training."""
+"""Clips on which a classifier is judged after training, where there are as many."""
 
 
 def check(context: Context, name: str, block: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
@@ -53,6 +53,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             raise ConfigError(f"config lacks the key {key!r}, which stage {name!r} needs")
     definition, network = configs.network(context.config)
     check_eps_loss(network, block, where)
+    check_levels(definition, network, block, where)
     network = network._replace(forced=forced(block, definition, where))
     check_noise(context, block, network, where)
     judge = definition
@@ -222,6 +223,22 @@ def check_eps_loss(network: Network, block: Mapping[str, Any], where: str) -> No
         )
 
 
+def check_levels(definition: ModelDef, network: Network, block: Mapping[str, Any], where: str) -> None:
+    """Refuses a law, or a weight, of levels per frame or pixel where the method draws one for all, and the other way round."""
+    options = block.get("options", {})
+    laws = configs.laws(block["method"], options, network.schedule, where)
+    option = functools.partial(configs.method_option, block["method"], options)
+    axes = 3 if option("per_pixel") else 1 if option("per_frame") else 0
+    shape = (2, *definition.shape[:axes])
+    for key, made in laws.items():
+        told = (jax.random.key(0), shape) if key.endswith("law") else (np.zeros(shape, np.float32),)
+        try:
+            made(*told)
+        except ValueError as error:
+            more = "options.per_frame or options.per_pixel, where the method has it, draws a level for each"
+            raise ConfigError(f"{where}.options.{key}: {error}" + (f"; {more}" if not axes else "")) from error
+
+
 def check_clips(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
     """Clips of its own that a stage learns from: a stage before it that makes latents, or a folder with some."""
     if "clips" not in block:
@@ -336,7 +353,8 @@ def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dic
     record = {"format": 1, "kind": "classifier", "model": model, "shape": list(source.shape), "weights": "ema"}
     run = loop.Run(method, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
     finish_training(context, name, block, run, source, key, record)
-    held_out = data.Batches(configs.source(context.config, "test"), HELD_OUT, seed=context.config["seed"]).batch_at(0)
+    clips = configs.source(context.config, "test")
+    held_out = data.Batches(clips, min(HELD_OUT, len(clips)), seed=context.config["seed"]).batch_at(0)
     classify = classifier_training.classify_fn(classifier, meshes.whole(run.state.ema))
     logits, _ = classify(held_out["video"].reshape(-1, *source.shape[1:]))
     right = logits.argmax(-1) == np.repeat(held_out["label"], source.shape[0])

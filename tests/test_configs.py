@@ -328,6 +328,12 @@ def test_wrong_pairs_are_refused_by_name(override, message, tmp_path, capsys):
         ("shortcut", dict(options=dict(law="uniform_time", weight="velocity", finest=100)), "finest"),
         ("mean_flow", dict(steps=0), r"stages.mean_flow.steps must be at least 1, got 0"),
         ("mean_flow", dict(log_every=0), "log_every must be at least 1"),
+        ("mean_flow", dict(options=dict(ema=99.9)), r"options: ema: expected a number from 0 up, below 1, got 99.9"),
+        (
+            "progressive",
+            dict(options=dict(weight="fused_min_snr")),
+            "options.weight: fused_min_snr: expected a level per frame",
+        ),
     ],
 )
 def test_stages_that_cannot_be_are_refused_by_name(method, change, message, tmp_path):

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import evaluation, weights
+from experiments import config as configs
+from experiments import evaluation, mesh, stages, weights
 from experiments import run as program
 from experiments.config import ConfigError
 from tests.configs import tiny
@@ -252,6 +253,8 @@ def override(**keys):
         (override(stages__evaluate__samplers__teacher_4__weights="teacher@best"), ["its last weights only"]),
         (override(stages__evaluate__samplers__teacher_4__guidance="nan"), ["teacher_4.guidance", "finite", "nan"]),
         (override(stages__classifier__model__widths=(4, 0, 4)), ["config.stages.classifier.model", "widths"]),
+        (override(stages__teacher__batch_size=520), ["teacher.batch_size asks for 520 clips", "has 512; nearest: 512"]),
+        (override(stages__teacher__optimiser__learning_rate=-1.0), ["teacher.optimiser", "a number above 0, got -1.0"]),
         (override(seed=-1), ["config.seed must be at least 0"]),
         (["--stage=studnt"], ["studnt", "student"]),
         (["--workdr=x"], ["workdr"]),
@@ -285,6 +288,44 @@ def test_what_judges_beside_the_samples_is_checked(given, expected):
         evaluation.check(config["stages"]["evaluate"] | nothing, config, "config.stages.evaluate")
     assert evaluation.training_clips(config, dict(num_training=0)) is None
     assert len(evaluation.training_clips(config, {})) == 512
+
+
+MANY = dict(num_clips=8, num_reference=8, batch_size=8, classifier="classifier")
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        (
+            dict(kind="round_trip", weights="nets", num_clips=999_999),
+            r"num_clips asks for 999999 clips, the test split has",
+        ),
+        (
+            dict(kind="evaluate", samplers={"real": dict(weights="teacher", steps=2)}, **MANY),
+            "samplers.real: the table has a row 'real' of its own",
+        ),
+        (
+            dict(kind="times", weights="teacher", counts=[2], guidance=2.0, **MANY),
+            "guidance: the network is unconditional",
+        ),
+        (
+            dict(kind="continue", weights="teacher", history=1, frames=3, steps=2, guidance=2.0, **MANY),
+            "guidance: the network is unconditional",
+        ),
+        (
+            dict(options=dict(law=dict(kind="uniform_time", draw="monotone"))),
+            r"options.law: draw 'monotone': expected a level per frame, .* got shape \(2,\); options.per_frame",
+        ),
+    ],
+)
+def test_what_a_stage_cannot_do_is_refused_before_any_work(block, message, tmp_path):
+    config = configs.plain(tiny.get_config())
+    teacher = config["stages"]["teacher"]
+    last = block if "kind" in block else teacher | block
+    config["stages"] = dict(classifier=config["stages"]["classifier"], nets=teacher, teacher=teacher, last=last)
+    config["model"]["num_classes"] = 0
+    with pytest.raises(ConfigError, match=message):
+        stages.check(stages.Context(config, tmp_path, mesh.make()))
 
 
 def test_a_missing_config_and_a_missing_workdir(tmp_path, capsys):

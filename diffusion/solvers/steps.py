@@ -59,7 +59,7 @@ class Steps(NamedTuple):
 
     @property
     def staggered(self) -> bool:
-        """Whether some level waits while others move, as in a schedule matrix. One that never moves is given: it waits for none."""
+        """Whether some level waits while others move, as in a schedule matrix. One that never moves waits for none."""
         return _waits(self.moves)
 
     @property

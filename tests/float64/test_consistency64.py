@@ -270,7 +270,7 @@ def test_annealed_steps_and_segments():
     np.testing.assert_allclose(pairs.annealed_steps(jnp.asarray([0, 50_000, 100_000, 300_000]), 100_000),
                                [64, math.sqrt(64 * 1280), 1280, 1280], rtol=1e-6)  # fmt: skip
     schedule = SCHEDULES["cosine"]
-    clock = pairs.uniform_clock(schedule, schedule.logsnr_end)
+    clock = jumps.uniform_clock(schedule, schedule.logsnr_end)
     draw = pairs.neighbours(clock, lambda step, hyper: hyper["n"], lambda step, hyper: hyper["k"])
     for n, k in ((16, 4), (1, 8), (64, 1)):
         here, there, boundary = draw(jax.random.key(0), (5000,), 0, {"n": n, "k": k})
@@ -332,7 +332,7 @@ def test_multistep_with_one_interval_a_segment_is_the_teachers_ddim(name):
     """There is then no f in the target: it is the teacher's x0 (distilled) or the clip (training), whatever the student."""
     schedule = SCHEDULES[name]
     wild = Network(lambda params, x, *rest, **options: jnp.sin(x) / 0.0, schedule, "x0")
-    clock = pairs.uniform_clock(schedule, schedule.logsnr_end)
+    clock = jumps.uniform_clock(schedule, schedule.logsnr_end)
     draw = pairs.neighbours(clock, lambda step, hyper: 1, lambda step, hyper: 8)
     batch, teacher = gaussian(3, (64, 1, 1, 1, 1)), exact_teacher(schedule)
     for solver, goal in ((consistency.euler, None), (None, batch["video"])):
@@ -349,7 +349,7 @@ def addim_chain(schedule, steps, solver):
 
     The closed-form variance doesn't depend on x, so the chain is linear up to |e|^2, taken over many equal dimensions.
     """
-    clock = pairs.uniform_clock(schedule, schedule.logsnr_end)
+    clock = jumps.uniform_clock(schedule, schedule.logsnr_end)
     grid = clock(jnp.arange(steps, -1, -1) / steps)
     denoise = lambda x, logsnr: gain(schedule, logsnr, 1.0)[:, None] * x  # noqa: E731
     key_data, key_noise = jax.random.split(jax.random.key(0))
@@ -403,7 +403,7 @@ def test_tract_reproduces_the_chain(name):
     with the target is that chain, run by the sampler.
     """
     schedule, rounds = SCHEDULES[name], (12, 3, 1)
-    clock = pairs.uniform_clock(schedule, schedule.logsnr_end)
+    clock = jumps.uniform_clock(schedule, schedule.logsnr_end)
     for student, teacher in ((3, 12), (1, 3)):
         grid = np.asarray(clock(jnp.arange(teacher + 1) / teacher))
         ratio = teacher // student

@@ -35,7 +35,7 @@ from jax.tree_util import Partial
 from solvers_tools import by_hand
 
 from diffusion import levels, oracles, predictions, schedules, solvers
-from distill import METHODS, Discriminator, Network, adversarial, fields, game_methods, games, jumps
+from distill import METHODS, Discriminator, Network, adversarial, fields, games, jumps
 from distill.fields import SCORE
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -624,7 +624,7 @@ def test_rcm_is_the_sum_of_its_two_terms():
     frozen = {"teacher": gaussian_teacher(COSINE, *TEACHER)}
     video, key = jax.random.normal(jax.random.key(5), (16, *SHAPE)), jax.random.key(7)
     apart = METHODS["diff_instruct"](
-        network, steps=3, source="simulated", law=game_methods.shifted(5.0), weighting="one", **options
+        network, steps=3, source="simulated", law=levels.uniform_time(schedules.flow(5.0)), weighting="one", **options
     )
     matching, _ = gradient(apart, params, critic, frozen, video, key=jax.random.split(key)[0])
     tangent = METHODS["continuous_distillation"](network, mean=0.7, std=1.6, warmup=100, normalise="norm", **options)

@@ -108,7 +108,7 @@ def test_a_student_that_is_the_teachers_two_steps_has_no_residual(name):
 
     def product_gain(logsnr):
         time = jnp.round((schedule.time(logsnr) - schedule.time(schedule.logsnr_end)) / span * 2 * steps) / (2 * steps)
-        here, middle, there = (jumps.time_to_level(schedule, time - k / (2 * steps)) for k in (0, 1, 2))
+        here, middle, there = (jumps.uniform_clock(schedule)(time - k / (2 * steps)) for k in (0, 1, 2))
 
         def one(a, b):
             r = schedule.sigma(b) / schedule.sigma(a)
