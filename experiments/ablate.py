@@ -13,28 +13,26 @@ import jax
 
 from experiments import report
 from experiments.ablations import ABLATIONS, READS_RUNS, sweep
+from experiments.command import command
 from experiments.config import ConfigError, choose, nearest
-from experiments.run import fail
 
 USAGE = "usage: python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results] [--runs=runs]"
 OPTIONS = ("only", "out", "runs")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["sweep"]:
         return sweep.main(argv[1:])
-    try:
-        name, only, out, runs = parse(argv)
-        ablation = choose(name, ABLATIONS, "the ablation")
-        options = {} if runs is None else {"runs": checked(runs, name)}
-        # Orders of convergence need float64; a context, so that who calls this keeps the precision that they had.
-        with jax.enable_x64(True):
-            ablation(out, only, **options)
-        report.results(out / f"{name}.md", runs or pathlib.Path("runs"))
-    except ConfigError as error:
-        return fail(str(error), 2)
+    name, only, out, runs = parse(argv)
+    ablation = choose(name, ABLATIONS, "the ablation")
+    options = {} if runs is None else {"runs": checked(runs, name)}
+    # Orders of convergence need float64; a context, so that who calls this keeps the precision that they had.
+    with jax.enable_x64(True):
+        ablation(out, only, **options)
+    report.results(out / f"{name}.md", runs or pathlib.Path("runs"))
     return 0
 
 

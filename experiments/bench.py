@@ -29,6 +29,7 @@ from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.ablations import bench as benchmarks
 from experiments.ablations import costs, page
+from experiments.command import command
 from experiments.config import ConfigError
 from experiments.context import Context
 
@@ -55,19 +56,17 @@ class Timing(NamedTuple):
     compiling: float
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     argv = sys.argv if argv is None else argv
     if not any(a.startswith("--config") for a in argv[1:]):
         return make_page(argv[1:])
-    try:
-        config, source, only, steps, out = parse(argv)
-        with tempfile.TemporaryDirectory() as folder:
-            context = Context(config, pathlib.Path(folder), meshes.make(config.get("mesh")), source)
-            report = {name: measure(context, name, steps) for name in chosen(config, only)}
-    except ConfigError as error:
-        return run.fail(str(error), 2)
+    config, source, only, steps, out = parse(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(config, pathlib.Path(folder), meshes.make(config.get("mesh")), source)
+        report = {name: measure(context, name, steps) for name in chosen(config, only)}
     device = jax.devices()[0].device_kind
     print(describe(report, config, device, len(jax.devices())))
     if out is not None:
@@ -79,17 +78,14 @@ def main(argv: list[str] | None = None) -> int:
 def make_page(arguments: list[str]) -> int:
     """Writes bench.md in the folder --out."""
     given = {"only": "", "out": "docs/results"}
-    try:
-        for argument in arguments:
-            key, _, value = argument.removeprefix("--").partition("=")
-            if key not in PAGE_OPTIONS or not argument.startswith("--"):
-                raise ConfigError(f"{argument}: without --config=... there are --only=SECTION,.. and --out=FOLDER")
-            if not value:
-                raise ConfigError(f"--{key} needs a value: --{key}=...")
-            given[key] = value
-        benchmarks.run(pathlib.Path(given["out"]), [name for name in given["only"].split(",") if name])
-    except ConfigError as error:
-        return run.fail(str(error), 2)
+    for argument in arguments:
+        key, _, value = argument.removeprefix("--").partition("=")
+        if key not in PAGE_OPTIONS or not argument.startswith("--"):
+            raise ConfigError(f"{argument}: without --config=... there are --only=SECTION,.. and --out=FOLDER")
+        if not value:
+            raise ConfigError(f"--{key} needs a value: --{key}=...")
+        given[key] = value
+    benchmarks.run(pathlib.Path(given["out"]), [name for name in given["only"].split(",") if name])
     return 0
 
 

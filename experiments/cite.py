@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import run, weights
 from experiments.citations import PAPERS, USES, Paper
+from experiments.command import command
 from experiments.config import ConfigError
 from experiments.names import imported, is_outside
 
@@ -26,17 +27,15 @@ Part = tuple[str, str]
 """(kind, name)"""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     argv = sys.argv if argv is None else argv
-    try:
-        if argv[1:] == ["--bibliography"]:
-            print(bibliography(), end="")
-            return 0
-        config, source, workdir, *_ = run.parse([*argv, "--workdir=."])
-        print(f"% {source}\n" + "\n".join(cited(parts(config, workdir))))
-    except ConfigError as error:
-        return run.fail(str(error), 2)
+    if argv[1:] == ["--bibliography"]:
+        print(bibliography(), end="")
+        return 0
+    config, source, workdir, *_ = run.parse([*argv, "--workdir=."])
+    print(f"% {source}\n" + "\n".join(cited(parts(config, workdir))))
     return 0
 
 

@@ -126,7 +126,7 @@ def call(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iter
     try:
         return function(**block, **given)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{where}: {_text(error)}") from error
+        raise ConfigError(f"{where}: {said(error)}") from error
 
 
 def check_options(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iterable[str]) -> None:
@@ -140,7 +140,8 @@ def check_options(function: Callable, block: Mapping[str, Any], where: str, *, s
     check_keys(block, free, required, where)
 
 
-def _text(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """An error's own words: a KeyError shows them in quotes."""
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
@@ -189,7 +190,7 @@ def model(config: Mapping[str, Any]) -> ModelDef:
     try:
         return build_model(block)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"config.model: {_text(error)}") from error
+        raise ConfigError(f"config.model: {said(error)}") from error
 
 
 @functools.lru_cache(maxsize=128)
@@ -278,7 +279,7 @@ def source(config: Mapping[str, Any], split: str) -> data.Source:
     try:
         return data.build(config["data"], split)
     except (ValueError, KeyError, TypeError, ImportError, OSError) as error:
-        raise ConfigError(f"config.data: {_text(error)}") from error
+        raise ConfigError(f"config.data: {said(error)}") from error
 
 
 def check_rows(samplers: Mapping[str, Any], taken: Iterable[str], where: str) -> None:

@@ -101,7 +101,7 @@ def train(
     key: of the stage; step s uses fold_in(key, s). on_round is called with the finished round before the next begins (and
     again after a kill in between: it must be repeatable). validate and preview are called with the steps done before each
     checkpoint is saved; what the first returns is written with the metrics, what the second does as clips. Raises
-    FloatingPointError for a non-finite loss, Stopped after SIGTERM, OSError where a checkpoint can't be written.
+    FloatingPointError for a non-finite loss, Stopped after SIGTERM or Ctrl-C, OSError where a checkpoint can't be written.
     """
     with stop_signal() as stopping, Watchdog(name) as watchdog:
         return _train(
@@ -262,18 +262,24 @@ def duration(seconds: float) -> str:
 
 
 class stop_signal:
-    """A context in which SIGTERM is noted, not obeyed: the loop asks, saves and leaves. at_once: it is obeyed, by `Stopped`,
-    as there is nothing to save; contexts inside of this one may still defer it.
+    """A context in which SIGTERM and Ctrl-C are noted, not obeyed: the loop asks, saves and leaves. at_once: they are obeyed,
+    by `Stopped`, as there is nothing to save; contexts inside of this one may still defer them, but no second Ctrl-C.
     """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, *, at_once: bool = False):
         self._at_once = at_once
 
     def __enter__(self) -> Callable[[], bool]:
-        self._noted = False
+        self._noted: int | None = None
 
         def note(number, frame):
-            self._noted = True
+            if number == self._noted == signal.SIGINT:
+                raise KeyboardInterrupt
+            if number == signal.SIGINT and not self._at_once:
+                print("stopping after this step; Ctrl-C again: at once, without saving", file=sys.stderr, flush=True)
+            self._noted = number
             if self._at_once and is_forgetful(frame):
                 threading.Timer(0.05, come_again, (threading.get_ident(), number)).start()
             elif self._at_once:
@@ -284,17 +290,18 @@ class stop_signal:
                 signal.pthread_kill(thread, number)
 
         try:
-            self._before = signal.signal(signal.SIGTERM, note)
+            self._before = {number: signal.signal(number, note) for number in self.NUMBERS}
         except ValueError:  # signals can be set in the main thread only
-            self._before = None
-        return lambda: self._noted
+            self._before = {}
+        return lambda: self._noted is not None
 
     def __exit__(self, kind: type[BaseException] | None, *unused: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
         # One that came after the loop had last asked is handed on.
-        if self._noted and not self._at_once and kind is None and callable(self._before):
-            self._before(signal.SIGTERM, None)
+        before = self._before.get(self._noted)
+        if not self._at_once and kind is None and callable(before):
+            before(self._noted, None)
 
 
 def is_forgetful(frame: types.FrameType | None) -> bool:

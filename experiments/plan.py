@@ -31,6 +31,7 @@ from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.ablations import page
 from experiments.chips import GIB, Chip, check_topology, described, mesh_of
+from experiments.command import command
 from experiments.config import ConfigError
 from experiments.context import Context
 
@@ -42,21 +43,19 @@ FARTHEST = 8
 # The command line ------------------------------------------------------------------------------------------------
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 everything fits, 1 something doesn't, 2 a mistake of the user's."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    try:
-        config, source, only, name, slices, out = parse(sys.argv if argv is None else argv)
-        chip, devices = described(name, slices)
-        context = Context(config, pathlib.Path("."), mesh_of(config.get("mesh"), devices), source)
-        names = chosen(config, only)
-        for stage in names:
-            check(context, stage)
-        plans = []
-        for stage in names:
-            plans += plan(context, stage, chip)
-    except ConfigError as error:
-        return run.fail(str(error), 2)
+    config, source, only, name, slices, out = parse(sys.argv if argv is None else argv)
+    chip, devices = described(name, slices)
+    context = Context(config, pathlib.Path("."), mesh_of(config.get("mesh"), devices), source)
+    names = chosen(config, only)
+    for stage in names:
+        check(context, stage)
+    plans = []
+    for stage in names:
+        plans += plan(context, stage, chip)
     print(describe(plans, context.mesh, f"{name}{f', {slices} slices' if slices > 1 else ''}", chip))
     if out is not None:
         found = [dataclasses.asdict(one) for one in plans]

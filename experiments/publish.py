@@ -11,13 +11,15 @@ import sys
 
 from experiments import config as configs
 from experiments import tables, weights
+from experiments.command import command
 from experiments.config import ConfigError
-from experiments.run import DONE, fail
+from experiments.run import DONE
 
 LIMIT = 30_000_000
 """Bytes that all of pretrained/ may take: it travels with every clone."""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
@@ -27,10 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sampler", help="the report's row")
     parser.add_argument("--half", action="store_true", help="store float16: half the bytes; measure these weights then")
     given = parser.parse_args(argv)
-    try:
-        run(given)
-    except ConfigError as error:
-        return fail(str(error), 2)
+    run(given)
     return 0
 
 

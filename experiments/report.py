@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from experiments import config as configs
 from experiments import figures, plots, webpage, writers
+from experiments.command import command
 from experiments.config import ConfigError
 from experiments.metrics.report import Measure, title
 from experiments.plots import Point, Series, number
@@ -44,6 +45,7 @@ class Sampler(NamedTuple):
     measures: dict[str, Measure]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0])
@@ -54,11 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         "--runs", type=pathlib.Path, default=pathlib.Path("runs"), help="folder of the runs that it reads"
     )
     given = parser.parse_args(argv)
-    try:
-        print(write(given.workdir) if given.workdir else results(given.results, given.runs))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(write(given.workdir) if given.workdir else results(given.results, given.runs))
     return 0
 
 

@@ -12,6 +12,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -23,49 +24,25 @@ from ml_collections import config_flags
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments import report, stages
+from experiments.command import command
 from experiments.config import ConfigError
-from experiments.data.source import Damaged
 from experiments.loop import Stopped, duration, stop_signal
 
 DONE = "done.json"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done (or saved after SIGTERM), 2 a mistake of the user's, 3 a non-finite loss, 4 a refusal by
-    the system, as of a full disk, or data that became unreadable.
-    """
+    """Returns the exit status, as `command` says: 0 also of a run that was stopped, and saved."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("experiments").setLevel(logging.INFO)
-    try:
-        config, source, workdir, stage, processes = parse(argv if argv is not None else sys.argv)
-        if processes is not None:
-            join(processes)
-        context = stages.Context(config, workdir, meshes.make(config.get("mesh")), source)
-        with exclusively(workdir), stop_signal(at_once=True) as stopping:
-            run(context, stage, stopping)
-    except ConfigError as error:
-        return fail(str(error), 2)
-    except FloatingPointError as error:
-        return fail(str(error), 3)
-    except OSError as error:
-        return fail(system_line(error), 4)
-    except Damaged as error:
-        return fail(str(error), 4)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+    config, source, workdir, stage, processes = parse(argv if argv is not None else sys.argv)
+    if processes is not None:
+        join(processes)
+    context = stages.Context(config, workdir, meshes.make(config.get("mesh")), source)
+    with exclusively(workdir), stop_signal(at_once=True) as stopping:
+        run(context, stage, stopping)
     return 0
-
-
-def system_line(error: OSError) -> str:
-    """What the system refused, and of which file; our own remarks as they are."""
-    if error.strerror is None:
-        return str(error)
-    return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
-
-
-def fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status
 
 
 def join(processes: str) -> None:
@@ -76,8 +53,15 @@ def join(processes: str) -> None:
         jax.distributed.initialize()
         return
     address, *numbers = processes.split(",")
-    if ":" not in address or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
-        raise ConfigError(f"--processes is 'auto' or HOST:PORT,COUNT,INDEX, got {processes!r}")
+    if (
+        ":" not in address
+        or len(numbers) != 2
+        or not all(n.isdecimal() for n in numbers)
+        or int(numbers[1]) >= int(numbers[0])
+    ):
+        raise ConfigError(
+            f"--processes is 'auto' or HOST:PORT,COUNT,INDEX, the index below the count, got {processes!r}"
+        )
     jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
 
 
@@ -94,10 +78,9 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | Non
             check_overrides(configs.plain(alone["config"].value), argv[1:])
         found, rest = read_flags(argv)
         config = found["config"].value
-    # ml_collections raises whatever went wrong in the file or the override: a bad flag, key, type or path.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise ConfigError(_readable(error)) from error
-    if config is None or found["workdir"].value is None:
+    except Exception as error:  # a config file is a program of the user's, which may raise anything
+        raise ConfigError(_readable(error, name)) from error
+    if config is None or not found["workdir"].value:
         raise ConfigError(
             "usage: python -m experiments.run --config=configs/X.py --workdir=DIR [--stage=NAME] [--config.a.b=VALUE]"
         )
@@ -136,16 +119,21 @@ def check_overrides(config: Mapping[str, Any], arguments: list[str]) -> None:
             node = node[key]
 
 
-def _readable(error: BaseException) -> str:
-    """ml_collections prints the whole config into its message; the hint at its end is what helps."""
-    lines = [line.strip() for line in str(error).strip("'\"").replace("\\n", "\n").splitlines() if line.strip()]
+def _readable(error: Exception, name: str | None) -> str:
+    """What a config file, or reading it, raised. ml_collections prints the whole config into its message; the hint at its end
+    is what helps.
+    """
+    path = pathlib.Path((name or "").split(":")[0]).resolve()
+    own = [one for one in traceback.extract_tb(error.__traceback__) if pathlib.Path(one.filename).resolve() == path]
+    place = f"{own[-1].filename}, line {own[-1].lineno}: {type(error).__name__}: " if own else ""
+    lines = [line.strip() for line in configs.said(error).splitlines() if line.strip()]
     if lines and "Error whilst parsing config file" in lines[0] and len(lines) > 1:
         # A traceback follows, which ends with what the file itself raised, and before that names the place.
         places = [m for line in lines if (m := re.match(r'File "(.+)", line (\d+)', line))]
         return (f"{places[-1][1]}, line {places[-1][2]}: " if places else "") + lines[-1]
     hint = [line for line in lines if line.startswith("Did you mean")]
     head = lines[0].split(". Other fields present")[0] if lines else type(error).__name__
-    return f"{head}. {hint[-1]}" if hint else head
+    return place + (f"{head}. {hint[-1]}" if hint else head)
 
 
 def run(context: stages.Context, only: str | None = None, stopping: Callable[[], bool] = lambda: False) -> None:

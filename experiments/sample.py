@@ -16,10 +16,11 @@ from diffusion.solvers import Table
 from distill import Network
 from experiments import config as configs
 from experiments import drawing, figures, latents, tables, weights
+from experiments.command import command
 from experiments.config import ConfigError
-from experiments.run import fail
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.sample", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", required=True, help="pretrained:NAME, a .safetensors file, or STAGE[@STEPS]")
@@ -37,10 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, help="folder for samples.npy, samples.png and samples.webp")
     given = parser.parse_args(argv)
-    try:
-        run(given)
-    except ConfigError as error:
-        return fail(str(error), 2)
+    run(given)
     return 0
 
 

@@ -249,24 +249,33 @@ def test_a_signal_in_a_place_that_forgets_exceptions_comes_again():
     assert reached
 
 
-def test_sigterm_is_obeyed_at_once_but_where_there_is_something_to_save():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_obeyed_at_once_but_where_there_is_something_to_save(number):
+    before = signal.getsignal(number)
     with pytest.raises(loop.Stopped, match="run the same command to go on"):
         with loop.stop_signal(at_once=True):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
     reached = False
     with pytest.raises(loop.Stopped):
         with loop.stop_signal(at_once=True) as outer:
             with loop.stop_signal() as inner:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
                 reached = inner() and not outer()
             pytest.fail("what came after the loop last asked is handed on")
     assert reached
     # An error that is on its way is not replaced.
     with pytest.raises(KeyError), loop.stop_signal(at_once=True), loop.stop_signal():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         raise KeyError
+
+
+def test_a_second_interruption_does_not_wait(capsys):
+    with pytest.raises(KeyboardInterrupt), loop.stop_signal(at_once=True), loop.stop_signal() as stopping:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping() and "Ctrl-C again: at once" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it was asked for twice")
 
 
 @pytest.mark.parametrize("where", ["last step", "evaluation"])

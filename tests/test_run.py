@@ -434,3 +434,25 @@ def test_what_a_config_file_raises_is_told_with_its_place(tmp_path, capsys):
     assert re.fullmatch(
         r"error: .*students\.py, line \d+: ValueError: unknown student 'tracct', expected one of .*reflow\n", said
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = undefined", "line 1: NameError: name 'undefined' is not defined"),
+        ("def get_config():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ('def get_config():\n    return {}["seed"]', "line 2: KeyError: seed"),
+        ("x = (", "error: '(' was never closed (wrong.py, line 1)"),
+    ],
+)
+def test_a_config_file_may_raise_anything(text, expected, tmp_path, capsys):
+    (tmp_path / "wrong.py").write_text(text)
+    assert program.main(["run", f"--config={tmp_path}/wrong.py", f"--workdir={tmp_path}/run"]) == 2
+    assert expected in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_an_empty_workdir_is_none_and_a_process_has_an_index_below_their_count(tmp_path, capsys):
+    assert program.main(["run", f"--config={TINY}", "--workdir="]) == 2
+    assert "usage" in capsys.readouterr().err
+    assert program.main(["run", f"--config={TINY}", f"--workdir={tmp_path}", "--processes=localhost:1,2,2"]) == 2
+    assert "the index below the count" in capsys.readouterr().err

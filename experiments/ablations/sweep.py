@@ -34,7 +34,6 @@ from experiments.ablations import numbers, page
 from experiments.ablations.numbers import Number
 from experiments.config import ConfigError
 from experiments.figures import write_atomically
-from experiments.loop import Stopped
 
 KEYS = {"axes", "points", "seeds", "columns", "about"}
 CHOICES = {"better": dict.fromkeys(("lower", "higher")), "over": dict.fromkeys(("mean", "worst"))}
@@ -254,30 +253,25 @@ def finished(folder: pathlib.Path, block: Mapping[str, Any]) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status, as `experiments.ablate` does."""
-    try:
-        given = {"index": "0/1", "workdir": "", "out": "docs/results", "config": ""}
-        rest = []
-        for argument in arguments:
-            key, equals, value = argument.removeprefix("--").partition("=")
-            if key.startswith("config."):
-                rest.append(argument)
-                continue
-            if not argument.startswith("--") or key not in given:
-                raise ConfigError(f"there is no option {argument!r}; {configs.nearest(key, given)} (usage: {USAGE})")
-            if not equals or not value:
-                raise ConfigError(f"--{key} needs a value: --{key}=...")
-            given[key] = value
-        if not given["config"]:
-            raise ConfigError(f"usage: {USAGE}")
-        file = pathlib.Path(given["config"].split(":")[0])
-        folder = given["workdir"] or f"runs/ablations/{file.stem}"
-        config, source, workdir, _, _ = runner.parse(
-            ["ablate", f"--config={given['config']}", f"--workdir={folder}", *rest]
-        )
-        sweep(config, workdir, given["index"], source)
-        print(write(config, file, workdir, pathlib.Path(given["out"])), flush=True)
-    except ConfigError as error:
-        return runner.fail(str(error), 2)
-    except Stopped as stopped:
-        print(stopped, flush=True)
+    given = {"index": "0/1", "workdir": "", "out": "docs/results", "config": ""}
+    rest = []
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if key.startswith("config."):
+            rest.append(argument)
+            continue
+        if not argument.startswith("--") or key not in given:
+            raise ConfigError(f"there is no option {argument!r}; {configs.nearest(key, given)} (usage: {USAGE})")
+        if not equals or not value:
+            raise ConfigError(f"--{key} needs a value: --{key}=...")
+        given[key] = value
+    if not given["config"]:
+        raise ConfigError(f"usage: {USAGE}")
+    file = pathlib.Path(given["config"].split(":")[0])
+    folder = given["workdir"] or f"runs/ablations/{file.stem}"
+    config, source, workdir, _, _ = runner.parse(
+        ["ablate", f"--config={given['config']}", f"--workdir={folder}", *rest]
+    )
+    sweep(config, workdir, given["index"], source)
+    print(write(config, file, workdir, pathlib.Path(given["out"])), flush=True)
     return 0
