@@ -14,8 +14,17 @@ from distill import fields, games, sources
 from distill.adversarial import Discriminator
 from distill.fields import DISTILLATION, Law
 from distill.game_methods import Rule, adversary_of, critic_of, everywhere, source_of
+from distill.games import Field
 from distill.inputs import Network
 from distill.method import Method, choice
+
+
+def distilled(network: Network, weight: float, law: Law | None, weighting: str) -> dict[str, tuple[float, Field]]:
+    """ADD's score distillation, at its weight; nothing at 0. law: None is the schedule's levels, uniform in time."""
+    choice(weighting, DISTILLATION, "weighting")
+    if not weight:
+        return {}
+    return {"distillation": (weight, fields.distillation(network, law=law or everywhere(network), weighting=weighting))}
 
 
 def add(
@@ -47,7 +56,6 @@ def add(
     features: "frozen", a feature network given as frozen["features"], or "teacher", the teacher's. critic_law: levels at which
     the discriminator sees the clips; None is without noise, and a denoiser's features are then those at its cleanest level.
     """
-    choice(weighting, DISTILLATION, "weighting")
     if features == "critic":
         raise ValueError(
             "features 'critic': this method has no denoiser among its critics; expected 'frozen' or 'teacher'"
@@ -56,9 +64,7 @@ def add(
         network, discriminator, law=critic_law, adversarial=adversarial, discriminative=1.0 if adversarial else 0.0, loss=loss,
         features=features, r1=r1, approximate_r1=approximate_r1,
     )  # fmt: skip
-    if distillation_weight:
-        field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
-        moves["distillation"] = (distillation_weight, field)
+    moves |= distilled(network, distillation_weight, law, weighting)
     return games.method(
         network, source=source_of(network, source, steps, chunk, None), fields=moves, critic=critic_of(heads, score=False),
         critic_terms=judge, optimiser=optimiser, critic_optimiser=critic_optimiser,
@@ -103,7 +109,6 @@ def ladd(
     deviation 1, whatever the schedule.
     distillation_weight: of ADD's score distillation, for real clips as data.
     """
-    choice(weighting, DISTILLATION, "weighting")
     if steps < 1 or steps != int(steps):
         raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
     steps = int(steps)
@@ -116,9 +121,7 @@ def ladd(
         network, discriminator, law=critic_law or levels.logit_normal(1.0, 1.0), adversarial=1.0, discriminative=1.0,
         loss=loss, features="teacher", paired=paired, r1=r1, approximate_r1=approximate_r1,
     )  # fmt: skip
-    if distillation_weight:
-        field = fields.distillation(network, law=law or everywhere(network), weighting=weighting)
-        moves["distillation"] = (distillation_weight, field)
+    moves |= distilled(network, distillation_weight, law, weighting)
     source = sources.noised(
         sources.student_levels(network.schedule, steps), lambda step: jnp.where(step < warmup, first, later)
     )

@@ -41,17 +41,6 @@ class TrigFlow:
         return -a, -b, c
 
 
-def as_trigflow(network: Network, sigma_data: float) -> Network:
-    """The same network, its answer converted to F. The conversion depends on x and the level, so a derivative needs it in."""
-    kind = TrigFlow(sigma_data)
-
-    def apply(params, x, logsnr, cond, **options):
-        value = network.apply(params, x, logsnr, cond, **options)
-        return predictions.convert(value, x, logsnr, network.schedule, network.prediction, kind)
-
-    return network._replace(apply=apply, prediction=kind)
-
-
 def angle(logsnr: Array, sigma_data: float = 1.0) -> tuple[Array, Array]:
     """(cos t, sin t) of t = arctan(exp(-logsnr/2) / sd)."""
     shifted = logsnr + 2.0 * np.log(sigma_data)
@@ -117,7 +106,7 @@ def objective(
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
-    """Algorithm 1, on a network that predicts TrigFlow's F (`as_trigflow`): F is to move by the tangent g.
+    """Algorithm 1, on a network that predicts TrigFlow's F (`Network.predicting`): F is to move by the tangent g.
 
     distilled: dx/dt is that of frozen["teacher"], guided at hyper["guidance"] or at a g per clip (as in `consistency`); else
     of the clip and its noise. warmup: updates in which r rises from 0 to 1; at r = 0 g is the velocity's error.
@@ -129,7 +118,7 @@ def objective(
     schedule, sigma_data = network.schedule, network.prediction.sigma_data
 
     def construct(state, frozen, batch, key, hyper) -> regression.Problem:
-        key_level, key_noise, key_cond, key_dropout = jax.random.split(key, 4)
+        key_level, key_noise, key_cond = jax.random.split(key, 3)
         x0 = clean(batch)
         logsnr = law(key_level, x0.shape[:2] if per_frame else x0.shape[:1])
         logsnr = jnp.clip(logsnr, schedule.logsnr_start, schedule.logsnr_end)
@@ -159,7 +148,6 @@ def objective(
             target,
             jnp.ones_like(logsnr),
             tangents=(*path(schedule, denoised, x, logsnr), jax.tree.map(still, cond)),
-            dropout=key_dropout,
             report=report,
         )
 
@@ -174,7 +162,7 @@ def still(leaf: Any) -> Any:
 
 
 def _method(network, optimiser, distilled, mean, std, sigma_data, normalise, ema, **options) -> Method:
-    trig = as_trigflow(network, sigma_data)
+    trig = network.predicting(TrigFlow(sigma_data))
     construct = objective(
         trig,
         law=levels.edm_lognormal(mean, std),

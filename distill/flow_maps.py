@@ -125,7 +125,6 @@ def composed(
         jump = draw(key_jump, (len(jumping), *shape[1:]))
         level = jnp.clip(law(key_level, shape), schedule.logsnr_start, schedule.logsnr_end)
         here, there = (level.at[jumping].set(end) for end in (jump.here, jump.there))
-        there = there.at[others].set(here[others])
         x = levels.forward(x0, network.noise(key_noise, x0.shape, x0.dtype), here, schedule)
         cond, teacher_cond, scale = conditioned(network, batch, key_cond, hyper, label_dropout, guidance_range)
         weights = target(state)

@@ -416,7 +416,7 @@ def rcm(
     mean, std: of log(sigma/alpha) where consistency is asked for; law, critic_law: None is the flow's time with shift 5.
     Needs an attention that `jax.jvp` can take.
     """
-    trig = continuous.as_trigflow(network, sigma_data)
+    trig = network.predicting(continuous.TrigFlow(sigma_data))
     tangent = continuous.objective(
         trig, law=levels.edm_lognormal(mean, std), distilled=True, warmup=warmup,
         normalise=choice(normalise, continuous.NORMALISE, "normalise"), c=c, label_dropout=label_dropout,

@@ -28,7 +28,7 @@ class Network(NamedTuple):
 
     apply: object
     schedule: Schedule
-    prediction: str
+    prediction: str | predictions.Coefficients
     num_classes: int = 0
     cond_keys: tuple[str, ...] = ()
     forced: bool = False
@@ -44,6 +44,17 @@ class Network(NamedTuple):
     def denoised(self, prediction: Array, x: Array, logsnr: Array) -> Array:
         """The estimate of the clean clip in an answer of the network's."""
         return predictions.denoised(self.prediction, prediction, x, logsnr, self.schedule)
+
+    def predicting(self, kind: str | predictions.Coefficients) -> "Network":
+        """The same network, its answer converted to another prediction. The conversion depends on x and the level: a derivative
+        by them needs it in the network.
+        """
+
+        def apply(params, x, logsnr, cond, **options):
+            value = self.apply(params, x, logsnr, cond, **options)
+            return predictions.convert(value, x, logsnr, self.schedule, self.prediction, kind)
+
+        return self._replace(apply=apply, prediction=kind)
 
 
 def clean(batch: dict[str, Array]) -> Float[Array, "b f h w c"]:

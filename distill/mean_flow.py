@@ -21,16 +21,6 @@ from distill.jumps import guided_teacher
 from distill.method import Method
 
 
-def as_velocity(network: Network) -> Network:
-    """The same network, its answer converted to the velocity eps - x0. A derivative needs the conversion in it."""
-
-    def apply(params, x, logsnr, cond, **options):
-        value = network.apply(params, x, logsnr, cond, **options)
-        return predictions.convert(value, x, logsnr, network.schedule, network.prediction, "velocity")
-
-    return network._replace(apply=apply, prediction="velocity")
-
-
 def average_velocity(velocity: Array, slope: Array, logsnr: Array, logsnr_to: Array) -> Array:
     """u = v - (t - r) du/dt (Geng et al. 2025, arXiv 2505.13447, eq. 6), t and r the flow times sigma / (alpha + sigma).
 
@@ -50,7 +40,7 @@ def objective(
     label_dropout: float = 0.0,
     per_frame: bool = False,
 ) -> Callable[..., regression.Problem]:
-    """MeanFlow on a network that predicts the velocity (`as_velocity`): its answer is to be v - (t - r) du/dt.
+    """MeanFlow on a network that predicts the velocity (`Network.predicting`): its answer is to be v - (t - r) du/dt.
 
     Both levels are drawn from `law`; t is the noisier. 1 - share of the clips have r = t. The identity is one of flow
     coordinates z = x / (alpha + sigma), whose velocity is eps - x0; the network is differentiated in its own, x and
@@ -167,7 +157,7 @@ def method(
         raise ValueError(f"kappa: expected from 0 up to 1, without 1, got {kappa}")
     if p < 0.0 or c <= 0.0:
         raise ValueError(f"p, c: expected p from 0 up and c above 0, got {p} and {c}")
-    network = as_velocity(network)
+    network = network.predicting("velocity")
     target = objective(
         network, law=law, share=share, kappa=kappa, guidance_range=guidance_range, label_dropout=label_dropout,
         per_frame=per_frame,

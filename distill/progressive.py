@@ -96,9 +96,7 @@ def method(
     initial = regression.init(optimiser)
 
     def following(state: regression.RegressionState, frozen, hyper):
-        student = state.ema
-        state = initial(jax.random.key(0), student)
-        teacher = jax.tree.map(jnp.copy, student)  # the state is donated: the teacher must not share its buffers
+        state, teacher = regression.succeed(initial, state)
         return state, {**frozen, "teacher": teacher}, {**hyper, "steps": hyper["steps"] / 2, "guidance": 1.0}
 
     return Method(initial, {"train": train}, lambda step: ("train",), following)

@@ -73,6 +73,15 @@ def init(optimiser: optax.GradientTransformation) -> Callable[[Array, PyTree], R
     return initial
 
 
+def succeed(
+    initial: Callable[[Array, PyTree], RegressionState], state: RegressionState
+) -> tuple[RegressionState, PyTree]:
+    """(the state of a next round, which begins as the student and fresh, that round's teacher: the student)."""
+    student = state.ema
+    begun = initial(jax.random.key(0), student)
+    return begun, jax.tree.map(jnp.copy, student)  # the state is donated: the teacher must not share its buffers
+
+
 def squared_error(output: Array, target: Array) -> Array:
     return jnp.square(output - target)
 

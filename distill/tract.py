@@ -7,7 +7,6 @@ small step of a segment that is the teacher's answer alone.
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
@@ -78,9 +77,7 @@ def method(
         steps = round(float(hyper["steps"]))
         if steps not in rounds[1:-1]:
             raise ValueError(f"steps: no round follows {steps}, expected one of {list(rounds[1:-1])}")
-        student = state.ema
-        state = initial(jax.random.key(0), student)
-        teacher = jax.tree.map(jnp.copy, student)  # the state is donated: the teacher must not share its buffers
+        state, teacher = regression.succeed(initial, state)
         later = {**hyper, "steps": float(rounds[rounds.index(steps) + 1]), "guidance": 1.0}
         return state, {**frozen, "teacher": teacher}, later
 

@@ -56,6 +56,7 @@ def arguments(workdir, method="dmd2", **change):
         "from configs.mixture import games", "from experiments.config import plain", "from ml_collections import ConfigDict",
         "", "def get_config():", f"    config = plain(games.get_config('{method},a1d'))",
         "    config['data']['size'], config['model']['width'] = 512, 16",
+        "    config['stages']['exact']['num_clips'] = 512",
         "    config['stages']['denoiser'] |= dict(steps=5, batch_size=16)", f"    stage = config['stages']['{method}']",
     ]  # fmt: skip
     for key, value in (SMALL | {"options.ratio": 2} | change if method == "dmd2" else SMALL | change).items():

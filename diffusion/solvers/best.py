@@ -62,7 +62,7 @@ def warped_adams(
         raise ValueError(f"warped_adams: nodes must be 0 (no corrector) or from 2 to 5, got {nodes!r}")
     name, short = "warped_adams", lower_order_final is None and len(np.asarray(grid)) <= 50
     steps = steps_of(name, schedule, grid, order, lower_order_final=True if short else lower_order_final)
-    where = coordinate(np.append(steps.nodes, steps.there[-1:], axis=0))
+    where = coordinate(steps.points)
     anchor, moments = data_anchor(steps), _moments(steps, coordinate, max(order, nodes))
     predict = multistep.predictor(steps, where, anchor, moments)
     correct = None

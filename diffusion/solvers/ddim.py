@@ -34,11 +34,16 @@ def transition(schedule: Schedule, here: Any, there: Any, eta: Any = 0.0) -> tup
     return xp.where(waits, 1.0, x), xp.where(waits, 0.0, denoised), xp.where(waits, 0.0, noise)
 
 
-def one_step(grid: Any, weights: tuple[Any, Any, Any]) -> Table:
-    """The table of a sampler whose step i is x_t = weights[0][i] x_s + weights[1][i] denoised + weights[2][i] noise."""
+def one_step(grid: Any, weights: tuple[Any, Any, Any], target: Any = None) -> Table:
+    """The table of a sampler whose step i is x_t = weights[0][i] x_s + weights[1][i] denoised + weights[2][i] noise.
+
+    target: the levels to which the network is asked to jump, of one that is told.
+    """
     x, denoised, noise = weights
-    steps = [dict(anchor=x[i], history=(denoised[i],), noise=noise[i]) for i in range(len(x))]
-    rows = [Row(level, **step) for level, step in zip(grid[:-1], [dict(anchor=1.0), *steps[:-1]], strict=True)]
+    steps: list[dict[str, Any]] = [dict(anchor=x[i], history=(denoised[i],), noise=noise[i]) for i in range(len(x))]
+    targets = [None] * len(x) if target is None else target
+    starts = [dict(anchor=1.0), *steps[:-1]]
+    rows = [Row(level, target=to, **step) for level, to, step in zip(grid[:-1], targets, starts, strict=True)]
     return assemble(rows, Row(grid[-1], **steps[-1]))
 
 

@@ -1,7 +1,5 @@
 """Sampling from distilled networks: consistency models (denoise, renoise, denoise), flow maps (jump), steps that overshoot."""
 
-from typing import Any
-
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
@@ -10,7 +8,7 @@ from diffusion.schedules import Schedule
 from diffusion.solvers.ddim import one_step, transition
 from diffusion.solvers.singlestep import renoise
 from diffusion.solvers.steps import steps_of
-from diffusion.solvers.table import Row, Table, assemble
+from diffusion.solvers.table import Table
 
 
 def consistency(schedule: Schedule, grid: Float[ArrayLike, "points ..."]) -> Table:
@@ -67,12 +65,7 @@ def flow_map(schedule: Schedule, grid: Float[ArrayLike, "points ..."], gamma: fl
         target = np.where(moves & ~last, there - np.log1p(-(gamma**2)), there)
     x, denoised, _ = transition(schedule, here, target)
     scale, noise = renoise(schedule, target, there)
-    weights: list[dict[str, Any]] = [
-        dict(anchor=scale[i] * x[i], history=(scale[i] * denoised[i],), noise=noise[i]) for i in range(len(here))
-    ]
-    starts = [dict(anchor=1.0), *weights[:-1]]
-    rows = [Row(level, target=to, **step) for level, to, step in zip(here, target, starts, strict=True)]
-    return assemble(rows, Row(grid[-1], **weights[-1]))
+    return one_step(grid, (scale * x, scale * denoised, noise), target)
 
 
 def _last(moves: np.ndarray) -> np.ndarray:

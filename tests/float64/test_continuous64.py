@@ -64,7 +64,7 @@ def state(step=10**6):
 
 def raw_tangent(network, sigma_data, teacher, batch, *, per_frame=False, step=10**6, warmup=10_000, law=drawn):
     """(problem, F, g as the objective has it, cos, sin); what regression.phase does, without the step."""
-    trig = continuous.as_trigflow(network, sigma_data)
+    trig = network.predicting(continuous.TrigFlow(sigma_data))
     objective = continuous.objective(
         trig,
         law=law,
@@ -91,7 +91,7 @@ def gaussian(shape):
 def test_trigflow_is_every_schedule_rescaled(name):
     """D = cos(t) x - sin(t) sd F in TrigFlow's x, and tan(t) = sigma / (alpha sd)."""
     schedule, sd = SCHEDULES[name], 0.6
-    network = continuous.as_trigflow(other(schedule), sd)
+    network = other(schedule).predicting(continuous.TrigFlow(sd))
     x, level = jax.random.normal(jax.random.key(0), (7, 3)), jnp.linspace(-5.0, 5.0, 7)
     cos, sin = continuous.angle(level, sd)
     np.testing.assert_allclose(sin / cos, schedule.sigma(level) / schedule.alpha(level) / sd, rtol=1e-9)
@@ -244,7 +244,7 @@ def test_a_linear_student_finds_the_consistency_function(name):
     def apply(params, x, logsnr, cond, *, key=None, train=False):
         return levels.expand((STD / jnp.sqrt(variance(schedule, logsnr))) ** params, x) * x
 
-    network = continuous.as_trigflow(Network(apply, schedule, "x0"), 1.0)
+    network = Network(apply, schedule, "x0").predicting(continuous.TrigFlow(1.0))
     objective = continuous.objective(network, law=drawn, distilled=True, warmup=0)
     step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
     moved = []

@@ -133,7 +133,7 @@ def test_the_table_with_an_exact_map_lands_on_the_truth(name, prediction, calls)
 @pytest.mark.parametrize("prediction", ["velocity", "x0"])
 def test_the_exact_map_is_a_fixed_point_of_mean_flow(name, frames, prediction):
     schedule = SCHEDULES[name]
-    network = mean_flow.as_velocity(exact_map(schedule, prediction))
+    network = exact_map(schedule, prediction).predicting("velocity")
     for wide in (False, True):
         ends = (schedule.logsnr_start, schedule.logsnr_end) if wide else (-8.0, 8.0)
         construct = mean_flow.objective(network, law=law(*ends), share=0.75, per_frame=frames)
