@@ -32,7 +32,9 @@ TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "seed_offset",
     "log_every", "checkpoint_every", "tensorboard", "threads", "accumulate", "keep_checkpoints",
 }  # fmt: skip
-TRAINED = ("train", "classifier", "autoencoder")
+LEAVES = {"train": "denoiser", "classifier": "classifier", "autoencoder": "autoencoder"}
+"""Kind of a stage -> that of the weights that it leaves."""
+TRAINED = tuple(LEAVES)
 """Kinds of stages that run on all devices, and on all processes; the others run on the first device of the first process."""
 JUDGED = ("evaluate", "cascade", "continue", "times")
 """Kinds of stages that measure clips, by a metric network."""
@@ -41,8 +43,13 @@ WHOLE = {"num_clips": 2, "num_reference": 2} | dict.fromkeys(
     1,
 )  # fmt: skip
 """Keys whose values are whole numbers -> the least."""
-NAMED = ("teacher", "previous", "init", "features")
-"""Keys of a stage of training that name weights."""
+NAMED = {
+    "teacher": ("denoiser",),
+    "previous": ("denoiser",),
+    "features": ("classifier", "denoiser"),
+    "autoencoder": ("autoencoder",),
+}
+"""Keys that name weights -> the kinds that they may be of."""
 KEYS = {
     "train": (
         TRAINING
@@ -134,10 +141,10 @@ def check(context: Context) -> None:
                 configs.check_enough(
                     configs.source(config, "train"), block["batch_size"], f"{where}.batch_size", "train"
                 )
-        for reference in references(block, config):
+        for reference, kinds in references(block, config):
             stage, _, part = reference.partition("@")
             if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
-                weights.find(reference, context.workdir)
+                kind = weights.load(weights.find(reference, context.workdir))[1].get("kind")
             elif stage not in earlier:
                 raise ConfigError(
                     f"{where} refers to {reference!r}, which is no stage before it; {configs.nearest(stage, earlier)} "
@@ -148,6 +155,11 @@ def check(context: Context) -> None:
                     f"{where} refers to {reference!r}; stage {stage!r} leaves"
                     f" {', '.join(f'{stage}@{one}' for one in parts) or 'its last weights only'}"
                 )
+            else:
+                kind = LEAVES.get(earlier[stage]["kind"])
+            if kind not in kinds:
+                held = "which leaves no weights" if kind is None else f"weights of kind {kind!r}"
+                raise ConfigError(f"{where} refers to {reference!r}, {held}; expected {' or '.join(map(repr, kinds))}")
         samplers = {} if block["kind"] == "cascade" else block.get("samplers", {})
         for row, sampler in samplers.items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
@@ -160,16 +172,18 @@ def check(context: Context) -> None:
         earlier[name] = block
 
 
-def references(block: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What a stage reads: names of weights. Those of a cascade are of other runs."""
-    found = [block[key] for key in (*NAMED, "autoencoder") if block.get(key) is not None]
-    if block["kind"] not in TRAINED and "weights" in block:
-        found.append(block["weights"])
-    if block["kind"] in ("evaluate", "exact"):
-        found += [sampler["weights"] for sampler in block["samplers"].values()]
-    if block["kind"] in JUDGED and config["data"]["kind"] != "exact":
-        found.append(evaluation.classifier(block, config))
-    return [reference for reference in found if reference != exact.ORACLE]
+def references(block: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """What a stage reads: names of weights, and of what kinds they may be. Those of a cascade are of other runs."""
+    kind = block["kind"]
+    wanted = {**NAMED, "init": (LEAVES.get(kind, "denoiser"),)}
+    found = [(block[key], kinds) for key, kinds in wanted.items() if block.get(key) is not None]
+    if kind not in TRAINED and "weights" in block:
+        found.append((block["weights"], ("autoencoder" if kind == "round_trip" else "denoiser",)))
+    if kind in ("evaluate", "exact"):
+        found += [(sampler["weights"], ("denoiser",)) for sampler in block["samplers"].values()]
+    if kind in JUDGED and config["data"]["kind"] != "exact":
+        found.append((evaluation.classifier(block, config), ("classifier",)))
+    return [one for one in found if one[0] != exact.ORACLE]
 
 
 def check_jumps(sampler: Mapping[str, Any], context: Context, where: str) -> None:

@@ -296,6 +296,13 @@ MANY = dict(num_clips=8, num_reference=8, batch_size=8, classifier="classifier")
 @pytest.mark.parametrize(
     "block, message",
     [
+        (dict(kind="round_trip", weights="teacher", num_clips=8), "weights of kind 'denoiser'; expected 'autoencoder'"),
+        (
+            dict(kind="continue", weights="classifier", history=1, frames=3, steps=2, **MANY),
+            "'classifier', weights of kind 'classifier'; expected 'denoiser'",
+        ),
+        (dict(init="classifier"), "refers to 'classifier', weights of kind 'classifier'; expected 'denoiser'"),
+        (dict(init="pretrained:moving_digits/classifier"), "weights of kind 'classifier'; expected 'denoiser'"),
         (
             dict(kind="round_trip", weights="nets", num_clips=999_999),
             r"num_clips asks for 999999 clips, the test split has",
