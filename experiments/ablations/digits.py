@@ -78,7 +78,6 @@ PIXELS = Family(
         "mean_flow": "a jump from noise learns from the derivative of shorter ones, in 984 updates: one call is still the mean "
         "of all clips (a diversity of .09), and the first of two begins there.",
         "diff_instruct": "after 4 calls its clips hold 1.20 of the data's light: 323 updates of the student, and no adversary.",
-        "rcm": "after 592 updates its clips hold 1.36 of the data's light.",
         "f_distill": "after 4 calls its clips hold 1.08 of the data's light where DMD2's hold 1.03; its weights are a young "
         "discriminator's ratio, on top of the same critic.",
     },
@@ -89,8 +88,13 @@ LATENTS = Family(
     "configs/moving_digits_64",
     CRITICS | {"ladd": (4,)},
     reasons={
-        "consistency_trajectory": "its first jump decides, and four equal steps of the cosine's clock take it to log-SNR -1.8: "
-        "of two calls a first jump to -1.1 leaves a distance of 15, and one to -3.3, which a search found, of 8.5.",
+        "guided": "it halves the steps of DDIM in the cosine's time, the first of which, at 4, goes at once to log-SNR -1.8, "
+        "past most of what these latents decide; each of its rounds, of 225 updates, adds to the error of the last.",
+        "tract": "its steps are uniform in the cosine's time: the first of four goes at once to log-SNR -1.8, past most of what "
+        "these latents decide (`consistency_trajectory` was at 2.46 times the teacher's distance there, and is at 1.20 at "
+        "steps that begin at more noise).",
+        "easy_consistency": "of two calls the first is too long wherever it ends: at log-SNR -4.2, which a search found, it "
+        "leaves a distance of 16.6, at the middle of the cosine's time one of 27.",
     },
 )
 STAGES = {
