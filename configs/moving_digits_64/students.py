@@ -4,6 +4,8 @@ batches of 8 clips, and samplers that step elsewhere.
 python -m experiments.run --config=configs/moving_digits_64/students.py:tract --workdir=runs/digits_64/tract
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.moving_digits import students
@@ -21,7 +23,8 @@ def get_config(argument: str = "consistency_trajectory") -> ConfigDict:
     config = on_latents(students.get_config(argument))
     if argument.partition(",")[0] in FIXED:
         return config
-    for sampler in config.stages.evaluate.samplers.values():
+    stages: Any = config.stages
+    for sampler in stages.evaluate.samplers.values():
         if sampler.get("solver") in students.SEARCHED and sampler.get("grid") != "searched":
             start = {"start": sampler.grid.start} if "grid" in sampler else {}
             sampler.grid = ConfigDict({**SHIFTED, **start})
