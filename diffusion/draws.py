@@ -201,6 +201,8 @@ def named(draw: Named) -> Draw:
     """A draw as a function; KeyError for an unknown name, ValueError for options that it doesn't take."""
     if callable(draw):
         return draw
+    if not isinstance(draw, str | Mapping):
+        raise ValueError(f"a draw is a name, or a block {{kind: name, ...}}, got {draw!r}")
     kind, options = (
         (draw, {}) if isinstance(draw, str) else (draw.get("kind"), {k: draw[k] for k in draw if k != "kind"})
     )

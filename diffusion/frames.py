@@ -85,6 +85,9 @@ def rolling(grid: Grid, lag: int, block: int = 1) -> Matrix:
     last the first block is finished and `roll_out` moves on by a block. The levels at the first row are those of `pyramid` at
     its row len(grid) - 1 - lag, which is how a roll-out begins (`rolling_start`). After Rolling Diffusion (Ruhe et al. 2024,
     arXiv 2402.09470, section 3); lag 1 is the diagonal of FIFO-Diffusion (Kim et al. 2024, arXiv 2405.11473, section 4.1).
+
+    Every period begins without a history, and a column's last step is of first order, so that a multistep solver is DDIM where
+    lag is 1 or 2. Solvers whose last step is another must be told where frames end: `consistency(..., end=grid[-1])`.
     """
     matrix, steps = _wave(grid, lag, block)
     return matrix[steps - lag : steps + 1]
@@ -355,7 +358,8 @@ def stream(
     The table sees one chunk; what came before is in the cache. denoise: (x, logsnr, cache) -> denoised. remember: (chunk,
     cache) -> cache, one more call of the network for each chunk; at which level the chunk is shown, or noised, is its own
     choice. Chunk i draws with fold_in(key, i). It is `sample` along `autoregressive` with blocks of f, each block's rows run
-    on that block alone: at equal levels of what is finished, the same video.
+    on that block alone: at equal levels of what is finished, the same video, where the table is of one step (DDIM, Heun); a
+    multistep one damps and ends low where frames wait, which this needn't.
 
     One compiled program whatever the number of rows and periods, and memory for one chunk and the cache beside the video.
     """

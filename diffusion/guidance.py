@@ -167,17 +167,18 @@ def _guided(c, u, scale, inside, rescale):
     xp = namespace(c)
     # In this form g = 1 gives c itself, however far u is from it.
     guided = c + (_like(scale, c) - 1) * (c - u)
+    # Masks broadcast by the rule of levels, which are floats.
+    mask = None if inside is None else expand(inside.astype(np.float32), c) > 0
     if rescale is not None:
         phi, axes = _like(rescale, c), tuple(range(1, c.ndim))
-        target, variance = c.var(axis=axes, keepdims=True), guided.var(axis=axes, keepdims=True)
+        # Of what is guided only. Where nothing is, the ratio meets nothing either.
+        seen = True if mask is None else xp.broadcast_to(mask | ~mask.any(axis=axes, keepdims=True), c.shape)
+        target, variance = (part.var(axis=axes, keepdims=True, where=seen) for part in (c, guided))
         # A flat clip stays as it is; nor may the root's slope at 0 reach a gradient.
         flat = (target == 0) | (variance == 0)
         ratio = xp.where(flat, 1, target) / xp.where(flat, 1, variance)
         guided = guided * (phi * xp.sqrt(ratio) + (1 - phi))
-    if inside is None:
-        return guided
-    # Masks broadcast by the rule of levels, which are floats.
-    return xp.where(expand(inside.astype(np.float32), c) > 0, guided, c)
+    return guided if mask is None else xp.where(mask, guided, c)
 
 
 def _static_threshold(denoise, limit, x, logsnr, *rest):

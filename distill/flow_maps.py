@@ -305,8 +305,8 @@ def shortcut(
 ) -> Method:
     """Shortcut models: a share of the clips learns by composition, the others the denoiser, from data or a teacher.
 
-    The loss is the paper's with weight levels.velocity(). Sample it at finest / 2^k steps of grids.uniform_time, with
-    solvers.flow_map: no other lengths are learnt.
+    The loss is the paper's with weight levels.velocity(). Sample it at finest / 2^k steps, k from 1 up, of grids.uniform_time,
+    with solvers.flow_map: no other lengths are learnt but 0, the denoiser, which the paper's network is told 1 / finest for.
     """
     check(network, share, guidance_range)
     if finest < 2 or finest & (finest - 1):

@@ -131,9 +131,12 @@ def _matching(
     r1: float = 0.0,
     approximate_r1: float = 0.0,
     divergence: str = "reverse_kl",
+    alone: int = 0,
     further: Mapping[str, tuple[float, Term]] | None = None,
 ) -> Method:
-    """The family of DMD, of which each method is a corner."""
+    """The family of DMD, of which each method is a corner. alone: of so many first updates of the student nothing but `further`
+    says anything, and the critic rests.
+    """
     choice(weighting, WEIGHTINGS, "weighting")
     choice(normaliser, NORMALISERS, "normaliser")
     choice(divergence, RATIOS, "divergence")
@@ -152,11 +155,16 @@ def _matching(
     )
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight)), **judge}
     return games.method(
-        network, source=source, fields={"matching": (1.0, matching), **deceive}, critic=critic_of(heads),
+        network, source=source, fields={"matching": (since(alone), matching), **deceive}, critic=critic_of(heads),
         critic_terms=terms, optimiser=optimiser,
-        critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps), ema=ema,
+        critic_optimiser=critic_optimiser, order=games.turns(ratio, critic_in_student_steps, alone=alone), ema=ema,
         label_dropout=label_dropout, further=further,
     )  # fmt: skip
+
+
+def since(first: int) -> games.Scale:
+    """A weight of 1 from the student's update `first` on, 0 before."""
+    return (lambda step: jnp.where(step < first, 0.0, 1.0)) if first else 1.0
 
 
 def dmd(
@@ -290,9 +298,11 @@ def diff_instruct(
     ema: float = 0.999,
     label_dropout: float = 0.0,
 ) -> Method:
-    """Diff-Instruct (Luo et al. 2023, arXiv 2305.18455): the integral of KL divergences over levels, its gradient as it is.
+    """Diff-Instruct (Luo et al. 2023, arXiv 2305.18455): the integral of KL divergences over levels, each weighed by 1/SNR, as
+    its authors' code does; of weighting "snr" it is that of the divergences themselves.
 
-    law, critic_law: None is EDM's log-normal, of mean -1.2 and standard deviation 1.2.
+    law, critic_law: None is EDM's log-normal, of mean -1.2 and standard deviation 1.2. The authors' students of one call are
+    told log-SNR 0 for their noise, start=0; by default they are told the schedule's noisy end.
     """
     law = law or levels.edm_lognormal(-1.2, 1.2)
     return _matching(
@@ -330,7 +340,8 @@ def sid(
     label_dropout: float = 0.0,
 ) -> Method:
     """Score identity distillation (Zhou et al. 2024, arXiv 2404.04057); with weights for an adversary on the critic's features
-    its adversarial form, SiDA (arXiv 2410.14919).
+    its adversarial form, after SiDA (arXiv 2410.14919). The adversary here is that of DMD2: at levels of its own, by
+    `critic_law`, unweighted, from the first step on; SiDA's authors take those of the score, weigh by them, and let it in late.
 
     The gradient goes through both estimates: twice the memory. Any kind of attention will do.
     start: sigma = 2.5, which a sampler must then be told too. law: None is Karras' levels from .002 to 80, uniform in their
@@ -413,6 +424,9 @@ def rcm(
     distribution matching sharpens them, `consistency_weight` to 1. The paper's 100 belongs to tangents of length one: "rms"
     makes them longer by the square root of a clip's numbers.
 
+    While the tangent warms up, in its first `warmup` updates, the student moves alone and learns consistency only, as in the
+    authors' code. Their roll-outs take random times, these the levels of a sampler of `steps` steps.
+
     mean, std: of log(sigma/alpha) where consistency is asked for; law, critic_law: None is the flow's time with shift 5.
     Needs an attention that `jax.jvp` can take.
     """
@@ -426,6 +440,7 @@ def rcm(
         network, optimiser=optimiser, critic_optimiser=critic_optimiser,
         source=source_of(network, source, steps, chunk, None, exit_told), law=law, critic_law=critic_law or law,
         critic_weight=critic_weight or levels.v(), weighting=weighting, normaliser=normaliser, ratio=ratio,
-        critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout,
-        further={"consistency": (consistency_weight, regression.term(trig, tangent))},
+        critic_in_student_steps=critic_in_student_steps, ema=ema, label_dropout=label_dropout, alone=warmup,
+        # The paper's squares have no half, that of a game's move has one.
+        further={"consistency": (consistency_weight / 2, regression.term(trig, tangent))},
     )  # fmt: skip

@@ -64,6 +64,8 @@ class Scene(NamedTuple):
 Field = Callable[[Scene, Array], tuple[Array, Metrics]]
 """(scene, key) -> (the move of the clips, of their shape; metrics). The student's loss is half its mean square: where the
 field is the gradient of a sum over all numbers, that is the gradient of their mean."""
+Scale = float | Callable[[Array], Array]
+"""How much a field weighs, always or after so many of the student's updates."""
 CriticTerm = Callable[[Mapping[str, PyTree], Scene, Array], tuple[Array, Metrics]]
 """(the critic's weights, scene, key) -> (loss, metrics)"""
 
@@ -99,7 +101,7 @@ def play(network: Network, source: Source, label_dropout: float) -> Callable[...
 
 
 def student_term(
-    network: Network, source: Source, fields: Mapping[str, tuple[float, Field]], *, label_dropout: float = 0.0
+    network: Network, source: Source, fields: Mapping[str, tuple[Scale, Field]], *, label_dropout: float = 0.0
 ) -> Term:
     """The student moves its clips against the weighted sum of the fields.
 
@@ -118,7 +120,7 @@ def student_term(
             move, metrics = jnp.zeros_like(here.fake), {}
             for (weight, field), field_key in zip(fields.values(), keys, strict=True):
                 part, reported = field(here, field_key)
-                move += weight * part
+                move += (weight(state.step) if callable(weight) else weight) * part
                 metrics |= reported
             move, bad = finite(jax.lax.stop_gradient(move))
             error = 0.5 * jnp.square(made - (here.fake - move))
@@ -169,11 +171,14 @@ def critic_phase(
     return Phase(pose, lambda state: state.critic, move)
 
 
-def turns(ratio: int, critic_in_student_steps: bool, head_start: int = 0) -> Callable[[int], tuple[str, ...]]:
+def turns(
+    ratio: int, critic_in_student_steps: bool, head_start: int = 0, alone: int = 0
+) -> Callable[[int], tuple[str, ...]]:
     """Two time scales: the student moves in the last of every `ratio` steps, after the critic or instead of it.
 
     The first is the original of DMD2; public re-implementations do the second (FastGen, rCM), where the critic moves
-    `ratio` - 1 times for each move of the student. In the first `head_start` steps the critic moves alone.
+    `ratio` - 1 times for each move of the student. In the first `alone` steps the student moves alone, in the `head_start`
+    after them the critic.
     """
     if head_start < 0 or head_start != int(head_start):
         raise ValueError(
@@ -186,6 +191,9 @@ def turns(ratio: int, critic_in_student_steps: bool, head_start: int = 0) -> Cal
         )
 
     def order(step: int) -> tuple[str, ...]:
+        if step < alone:
+            return (STUDENT,)
+        step -= alone
         if step < head_start or (step - head_start) % ratio != ratio - 1:
             return (CRITIC,)
         return (CRITIC, STUDENT) if critic_in_student_steps else (STUDENT,)
@@ -217,7 +225,7 @@ def method(
     network: Network,
     *,
     source: Source,
-    fields: Mapping[str, tuple[float, Field]],
+    fields: Mapping[str, tuple[Scale, Field]],
     critic: Mapping[str, Callable[[Array, PyTree], PyTree]],
     critic_terms: Mapping[str, tuple[float, CriticTerm]],
     optimiser: optax.GradientTransformation,

@@ -43,8 +43,7 @@ class Stage(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        guided = self.block.get("guidance", 1.0) != 1.0 and "guidance" not in self.network.cond_keys
-        return self.table.nfe * (2 if guided else 1)
+        return self.table.nfe * drawing.calls_each(self.network, self.block.get("guidance", 1.0))
 
 
 def check(context: Any, block: Mapping[str, Any], where: str) -> None:
@@ -68,6 +67,8 @@ def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[S
     for name, sampler in block["samplers"][row].items():
         here = f"{where}.samplers.{row}.{name}"
         configs.check_keys(sampler, STAGE_KEYS, {"weights", "steps"}, here)
+        configs.check_forms(sampler, {"weights": str}, here)
+        configs.check_whole(f"{here}.steps", sampler["steps"], 1)
         evaluation.check_threshold(sampler, context.config, here)
         configs.check_finite(sampler.get("guidance", 1.0), f"{here}.guidance")
         if any(tables.asks(sampler, part) for part in tables.PARTS) or tables.is_searched(sampler):
@@ -106,6 +107,8 @@ def grown(shape: tuple[int, ...], record: Mapping[str, Any], where: str) -> tupl
 def check_level(sampler: Mapping[str, Any], network: Network, where: str) -> None:
     """The noise of the clips before must be such as the network has learnt to be told of."""
     level, trained = sampler.get("aug_logsnr"), network.augmentation
+    if level is not None:
+        configs.check_finite(level, f"{where}.aug_logsnr")
     if trained is None:
         if level is not None:
             raise ConfigError(f"{where}.aug_logsnr {level}: these weights know no noise in the clips before; remove it")
@@ -195,8 +198,9 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             told.setdefault(f"ms per clip of {stage.name}", {})[row] = 1e3 * second
         calls = " + ".join(str(stage.table.nfe) for stage in stages) or "0"
         samplers[row] = {"weights": series, "steps": calls, "stages": {s.name: dict(s.block) for s in stages}}
+        asked = labels if any(stage.network.num_classes for stage in stages) else None
         rows[row] = metrics.evaluate(
-            made, real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
+            made, real_sample, labels=asked, classify=classify, floor_reference=floor_sample,
             floor_labels=labels, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
 

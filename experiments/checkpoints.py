@@ -6,6 +6,7 @@ import logging
 import math
 import pathlib
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """Saves (tree, data position, record) under `folder`/STEP and finds the newest that can be read.
 
-    A checkpoint appears under its name only when it is whole (Orbax writes beside and renames). One that can't be read, or
-    whose numbers are not those that were saved (a flipped bit is no error to the file format), is named, kept aside as
-    STEP.damaged, and the one before it is used. What can't be written is an OSError that names the last whole one.
+    A checkpoint appears under its name only when it is whole (Orbax writes beside and renames). Where one can't be read, or its
+    numbers are not those that were saved (a flipped bit is no error to the file format), the one before it is used, and the
+    damaged one is named and kept aside as STEP.damaged. What can't be written is an OSError that names the last whole one.
 
     keep: of how many steps, the newest ones.
     """
@@ -55,10 +56,11 @@ class Checkpoints:
         """(step, state, data position, record) of the newest readable checkpoint, or None where there is none.
 
         like: a tree of arrays or ShapeDtypeStructs with shardings. Raises ConfigError if there are checkpoints and none
-        can be read.
+        can be read: then it may be that the system refuses, or that they are of another version of the program, and all stay
+        where they are.
         """
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-        damaged = []
+        damaged: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 found = self.manager.restore(
@@ -75,28 +77,32 @@ class Checkpoints:
                     raise ValueError("its record or its data position is not the one that was saved")
                 if sums and sums["state"] != digest(found["state"]):
                     raise ValueError("its numbers are not those that were saved")
-                return step, found["state"], found["data"], record
             # Orbax raises whatever its storage layer met: a damaged file shows up as ValueError, KeyError, OSError, ...
             except Exception as error:  # noqa: BLE001
-                aside = _free(self.folder / f"{step}.damaged")
-                log.error(
-                    "checkpoint %s can't be read (%s); kept aside as %s",
-                    self.folder / str(step),
-                    _line(error),
-                    aside.name,
-                )
-                damaged.append(step)
-                self.manager.close()
-                meshes.meet(f"{aside} is damaged")
-                if meshes.leads():
-                    (self.folder / str(step)).rename(aside)
-                meshes.meet(f"{aside} is aside")
-                self.manager = self._open(self._keep)
+                damaged[step] = _line(error)
+                continue
+            self._set_aside(damaged)
+            return step, found["state"], found["data"], record
         if damaged:
             raise ConfigError(
-                f"no checkpoint under {self.folder} can be read; {len(damaged)} damaged ones were kept aside"
+                f"no checkpoint under {self.folder} can be read (of {max(damaged)}: {damaged[max(damaged)]}); they stay as they"
+                " are: remove the stage's folder to begin it anew"
             )
         return None
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Renames steps that could not be read, where one before them could."""
+        if not damaged:
+            return
+        self.manager.close()
+        meshes.meet(f"{self.folder} has damaged checkpoints")
+        for step, why in damaged.items():
+            aside = _free(self.folder / f"{step}.damaged")
+            log.error("checkpoint %s can't be read (%s); kept aside as %s", self.folder / str(step), why, aside.name)
+            if meshes.leads():
+                (self.folder / str(step)).rename(aside)
+        meshes.meet(f"{self.folder} has none any more")
+        self.manager = self._open(self._keep)
 
     def latest(self) -> int | None:
         return self.manager.latest_step()

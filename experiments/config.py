@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import pathlib
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,7 +22,9 @@ from diffusion import grids, levels, predictions, sampling, schedules, solvers
 from diffusion import noise as noises
 from distill import METHODS, Method, Network
 from distill import optimiser as make_optimiser
+from distill.method import number
 from experiments import data
+from experiments.data import source as source_lib
 from experiments.data.source import nearest
 from experiments.names import imported, is_outside
 from models import ModelDef
@@ -79,6 +82,10 @@ NOISES = _by_name(
 )  # fmt: skip
 
 
+PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "a name", type(None): "None"}
+"""Plain types -> how errors call what they hold."""
+
+
 class ConfigError(ValueError):
     """A mistake in a config or on the command line: shown as one line, without a traceback."""
 
@@ -93,7 +100,7 @@ def choose(name: str, choices: Mapping[str, Any], what: str) -> Any:
             return imported(name, what)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ConfigError(f"{what} {name!r} is not known; {nearest(name, choices)}")
     return choices[name]
 
@@ -109,6 +116,22 @@ def check_keys(given: Mapping[str, Any], allowed: Iterable[str], required: Itera
     for key in required:
         if key not in given:
             raise ConfigError(f"{where} lacks the key {key!r}")
+
+
+def check_forms(block: Mapping[str, Any], forms: Mapping[str, Any], where: str) -> None:
+    """Refuses a key whose value is of another form than `forms` has for it: Mapping, a block of keys, str or bool."""
+    for key in forms.keys() & block.keys():
+        if not isinstance(block[key], forms[key]):
+            said = {Mapping: "a block of keys", bool: PLAIN[bool]}.get(forms[key], PLAIN[str])
+            raise ConfigError(f"{where}.{key}: expected {said}, got {block[key]!r}")
+
+
+def check_whole(where: str, value: object, low: int, high: int | None = None) -> None:
+    """Refuses what is not a whole number from `low` to `high`."""
+    try:
+        source_lib.check_whole(where, value, low, high)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_finite(value: object, where: str) -> None:
@@ -130,7 +153,9 @@ def call(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iter
 
 
 def check_options(function: Callable, block: Mapping[str, Any], where: str, *, skip: Iterable[str]) -> None:
-    """A block's keys held against the function's parameters, but for those in `skip`, which the program gives."""
+    """A block's keys held against the function's parameters, but for those in `skip`, which the program gives, and its values
+    against their annotations, where these are numbers, texts or truth values.
+    """
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # of a class or a function written in C
@@ -138,6 +163,19 @@ def check_options(function: Callable, block: Mapping[str, Any], where: str, *, s
     free = {k: p for k, p in parameters.items() if k not in skip and p.kind is not p.VAR_KEYWORD}
     required = [k for k, p in free.items() if p.default is inspect.Parameter.empty]
     check_keys(block, free, required, where)
+    for key, value in block.items():
+        # Of a function that takes any keys, some have no parameter of their own.
+        annotation = free[key].annotation if key in free else Any
+        forms = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        if set(forms) <= PLAIN.keys() and not any(is_plain(value, form) for form in forms):
+            raise ConfigError(f"{where}: {key}: expected {' or '.join(PLAIN[form] for form in forms)}, got {value!r}")
+
+
+def is_plain(value: Any, form: type) -> bool:
+    """Whether a value is of a plain type. A whole number is a number too; neither True nor nan is one."""
+    if isinstance(value, bool):
+        return form is bool
+    return isinstance(value, int | float if form is float else form) and value == value  # nan is not itself
 
 
 def said(error: BaseException) -> str:
@@ -153,6 +191,8 @@ def named(block: Any, choices: Mapping[str, Callable], where: str, **given: Any)
 
 def chosen(block: Any, choices: Mapping[str, Callable], where: str) -> tuple[Callable, dict[str, Any]]:
     """The function that a block {kind: name, **options}, or a bare name, calls for, and its options."""
+    if not isinstance(block, str | Mapping):
+        raise ConfigError(f"{where}: expected a name, or a block of keys with 'kind', got {block!r}")
     options = {"kind": block} if isinstance(block, str) else dict(block)
     if "kind" not in options:
         raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(sorted(choices))}")
@@ -265,12 +305,13 @@ def augmentation(config: Mapping[str, Any], definition: ModelDef) -> tuple[float
         raise ConfigError("config lacks the key 'augmentation', (low, high): config.model.cond has 'aug_logsnr'")
     if not told:
         raise ConfigError(
-            f"config.augmentation {list(given)}: the network must be told the level of the noise in the clip to upsample;"
+            f"config.augmentation {given!r}: the network must be told the level of the noise in the clip to upsample;"
             f" put 'aug_logsnr' into config.model.cond, it has {list(definition.cond_keys)}"
         )
-    numbers = all(isinstance(n, int | float) and math.isfinite(n) for n in given)
-    if not (numbers and len(given) == 2 and given[0] <= given[1]):
-        raise ConfigError(f"config.augmentation: expected (low, high), log-SNR with low <= high, got {list(given)}")
+    pair = isinstance(given, list | tuple) and len(given) == 2
+    numbers = pair and all(isinstance(n, int | float) and math.isfinite(n) for n in given)
+    if not (numbers and given[0] <= given[1]):
+        raise ConfigError(f"config.augmentation: expected (low, high), log-SNR with low <= high, got {given!r}")
     return float(given[0]), float(given[1])
 
 
@@ -316,6 +357,8 @@ def method(
     if "total_steps" in parameters:
         options.setdefault("total_steps", steps)
     options |= laws(name, options, network.schedule, where)
+    dropped = options.get("label_dropout", 0.0)
+    call(number, {}, f"{where}.options", name="label_dropout", value=dropped, least=0.0, below=1.0)
     built = call(constructor, options, f"{where}.options", network=network, optimiser=optimiser, **given)
     return made(built, Method, f"{where}.method {name!r}")
 

@@ -26,7 +26,6 @@ from distill.inputs import clean
 from experiments import config as configs
 from experiments import data, drawing, evaluation, figures, latents, metrics, tables, weights
 from experiments.config import ConfigError
-from experiments.data.source import check_whole
 from experiments.latents import Progress
 from experiments.metrics import drift, motion, report
 
@@ -88,11 +87,8 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     evaluation.check_data(config, where)
     window = configs.source(config, "test").shape[0]
     evaluation.check_clips(block, config, where)
-    try:
-        check_whole(f"{where}.history", block["history"], 1, window - 1)
-        check_whole(f"{where}.frames", block["frames"], 1)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    configs.check_whole(f"{where}.history", block["history"], 1, window - 1)
+    configs.check_whole(f"{where}.frames", block["frames"], 1)
     if block["frames"] % window:
         raise ConfigError(
             f"{where}.frames {block['frames']}: drift is measured in chunks of the model's {window} frames; nearest:"
@@ -107,7 +103,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
 
 class Plan(NamedTuple):
     """begin: the matrix of how a rolling window begins, or None; matrix: of a period, which hands out `advance` frames; count:
-    the windows of the model that a call has.
+    the windows of the model that a call has; end: the level at which frames are finished.
     """
 
     begin: frames.Matrix | None
@@ -116,6 +112,7 @@ class Plan(NamedTuple):
     way: Way
     windows: dict[str, Any] | None
     count: int
+    end: float
 
 
 def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) -> Plan:
@@ -126,11 +123,14 @@ def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) 
         raise ConfigError(f"{where}.level: expected a log-SNR (inf, the default: clean), got {level!r}")
     if wide is not None and not isinstance(wide, Mapping):
         raise ConfigError(f"{where}.windows: expected {{stride: n, weights: name}}, got {wide!r}")
-    kind = told if isinstance(told, str) else told.get("kind")
+    kind, options = configs.chosen(told, MATRICES, f"{where}.matrix")
     grid = tables.part(block, "grid", {"schedule": schedule, "num_steps": block["steps"]}, where)
     new = window - history if wide is None else block["frames"]
     matrix = configs.named(
-        told, MATRICES, f"{where}.matrix", **({"grid": grid} if kind == "rolling" else {"grid": grid, "frames": new})
+        told,
+        MATRICES,
+        f"{where}.matrix",
+        **({"grid": grid} if kind is frames.rolling else {"grid": grid, "frames": new}),
     )
     width = matrix.shape[2]
     if wide is None and width != window - history:
@@ -138,8 +138,7 @@ def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) 
             f"{where}.matrix: its window is {width} frames and {history} of history, the model's clip has {window}"
         )
     advance, begin = width, None
-    if kind == "rolling":
-        options = {k: v for k, v in told.items() if k != "kind"} if isinstance(told, Mapping) else {}
+    if kind is frames.rolling:
         advance = options.get("block", 1)
         if advance < width:
             begin = frames.rolling_start(grid, **options)
@@ -159,10 +158,10 @@ def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) 
         except ValueError as error:
             raise ConfigError(f"{where}.windows: {error}") from None
         count = (history + width - window) // wide["stride"] + 1
-    return Plan(begin, matrix, advance, way, None if wide is None else dict(wide), count)
+    return Plan(begin, matrix, advance, way, None if wide is None else dict(wide), count, float(grid[-1]))
 
 
-def planned_way(block: Mapping[str, Any], kind: Any, total: int, schedule: Schedule, where: str) -> Way:
+def planned_way(block: Mapping[str, Any], kind: Callable, total: int, schedule: Schedule, where: str) -> Way:
     told, level = block.get("way", "shown"), block.get("level")
     name, _ = configs.chosen(told, WAYS, f"{where}.way")
     known = {
@@ -176,8 +175,10 @@ def planned_way(block: Mapping[str, Any], kind: Any, total: int, schedule: Sched
             raise ConfigError(
                 f"{where}.level: {name.__name__} shows known frames at the level of all others; remove it"
             )
-        if kind != "full":
-            raise ConfigError(f"{where}.matrix {kind!r}: {name.__name__} is for one level of all frames; choose 'full'")
+        if kind is not frames.full:
+            raise ConfigError(
+                f"{where}.matrix {kind.__name__!r}: {name.__name__} is for one level of all frames; choose 'full'"
+            )
     return way
 
 
@@ -235,14 +236,14 @@ def continued(
     drawing.check_space(record, None, f"{where}.weights")
     schedule, level, history = network.schedule, block.get("level"), known.shape[1]
     window = record["shape"][0]
-    begin, matrix, advance, way, wide, count = plan(block, schedule, window, where)
+    begin, matrix, advance, way, wide, count, end = plan(block, schedule, window, where)
     level = None if way is not None else level
     start = matrix if begin is None else begin
     configs.noise(record, (start.shape[2] - history, *record["shape"][1:]))  # a source may be for whole clips only
     batch, made, progress = block.get("batch_size", 64), [], Progress(name, len(known))
 
     def table(matrix: frames.Matrix):
-        return tables.part(block, "solver", {"schedule": schedule, "grid": matrix}, where)
+        return tables.part(block, "solver", {"schedule": schedule, "grid": matrix, "end": end}, where)
 
     for first in range(0, len(known), batch):
         part, key = slice(first, first + batch), jax.random.fold_in(context.key(name), first)
@@ -269,11 +270,16 @@ def continued(
             denoise, table(matrix), x, -(-block["frames"] // advance), run_key, matrix=matrix, schedule=schedule,
             history=history, advance=advance, noise=network.noise,
         )  # fmt: skip
-        made.append(figures.to_uint8(np.clip(np.asarray(video)[:, : block["frames"]], -1, 1)))
+        video = drawing.finite(np.asarray(video)[:, : block["frames"]], table(matrix))
+        made.append(figures.to_uint8(np.clip(video, -1, 1)))
         progress(first + batch)
-    calls, guided = len(matrix) - 1, block.get("guidance", 1.0) != 1.0 and "guidance" not in network.cond_keys
-    parts = 1 if way is None else len(way[1].get("parts", [1]))
-    return np.concatenate(made), advance, calls, calls * count * parts * (2 if guided else 1)
+    calls, parts = len(matrix) - 1, 1 if way is None else len(way[1].get("parts", [1]))
+    return (
+        np.concatenate(made),
+        advance,
+        calls,
+        calls * count * parts * drawing.calls_each(network, block.get("guidance", 1.0)),
+    )
 
 
 def position_errors(

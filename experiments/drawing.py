@@ -67,6 +67,11 @@ def check_guided(scale: float, num_classes: int, where: str) -> None:
         raise ConfigError(f"{where}: the network is unconditional (its num_classes is 0); remove it")
 
 
+def calls_each(network: Network, scale: float) -> int:
+    """The network's calls for one answer: two where there is guidance and it isn't told the scale."""
+    return 1 if scale == 1.0 or "guidance" in network.cond_keys else 2
+
+
 def conditions(
     network: Network, labels: Int[Array, " b"] | None, scale: float, given: Mapping[str, Array] | None = None
 ) -> list[dict[str, Array]]:
@@ -155,6 +160,7 @@ def draw(
                 made = np.asarray(drawn(network, params, table, *part, scale, threshold, small, aug_logsnr))
             else:
                 made = np.asarray(streams(params, part[0], part[2]))
+            finite(made, table)
             return np.clip(made, -1.0, 1.0) if codec is None else codec.decode(made)
 
         if timed and index == 0:
@@ -163,6 +169,13 @@ def draw(
         clips.append(run())
         seconds += time.perf_counter() - begun
     return np.concatenate(clips), seconds / len(noise)
+
+
+def finite(made: np.ndarray, table: solvers.Table) -> np.ndarray:
+    """What was made, if it is finite; else FloatingPointError: clipped to bytes nan would be black, and black is smooth."""
+    if not np.isfinite(made).all():
+        raise FloatingPointError(f"samples are not finite with calls at log-SNR {np.asarray(table.logsnr).tolist()}")
+    return made
 
 
 def drawn(

@@ -21,7 +21,6 @@ from distill.inputs import clean
 from experiments import config as configs
 from experiments import data, drawing, figures, latents, metrics, tables, weights, writers
 from experiments.config import ConfigError
-from experiments.data.source import check_whole
 from experiments.metrics import classifier_training, validation
 from models.classifier import build_classifier
 
@@ -70,12 +69,9 @@ def check_clips(block: Mapping[str, Any], config: Mapping[str, Any], where: str,
 def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     """The training clips that memorisation is measured against, and the levels of the validation loss."""
     count, levels = block.get("num_training", 1024), block.get("loss_levels", validation.LEVELS)
-    try:
-        check_whole(f"{where}.num_training (0: no memorisation)", count, 0)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    configs.check_whole(f"{where}.num_training (0: no memorisation)", count, 0)
     if "num_training" in block:
-        configs.check_enough(data.build(latents.pixels(config), "train"), count, f"{where}.num_training", "train")
+        configs.check_enough(configs.source(config, "train"), count, f"{where}.num_training", "train")
     if not isinstance(levels, list | tuple) or any(
         isinstance(level, bool) or not isinstance(level, int | float) or not np.isfinite(level) for level in levels
     ):
@@ -83,13 +79,18 @@ def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: st
 
 
 def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
-    """Of samplers that are guided, or stream, `stream` frames at a time: whether their networks can."""
-    length = configs.source(config, "test").shape[0]
+    """Whether the samplers' networks make such clips, know classes where they are guided, and can stream, `stream` frames at a
+    time, where they do.
+    """
+    length, *frame = configs.source(config, "test").shape
     for name, sampler in block["samplers"].items():
-        if "stream" not in sampler and sampler.get("guidance", 1.0) == 1.0:
-            continue
         here, reference = f"{where}.samplers.{name}", sampler["weights"]
         model = model_of(reference, config, workdir)
+        expected = [model["shape"][0] if "stream" in sampler else length, *frame]
+        if list(model["shape"]) != expected:
+            raise ConfigError(
+                f"{here}.weights {reference!r} make clips of shape {model['shape']}, config.data has {expected}"
+            )
         drawing.check_guided(sampler.get("guidance", 1.0), model.get("num_classes", 0), f"{here}.guidance")
         if "stream" not in sampler:
             continue
@@ -98,10 +99,8 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
             raise ConfigError(
                 f"{here}.stream: {reference!r} sees all frames at once; a stream needs a network with causal=True"
             )
-        try:
-            check_whole(f"{here}.stream", chunk, 1, min(length, model["shape"][0]))  # a cache holds a chunk, at least
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        # A cache holds a chunk, at least.
+        configs.check_whole(f"{here}.stream", chunk, 1, min(length, model["shape"][0]))
         if length % chunk or chunk % model.get("block", 1):
             raise ConfigError(
                 f"{here}.stream: expected a divisor of the clip's {length} frames, in whole blocks of the network's"
@@ -221,11 +220,11 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         if block.get("latency"):
             first, rate = drawing.speed(network, params, table, source, scale, codec, streams, chunk)
             told = {"ms to the first frames": 1e3 * first, "frames per second": rate}
-        # A network that is told g answers in one call; a stream runs every frame once more, for its cache.
-        calls = table.nfe + (0 if chunk is None else 1)
-        evaluations = calls * (1 if scale == 1.0 or "guidance" in network.cond_keys else 2)
+        # A stream runs every frame once more, for its cache.
+        evaluations = (table.nfe + (0 if chunk is None else 1)) * drawing.calls_each(network, scale)
         measures = metrics.evaluate(
-            clips, real_sample, labels=labels, classify=classify, floor_reference=floor_sample,
+            # Of a network that knows no classes none was asked for.
+            clips, real_sample, labels=labels if network.num_classes else None, classify=classify, floor_reference=floor_sample,
             floor_labels=other["label"], training=known, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
         rows[row] = Row(figures.to_uint8(clips), seconds, evaluations, measures, told)
@@ -279,8 +278,10 @@ def recall(path: pathlib.Path, mark: str) -> Row | None:
 
 def training_clips(config: Mapping[str, Any], block: Mapping[str, Any]) -> np.ndarray | None:
     """Clips of pixels that the run's networks learn from, to measure memorisation against: by default 1,024 of them."""
-    source = data.build(latents.pixels(config), "train")
-    count = min(block.get("num_training", 1024), len(source))
+    source, learnt = data.build(latents.pixels(config), "train"), len(configs.source(config, "train"))
+    count = min(block.get("num_training", 1024), learnt)
+    if count and latents.is_latent(config):  # those that were encoded, the source's first
+        return data.read(source, np.random.default_rng(config["seed"]).choice(learnt, count, replace=False))["video"]
     return data.Batches(source, count, seed=config["seed"]).batch_at(0)["video"] if count else None
 
 

@@ -66,14 +66,14 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     source = source_of(context.config, "test", where)
     schedule, n = configs.schedule(context.config), block.get("num_clips", NUM_CLIPS)
     key = context.key(name)
-    noise = block.get("noise", "independent")
-    x, flow = truth(source, schedule, key, n, NOISES[noise])
-    apart = groups(noise, n)
+    kind = block.get("noise", "independent")
+    noise, flow = truth(source, schedule, key, n, NOISES[kind])
+    apart = groups(kind, n)
     law = source.clips[:n]
     rows, drawn = {}, {FLOW: flow}
     for row, sampler in block["samplers"].items():
         drawn[row], calls = draw(
-            context, source, schedule, sampler, x, key, f"{where}.samplers.{row}", folder / "tables"
+            context, source, schedule, sampler, noise, key, f"{where}.samplers.{row}", folder / "tables"
         )
         rows[row] = {"calls": calls, **measure(drawn[row], flow, source, block.get("bootstrap", 100), apart)}
         print(f"{name}: {row}: " + ", ".join(f"{k} {text(v)}" for k, v in rows[row].items()), flush=True)
@@ -116,16 +116,16 @@ def groups(noise: str, n: int) -> np.ndarray:
 def truth(
     source: Exact, schedule: schedules.Schedule, key, n: int, noise_of: Callable = independent
 ) -> tuple[np.ndarray, np.ndarray]:
-    """n noises at the schedule's start, in its scale, and the clean data to which the exact flow takes them; float64."""
+    """n noises of unit size, and the clean data to which the exact flow takes them from the schedule's start; float64."""
     noise = noise_of(key, (n, *source.shape))
     start, end = schedule.logsnr_start, schedule.logsnr_end
     x = noise * schedule.size(start)
     flow = oracles.probability_flow(source.oracle.denoiser(schedule), x, schedule, start, end, RTOL)
-    return x, flow / schedule.alpha(end)
+    return noise, flow / schedule.alpha(end)
 
 
-def draw(context, source, schedule: schedules.Schedule, sampler, x, key, where, folder) -> tuple[np.ndarray, int]:
-    """(samples from the noise x, calls)."""
+def draw(context, source, schedule: schedules.Schedule, sampler, noise, key, where, folder) -> tuple[np.ndarray, int]:
+    """(samples from the noise, calls)."""
 
     def table_for(block: Mapping[str, Any], denoise: Callable):
         return tables.make(block, sampler["steps"], schedule, where, tables.Model(denoise, source.shape, key), folder)
@@ -140,7 +140,8 @@ def draw(context, source, schedule: schedules.Schedule, sampler, x, key, where, 
         weights.check_fits(record, fitting, where)
         table = table_for(tables.searched(sampler, path, where), drawing.classes_in_turn(network, params, 1.0))
         denoise = drawing.denoiser(network, params, None, 1.0, table.target is not None)
-    drawn = sampling.sample(denoise, table, jnp.asarray(x, jnp.float32), key)
+    x = jnp.asarray(noise * sampling.starting(table, schedule, noise.shape), jnp.float32)
+    drawn = sampling.sample(denoise, table, x, key)
     return np.asarray(drawn, np.float64) / schedule.alpha(schedule.logsnr_end), table.nfe
 
 
@@ -150,7 +151,7 @@ SLOW = ("wasserstein", "wasserstein_1", "energy")
 def measure(drawn, flow, source: Exact, bootstrap: int, apart: np.ndarray) -> dict[str, Any]:
     """Distances to the law, error of the map, and, where the law has modes, how many of them are kept. apart: `groups`.
 
-    Each as [value, low, high], the 95 % interval over resampled clips, moved by the bias that resampling has.
+    Each as [value, low, high], the 95 % interval over resampled clips (`metrics.report.interval`).
     """
     drawn, flow = (np.reshape(part, (len(part), -1)).astype(np.float64) for part in (drawn, flow))
     error = np.sqrt(((drawn - flow) ** 2).mean(-1))

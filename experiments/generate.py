@@ -35,7 +35,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     drawing.check_space(record, codec.record, f"{where}.weights")
     key, scale = context.key(name), block.get("guidance", 1.0)
     model = tables.Model(drawing.classes_in_turn(network, params, scale), source.shape, key, network.noise)
-    table = tables.make(evaluation.table_block(block), block["steps"], network.schedule, where, model, folder)
+    asked = tables.searched(block, path, where)
+    table = tables.make(asked, block["steps"], network.schedule, where, model, folder)
     count, size = block["num_clips"], block.get("batch_size", 64)
 
     def drawn() -> Iterator[dict[str, np.ndarray]]:
@@ -52,4 +53,4 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     store.write(folder / "train.array_record", drawn())
     made = {"by": weights.fingerprint(path), "steps": block["steps"], "guidance": scale, "seed": context.config["seed"]}
     latents.write_index(folder, codec, {"train": count}, source.index["data"], source.num_classes, made=made)
-    return {"train_clips": count, "evaluations": table.nfe * count}
+    return {"train_clips": count, "evaluations": table.nfe * drawing.calls_each(network, scale) * count}

@@ -125,7 +125,12 @@ def _train(
         first, tree, position, saved = found
         check_same(saved, record, f"{name}: checkpoint {checkpoints.folder / str(first)}")
         run.take(tree)
-        batches.set_state(position)
+        try:
+            batches.set_state(position)
+        except ValueError as error:  # of a folder, say, to which files were added
+            raise ConfigError(
+                f"{name}: can't go on: {error}; remove the stage's folder, or choose another workdir"
+            ) from None
         log.info("%s: resumed at step %d of %d", name, first, total)
     writer = make_writer(first)
     phases = compile_phases(run.method, mesh)
@@ -149,7 +154,7 @@ def _train(
                         + (f"{checkpoints.folder / str(last)}" if last is not None else "none: no step was saved yet")
                     )
         scalars = average(values)
-        writer.write_scalars(seen[-1][0], {**scalars, **validation, "steps_per_second": progress.speed()})
+        writer.write_scalars(seen[-1][0], {**scalars, **validation, "steps_per_second": progress.speed(seen[-1][0])})
         writer.flush()
         if meshes.leads():
             progress.line(seen[-1][0], scalars)
@@ -173,11 +178,12 @@ def _train(
         pause = end_of_round or done % log_every == 0 or done % checkpoint_every == 0
         # Several processes must leave at the same step: they ask each other, but not at every one.
         stop = stopping() if jax.process_count() == 1 else pause and meshes.agreed(stopping())
-        save = end_of_round or done % checkpoint_every == 0 or stop
+        due = end_of_round or done % checkpoint_every == 0
+        save = due or stop
         if pause or stop:
             # A step at which SIGTERM came is validated only if it would have been without.
-            report(validate(run, done) if save and pause else {})
-            if save and pause:
+            report(validate(run, done) if due else {})
+            if due:
                 writer.write_videos(done, preview(run, done))
         if end_of_round:
             on_round(run)
@@ -229,19 +235,17 @@ class Progress:
         self.name, self.first, self.total, self.stream = name, first, total, stream
         self._begun: float | None = None
         self._from = first
-        self._done = first
 
-    def speed(self) -> float:
-        """Steps per second since the first report (the first one pays for compilation)."""
-        if self._begun is None or self._done <= self._from:
+    def speed(self, done: int) -> float:
+        """Steps per second, `done` of them by now, since the first report (the first one pays for compilation)."""
+        if self._begun is None or done <= self._from:
             return 0.0
-        return (self._done - self._from) / max(time.monotonic() - self._begun, 1e-9)
+        return (done - self._from) / max(time.monotonic() - self._begun, 1e-9)
 
     def line(self, done: int, scalars: dict[str, float]) -> None:
         if self._begun is None:
             self._begun, self._from = time.monotonic(), done
-        self._done = done
-        speed = self.speed()
+        speed = self.speed(done)
         left = f"{duration((self.total - done) / speed)} left" if speed else "time left not known yet"
         loss = next((v for k, v in scalars.items() if k.endswith("loss")), math.nan)
         text = f"{self.name}: step {done}/{self.total}  loss {loss:.4g}  {speed:.2f} steps/s  {left}"

@@ -13,7 +13,7 @@ from experiments import drawing, evaluation, figures, latents, loop, tables
 from experiments import mesh as meshes
 from experiments.config import ConfigError
 from experiments.context import Context
-from experiments.data.source import Source, check_whole
+from experiments.data.source import Source
 
 KEYS = {"clips", "steps", "guidance", "threshold", *tables.PARTS}
 CLIPS = 6
@@ -33,11 +33,8 @@ def check(context: Context, block: Mapping[str, Any], network: Network, where: s
     counts = [given["steps"]] if "steps" in given else block.get("student_steps", [])
     configs.check_keys(given, KEYS, () if counts else {"steps"}, here)
     tables.check_unasked(given, here, "this one still learns")
-    try:
-        for key in ("clips", "steps"):
-            check_whole(f"{here}.{key}", given.get(key, 1), 1)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    for key in ("clips", "steps"):
+        configs.check_whole(f"{here}.{key}", given.get(key, 1), 1)
     for count in counts:
         table = tables.check(evaluation.table_block(given), count, network.schedule, here)
         drawing.check_jumps(table, network.cond_keys, f"{here}.solver")

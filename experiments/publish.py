@@ -47,6 +47,8 @@ def run(given: argparse.Namespace) -> None:
     if given.report is not None:
         rows = configs.read_json(given.report)["samplers"]
         row = configs.choose(given.sampler or "", rows, "--sampler")
+        if "metrics" not in row:
+            raise ConfigError(f"--report {given.report}: expected that of a stage of kind 'evaluate', one with metrics")
         metrics |= {"sampler": {k: v for k, v in row.items() if k not in ("metrics", "weights", "seconds_per_clip")}}
         metrics |= {k: m["value"] for k, m in row["metrics"].items()}
     times = tables.times_path(source)

@@ -199,8 +199,7 @@ def check_workdir(context: stages.Context, asked: Iterable[str]) -> None:
     begun = [name for name in plan if (context.workdir / name / "config.json").exists()]
     for name in asked:
         for later in begun if not (context.workdir / name).exists() else ():
-            read = {reference.split("@")[0] for reference, _ in stages.references(plan[later], context.config)}
-            if name in read:
+            if name in stages.made_from(plan[later], context.config):
                 raise ConfigError(
                     f"workdir {context.workdir} holds stage {later!r}, which was made from a stage {name!r} that is no longer"
                     f" there. Remove the folder of {later!r}, too, or choose another --workdir"

@@ -24,7 +24,6 @@ from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.config import ConfigError
 from experiments.context import Context
-from experiments.data.source import check_whole
 
 __all__ = ["KEYS", "KINDS", "Context", "check"]
 
@@ -50,6 +49,15 @@ NAMED = {
     "autoencoder": ("autoencoder",),
 }
 """Keys that name weights -> the kinds that they may be of."""
+FORMS = (
+    dict.fromkeys(
+        ("model", "options", "optimiser", "critic_optimiser", "heads", "validation", "preview", "samplers"), Mapping
+    )
+    | dict.fromkeys((*NAMED, "init", "classifier"), str | None)
+    | dict.fromkeys(("kind", "method", "weights", "clips", "autoencoder"), str)
+    | dict.fromkeys(("latency", "teacher_forcing", "tensorboard", "told_label"), bool)
+)
+"""Keys that hold a block of keys, a name, or a truth value."""
 KEYS = {
     "train": (
         TRAINING
@@ -90,14 +98,15 @@ def check(context: Context) -> None:
     configs.check_keys(
         config, {"model", "schedule", "prediction", "augmentation", "noise", "mesh", *needed}, needed, "config"
     )
+    configs.check_forms(config, dict.fromkeys(("data", "model", "stages"), Mapping) | {"prediction": str}, "config")
+    configs.check_forms(config["stages"], dict.fromkeys(config["stages"], Mapping), "config.stages")
+    clips = configs.source(config, "train")
     if "noise" in config and config["data"]["kind"] == "exact":
         raise ConfigError("config.noise: exact laws are known under independent noise only; remove it")
-    try:
-        check_whole("config.seed", config["seed"], 0, 2**32 - 1)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    configs.check_whole("config.seed", config["seed"], 0, 2**32 - 1)
     if "model" in config:
-        check_shapes(configs.source(config, "train"), config)
+        configs.model(config)
+        check_shapes(clips, config)
     earlier: dict[str, Any] = {}
     for name, block in config["stages"].items():
         where = f"config.stages.{name}"
@@ -107,7 +116,6 @@ def check(context: Context) -> None:
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             evaluation.check_classifier(block, config, context.workdir, where)
-            evaluation.check_networks(block, config, context.workdir, where)
         elif block["kind"] == "cascade":
             cascade.check(context, block, where)
             evaluation.check_classifier(block, config, context.workdir, where)
@@ -160,10 +168,14 @@ def check(context: Context) -> None:
             if kind not in kinds:
                 held = "which leaves no weights" if kind is None else f"weights of kind {kind!r}"
                 raise ConfigError(f"{where} refers to {reference!r}, {held}; expected {' or '.join(map(repr, kinds))}")
+        if block["kind"] == "evaluate":
+            evaluation.check_networks(block, config, context.workdir, where)
         samplers = {} if block["kind"] == "cascade" else block.get("samplers", {})
         for row, sampler in samplers.items():
             times.check_searched(sampler, earlier, context.workdir, f"{where}.samplers.{row}")
             check_jumps(sampler, context, f"{where}.samplers.{row}")
+        if block["kind"] == "generate":
+            times.check_searched(block, earlier, context.workdir, where)
         if block["kind"] in ("generate", "continue", "times"):
             check_jumps(block, context, where)
             if "guidance" in block:
@@ -183,7 +195,18 @@ def references(block: Mapping[str, Any], config: Mapping[str, Any]) -> list[tupl
         found += [(sampler["weights"], ("denoiser",)) for sampler in block["samplers"].values()]
     if kind in JUDGED and config["data"]["kind"] != "exact":
         found.append((evaluation.classifier(block, config), ("classifier",)))
-    return [one for one in found if one[0] != exact.ORACLE]
+    exact_teacher = kind in ("train", "exact")  # no weights, and known to these
+    return [one for one in found if not (exact_teacher and one[0] == exact.ORACLE)]
+
+
+def made_from(block: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
+    """The stages of its own run that a stage reads from."""
+    plan = config["stages"]
+    read = {reference.split("@")[0] for reference, _ in references(block, config)} | {block.get("clips")}
+    samplers = {} if block["kind"] == "cascade" else block.get("samplers", {})
+    for sampler in (*samplers.values(), *([block] if block["kind"] == "generate" else [])):
+        read |= set(times.searches(sampler, plan)) if tables.is_searched(sampler) else set()
+    return read & set(plan)
 
 
 def check_jumps(sampler: Mapping[str, Any], context: Context, where: str) -> None:
@@ -212,16 +235,19 @@ def check_block(block: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where} lacks the key 'kind'; choices: {', '.join(KEYS)}")
     allowed, required = configs.choose(block["kind"], KEYS, f"{where}.kind")
     configs.check_keys(block, allowed | {"kind"}, required, where)
-    try:
-        for key in WHOLE.keys() & block.keys():
-            check_whole(f"{where}.{key}", block[key], WHOLE[key])
-        rounds = block.get("student_steps", ())
-        if not isinstance(rounds, list | tuple):
-            raise ConfigError(f"{where}.student_steps must be numbers of steps, as [8, 4, 2, 1], got {rounds!r}")
-        for steps in rounds:
-            check_whole(f"{where}.student_steps", steps, 1)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    configs.check_forms(block, FORMS, where)
+    samplers = block.get("samplers", {})
+    configs.check_forms(samplers, dict.fromkeys(samplers, Mapping), f"{where}.samplers")
+    for row, sampler in samplers.items() if block["kind"] != "cascade" else ():
+        configs.check_forms(sampler, {"weights": str}, f"{where}.samplers.{row}")
+        configs.check_whole(f"{where}.samplers.{row}.steps", sampler.get("steps", 1), 1)
+    for key in WHOLE.keys() & block.keys():
+        configs.check_whole(f"{where}.{key}", block[key], WHOLE[key])
+    rounds = block.get("student_steps", ())
+    if not isinstance(rounds, list | tuple):
+        raise ConfigError(f"{where}.student_steps must be numbers of steps, as [8, 4, 2, 1], got {rounds!r}")
+    for steps in rounds:
+        configs.check_whole(f"{where}.student_steps", steps, 1)
     if "guidance" in block:
         configs.check_finite(block["guidance"], f"{where}.guidance")
 

@@ -111,7 +111,7 @@ def asks(block: Mapping[str, Any], part: str) -> str | None:
     """The name of a block's solver or grid, if it asks the network."""
     kind = block.get(part)
     kind = kind.get("kind") if isinstance(kind, Mapping) else kind
-    return kind if kind in ASKING else None
+    return kind if isinstance(kind, str) and kind in ASKING else None
 
 
 def make(

@@ -24,7 +24,7 @@ from experiments import config as configs
 from experiments import data, drawing, evaluation, exact, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
-from experiments.data.source import Source, check_whole
+from experiments.data.source import Source
 from experiments.metrics import distances
 
 COMMON = {"weights", "counts", "solver", "num_clips", "sweeps", "evaluations"}
@@ -49,13 +49,10 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     counts = block["counts"]
     if not isinstance(counts, list | tuple) or not counts:
         raise ConfigError(f"{where}.counts must be numbers of calls, as [2, 4], got {counts!r}")
-    try:
-        for key in least.keys() & block.keys():
-            check_whole(f"{where}.{key}", block[key], least[key])
-        for count in counts:
-            check_whole(f"{where}.counts (with one call there is no level between the ends)", count, 2)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    for key in least.keys() & block.keys():
+        configs.check_whole(f"{where}.{key}", block[key], least[key])
+    for count in counts:
+        configs.check_whole(f"{where}.counts (with one call there is no level between the ends)", count, 2)
     parts = {part: block[part] for part in ("solver", "grid") if part in block}
     tables.check_unasked(parts, where, "a search begins with a table that is known")
     for count in counts:
@@ -72,7 +69,7 @@ def check_searched(sampler: Mapping[str, Any], earlier: Mapping[str, Any], workd
     if not tables.is_searched(sampler):
         return
     reference, name, steps = sampler["weights"], tables.sampler_name(sampler), sampler["steps"]
-    search = {s: b for s, b in earlier.items() if b["kind"] == "times" and b["weights"] == reference}
+    search = searches(sampler, earlier)
     if any(tables.sampler_name(block) == name and steps in block["counts"] for block in search.values()):
         return
     if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
@@ -83,6 +80,11 @@ def check_searched(sampler: Mapping[str, Any], earlier: Mapping[str, Any], workd
         f"{where}: no stage before it searches the times of {reference!r} for {name} at {steps} calls; "
         + ("; ".join(there) or "there is none of kind 'times' with these weights")
     )
+
+
+def searches(sampler: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages that search times for the weights of a sampler."""
+    return {name: b for name, b in stages.items() if b["kind"] == "times" and b["weights"] == sampler["weights"]}
 
 
 def run(context, name: str, block: Mapping[str, Any]) -> None:
@@ -218,8 +220,9 @@ def to_the_law(
 
     def quality(table: solvers.Table, part: int) -> float:
         denoise = drawing.denoiser(network, params, None, 1.0, table.target is not None)
-        drawn = np.asarray(sampling.sample(denoise, table, noises[part], keys[part]), np.float64)
-        drawn = finite(drawn, table).reshape(num, -1) / schedule.alpha(schedule.logsnr_end)
+        x = noises[part] * jnp.asarray(sampling.starting(table, schedule, noises[part].shape), jnp.float32)
+        drawn = np.asarray(sampling.sample(denoise, table, x, keys[part]), np.float64)
+        drawn = drawing.finite(drawn, table).reshape(num, -1) / schedule.alpha(schedule.logsnr_end)
         return distance(drawn, flows[part])
 
     return quality
@@ -244,14 +247,8 @@ def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, p
             network, params, table, labels, noises[part], keys[part],
             batch_size=block.get("batch_size", 64), scale=scale, codec=codec, timed=False,
         )  # fmt: skip
-        sample = metrics.describe(finite(drawn, table), classify)
+        sample = metrics.describe(drawn, classify)
         statistic = metrics.METRICS[evaluation.QUALITY].statistic
         return float(statistic(sample, reference, distances.equal_weights(num))[0])
 
     return quality
-
-
-def finite(drawn: np.ndarray, table: solvers.Table) -> np.ndarray:
-    if not np.isfinite(drawn).all():
-        raise FloatingPointError(f"samples are not finite with calls at log-SNR {np.asarray(table.logsnr).tolist()}")
-    return drawn

@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 
 from diffusion import schedules
-from distill import FORWARD, SELF_GUIDED, STUDENTS, Network, flow_maps
+from distill import FORWARD, SELF_GUIDED, STUDENTS, Network, flow_maps, games
 from distill.method import Method, accumulating
 from experiments import beside, data, exact, latents, loop, preview, validation, weights
 from experiments import config as configs
@@ -61,18 +61,10 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
     option = functools.partial(configs.method_option, block["method"], options)
-    # Of a game the student moves once in `ratio` steps, after a head start of its critic, which may rest then. The learning
-    # rates of both are to fall to their ends all the same.
-    alone, ratio = (option(name) or 0 for name in ("head_start", "ratio"))
-    updates = (block["steps"] - alone) // max(ratio, 1)
-    if alone and updates < 1:
-        raise ConfigError(
-            f"{where}.options.head_start: in {block['steps']} steps the student would never move, as its first is step"
-            f" {alone + ratio}; nearest: {max(block['steps'] - ratio, 0)}, got {alone}"
-        )
+    # Of a game both take turns. Their learning rates are to fall to their ends all the same.
+    updates, turns = moves(block, where)
     rule = block.get("optimiser", {"learning_rate": 1e-3})
     optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
-    turns = block["steps"] if option("critic_in_student_steps") else block["steps"] - updates
     given = beside.critic(context, block, judge, turns, where)
     method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
     rounds = block.get("student_steps", [])
@@ -137,6 +129,28 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
                 f"{where}.accumulate: of a microbatch a share {part:g} would jump, of the batch {whole:g}; choose fewer parts"
             )
     return definition, network, accumulating(method, block.get("accumulate", 1)), rounds
+
+
+def moves(block: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """How often a stage's student moves, and its critic."""
+    if not configs.has_critic(block["method"]):
+        return block["steps"], 0
+    option = functools.partial(configs.method_option, block["method"], block.get("options", {}))
+    names = {"ratio": "ratio", "head_start": "head_start", "alone": "warmup" if block["method"] == "rcm" else "alone"}
+    counts = {parameter: option(name) or 0 for parameter, name in names.items()}
+    for parameter, count in counts.items():
+        configs.check_whole(f"{where}.options.{names[parameter]}", count, 0)
+    given = {"critic_in_student_steps": option("critic_in_student_steps"), **counts}
+    order = configs.call(games.turns, {}, f"{where}.options", **given)
+    phases = [phase for step in range(block["steps"]) for phase in order(step)]
+    first = sum(counts.values())  # of the steps, by which both have moved
+    for key, player in (("head_start", games.STUDENT), ("alone", games.CRITIC)):
+        if counts[key] and player not in phases:
+            raise ConfigError(
+                f"{where}.options.{names[key]}: in {block['steps']} steps the {player} would never move, as its first is step"
+                f" {first}; nearest: {max(block['steps'] - first + counts[key], 0)}, got {counts[key]}"
+            )
+    return phases.count(games.STUDENT), phases.count(games.CRITIC)
 
 
 def check_noise(context: Context, block: Mapping[str, Any], network: Network, where: str) -> None:

@@ -108,9 +108,12 @@ def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
         return pathlib.Path(reference)
     if not all(part.isidentifier() or part.isdecimal() for part in reference.split("@", 1)):
         raise ConfigError(f"{reference!r} is no STAGE, STAGE@STEPS, pretrained:NAME or path to a .safetensors file")
-    path = result_path(workdir, *reference.split("@", 1))
-    if not path.is_file():
-        raise ConfigError(f"{reference!r} is missing or unfinished: there is no {path}; run that stage first")
+    stage, _, part = reference.partition("@")
+    path = result_path(workdir, stage, part or None)
+    # The best yet is there before the stage has ended.
+    needed = [path, *([result_path(workdir, stage)] if part == "best" else [])]
+    if lacking := [one for one in needed if not one.is_file()]:
+        raise ConfigError(f"{reference!r} is missing or unfinished: there is no {lacking[0]}; run that stage first")
     return path
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from experiments.data.source import Damaged
+
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -217,7 +219,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """The rows of a JSONL metrics file in file order; null becomes nan.
 
     A last line without its newline is what a kill leaves behind, and is left out. Any other line that is not
-    a row is damage that no kill makes: ValueError with the file and the line number.
+    a row is damage that no kill makes: `Damaged` with the file and the line number.
     """
     return [
         {name: math.nan if value is None else value for name, value in row.items()}
@@ -272,9 +274,9 @@ def _complete_lines(path: pathlib.Path) -> list[tuple[bytes, Row]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
+            raise Damaged(f"{path}, line {number}: not a JSON object ({error})") from error
         if not isinstance(row, dict) or type(row.get("step")) is not int or "stage" not in row:
-            raise ValueError(f"{path}, line {number}: expected an object with step and stage, got {line[:80]!r}")
+            raise Damaged(f"{path}, line {number}: expected an object with step and stage, got {line[:80]!r}")
         rows.append((line, row))
     return rows
 

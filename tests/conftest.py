@@ -1,4 +1,7 @@
-"""Shapes and types of public functions are checked at run time in tests only: users pay nothing."""
+"""Shapes and types of public functions are checked at run time in tests only: users pay nothing.
+
+JAX is imported in fixtures: folders with conftests of their own choose how it starts.
+"""
 
 import gc
 
@@ -14,11 +17,21 @@ hypothesis.settings.register_profile("fewstep", deadline=None, max_examples=50, 
 hypothesis.settings.load_profile("fewstep")
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules of many small programs: optimising them takes longer than running them."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Every compiled program holds memory maps, of which a process may have 65,530: near 2,000 tests XLA crashed."""
     yield
-    import jax  # here: folders with conftests of their own choose how it starts
+    import jax
 
     jax.clear_caches()
     gc.collect()

@@ -16,6 +16,8 @@ from experiments.config import ConfigError
 from models import build
 from tests.configs import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE = (2, 4, 4, 1)
 QUICK = {"xla_backend_optimization_level": 0}
 HYPER = {"learning_rate_scale": np.float32(0.5), "guidance": np.float32(1.5), "steps": np.float32(4.0)}

@@ -21,6 +21,8 @@ from experiments import run as program
 from experiments.metrics import Measure
 from tests.test_non_finite import OPTIONS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "tests/configs/tiny_cascade.py")
 COSINE = schedules.vp_cosine()

@@ -15,6 +15,8 @@ from experiments import drawing, mesh, run, stages, training, weights
 from models import build
 from tests.configs import tiny_causal
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 UNET = dict(kind="unet", shape=(4, 16, 16, 1), num_classes=10, widths=(4, 8), blocks=(1, 1), embed=8, head_dim=8)
 
 

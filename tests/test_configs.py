@@ -1,6 +1,9 @@
 """Every shipped config is one that the program takes, and a student of an exact teacher learns something."""
 
+import functools
+import itertools
 import json
+import math
 import pathlib
 import re
 
@@ -33,6 +36,8 @@ from experiments.data import latents as store
 from experiments.data.exact import SHAPES as TRUE_SHAPES
 from experiments.data.exact import Exact
 from models.classifier import build_classifier
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STUDENTS = pathlib.Path(students.__file__)
 
@@ -200,7 +205,9 @@ def test_what_a_student_learns_from_is_settled_before_any_work(method, given, ex
         stages.check(stages.Context(config, tmp_path, mesh.make()))
 
 
-@pytest.mark.parametrize("method, options", [("moment_matching", {}), ("rcm", {}), ("dmd2", dict(ratio=3, steps=1))])
+@pytest.mark.parametrize(
+    "method, options", [("moment_matching", {}), ("rcm", dict(warmup=20)), ("dmd2", dict(ratio=3, steps=1))]
+)
 def test_learning_rates_fall_to_their_ends_in_the_turns_that_there_are(method, options, tmp_path, monkeypatch):
     """Counted by the order in which a game's phases come."""
     config, asked = configs.plain(digit_games.get_config(method)), []
@@ -346,6 +353,53 @@ def test_stages_that_cannot_be_are_refused_by_name(method, change, message, tmp_
                 config.stages[method].update({key: value})
     with pytest.raises(configs.ConfigError, match=message):
         checked(config, tmp_path)
+
+
+def paths(block, path=()):
+    for key, value in block.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*path, key))
+
+
+@pytest.mark.parametrize(
+    "config", [quickstart.get_config(), causal.get_config(), forcing.get_config(), games.get_config("dmd2")]
+)
+def test_a_value_of_another_form_is_a_mistake_and_no_accident(config, tmp_path):
+    """Of every key one that can't be: it is refused in a line of our own, or harmless; nothing breaks over it."""
+    wrong = itertools.cycle([None, [1, 2, 3, 4, 5], "x", {}, math.nan, -1.5, True])
+    refused = 0
+    for path, value in zip(paths(configs.plain(config)), wrong, strict=False):
+        changed = configs.plain(config)
+        functools.reduce(dict.__getitem__, path[:-1], changed)[path[-1]] = value
+        try:
+            stages.check(stages.Context(changed, tmp_path, mesh.make()))
+        except ConfigError as error:
+            # In tests the annotations themselves refuse what isn't plain, at length.
+            assert len(str(error).splitlines()) == 1 or "Type-check error" in str(error), error
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(options=dict(label_dropout=10)), r"label_dropout: expected a number from 0 up, below 1, got 10"),
+        (dict(options=dict(label_dropout=[0.1])), r"label_dropout: expected a number from 0 up, below 1, got \[0.1\]"),
+        (dict(options=dict(ema="x")), r"options: ema: expected a number, got 'x'"),
+        (dict(options=dict(per_frame=2)), r"options: per_frame: expected True or False, got 2"),
+        (dict(options=None), r"stages.teacher.options: expected a block of keys, got None"),
+        (dict(init=7), r"stages.teacher.init: expected a name, got 7"),
+        (dict(tensorboard="no"), r"stages.teacher.tensorboard: expected True or False, got 'no'"),
+        (dict(options=dict(weight=3)), r"options.weight: expected a name, or a block of keys with 'kind', got 3"),
+        (dict(options=dict(law=dict(kind="per_frame", draw=3))), r"law.kind 'per_frame' is not known"),
+    ],
+)
+def test_a_value_of_another_form_is_named(change, message, tmp_path):
+    config = configs.plain(teacher.get_config())
+    config["stages"]["teacher"] |= change
+    with pytest.raises(ConfigError, match=message):
+        stages.check(stages.Context(config, tmp_path, mesh.make()))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from experiments import mesh as meshes
 from experiments import run as program
 from experiments.context import Context
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "tests/configs/tiny_forcing.py")
 
@@ -86,12 +88,19 @@ def test_a_history_is_guided_by_and_a_long_video_blended_or_queued(workdir):
     assert queued.shape[1] == 6 and (advance, calls, evaluations) == (1, 1, 2)
 
 
+def test_frames_that_are_not_finite_are_no_black_ones(workdir, monkeypatch):
+    """Clipped to bytes nan is black, and black moves without a fault."""
+    monkeypatch.setattr(continuation.frames, "roll_out", lambda *given, **options: np.full((8, 3, 16, 16, 1), np.nan))
+    with pytest.raises(FloatingPointError, match="samples are not finite with calls at log-SNR"):
+        held(workdir, frames=3)
+
+
 @pytest.mark.parametrize(
     "given, error",
     [
         (dict(way="vanila"), "did you mean 'vanilla'|nearest.*vanilla"),
         (dict(way=dict(kind="vanilla")), "scale"),
-        (dict(way=dict(kind="vanilla", scale="2")), "scale to be a finite number, got '2'"),
+        (dict(way=dict(kind="vanilla", scale="2")), "way: scale: expected a number, got '2'"),
         (dict(way=dict(kind="temporal", memories=[[1.0, [2]]])), "memories of known frames 0 to 1, got .2."),
         (dict(way=dict(kind="reconstruction", weight=-1.0)), "a weight from 0 up, got -1.0"),
         (dict(way="replacement", level=4.0), "level: replacement shows known frames at the level of all others"),

@@ -137,6 +137,14 @@ def test_the_stage_measures_what_is_known(tmp_path):
     assert list((tmp_path / "run" / "exact" / "tables").glob("best_16_*.npz"))
 
 
+def test_a_grid_of_its_own_start_begins_at_the_noise_of_that_level(tmp_path):
+    """Of a schedule whose noise grows without end: begun at the size of the schedule's start, all would end far away."""
+    config = config_of("a1d", {"late": dict(weights="oracle", steps=32, grid=dict(kind="karras", start=-4.0))})
+    config.schedule = dict(kind="edm")
+    assert not start(tmp_path, config)
+    assert configs.read_json(tmp_path / "run" / "report.json")["metrics"]["late"]["wasserstein"][0] < 0.5
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

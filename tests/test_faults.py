@@ -1,6 +1,7 @@
 """What breaks: checkpoints damaged in every way, a full disk, SIGTERM at any place, steps that hang; the best weights kept."""
 
 import errno
+import io
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ from experiments.config import ConfigError
 from experiments.data import pipeline
 from experiments.data.source import Damaged
 from tests.configs import tiny_chaos
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tree(seed):
@@ -129,10 +132,30 @@ def test_where_all_are_damaged_nothing_is_begun_anew(two, tmp_path):
     shutil.copytree(two, folder)
     for step in (1, 2):
         (folder / f"{step}/state/_METADATA").write_bytes(b"")
+    for _ in range(2):  # also when it is asked again
+        made = Checkpoints(folder)
+        with pytest.raises(ConfigError, match="can be read .*they stay as they are: remove the stage's folder"):
+            made.restore(tree(0))
+        made.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_what_the_system_refuses_or_another_version_saved_is_no_damage(two, tmp_path, monkeypatch):
+    folder = tmp_path / "x"
+    shutil.copytree(two, folder)
     made = Checkpoints(folder)
-    with pytest.raises(ConfigError, match="can be read; 2 damaged ones were kept aside"):
+
+    def refused(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="Too many open files"):
+        patch.setattr(made.manager, "restore", refused)
         made.restore(tree(0))
+    with pytest.raises(ConfigError, match="they stay as they are"):
+        made.restore({**tree(0), "one more": jnp.zeros(3)})
+    assert made.restore(tree(0))[0] == 2
     made.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 
 @hypothesis.settings(max_examples=25)
@@ -351,6 +374,27 @@ def rows(workdir, stage="teacher"):
     return {row["step"]: row for row in found if row["stage"] == stage}
 
 
+def test_a_stop_between_checkpoints_validates_nothing(tmp_path, monkeypatch):
+    """Where it would not have been without, the best weights must not depend on when a run was stopped."""
+    workdir, asked = tmp_path / "run", []
+    monkeypatch.setattr(loop.stop_signal, "__enter__", lambda self: lambda: asked.append(1) or len(asked) == 1)
+    with pytest.raises(loop.Stopped, match="stopped at step 1 of 4"):
+        run_tiny(workdir, "teacher", teacher=dict(steps=4, log_every=1, validation=dict(clips=16)))
+    assert sorted(rows(workdir)) == [1] and "validation/loss" not in rows(workdir)[1]
+
+
+def test_speed_is_that_of_the_steps_done_by_now(monkeypatch):
+    now, progress = [0.0], loop.Progress("teacher", 0, 100, io.StringIO())
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    speeds = []
+    for step in range(10, 60, 10):  # a second each
+        now[0] = float(step)
+        speeds.append(progress.speed(step))
+        progress.line(step, {"loss": 1.0})
+    assert speeds == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert "1.00 steps/s  50 s left" in progress.stream.getvalue()
+
+
 def test_the_best_weights_by_held_out_loss_are_kept(tmp_path, monkeypatch):
     """At a learning rate that makes it worse in the end; the same after a stop, and usable by a later stage."""
     worse = dict(
@@ -365,6 +409,12 @@ def test_the_best_weights_by_held_out_loss_are_kept(tmp_path, monkeypatch):
     _, record = weights.load(weights.find("teacher@best", workdir))
     assert (record["step"], record["validation"]) == (first, pytest.approx(measured[first], rel=1e-6))
     assert first < 8, "chosen so that the last is not the best"
+    # Of a stage that has not ended the best is only the best yet.
+    whole = workdir / "teacher/weights.safetensors"
+    whole.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="'teacher@best' is missing or unfinished"):
+        weights.find("teacher@best", workdir)
+    (tmp_path / "elsewhere").rename(whole)
     kept = sorted(int(p.name) for p in (workdir / "teacher/checkpoints").iterdir() if p.name.isdecimal())
     assert kept == [4, 6, 8]
     # Gone on from an earlier step: the same losses, the same choice, the same weights.
@@ -402,14 +452,6 @@ def test_a_metric_that_is_not_measured_is_named(tmp_path):
     with pytest.raises(ConfigError, match="keep_best 'los' is not measured; did you mean 'loss'"):
         run_tiny(tmp_path / "run", "teacher", teacher=dict(validation=dict(clips=16, keep_best="los")))
     assert not list((tmp_path / "run/teacher").glob("weights*"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Many small programs: optimising them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

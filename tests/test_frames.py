@@ -131,6 +131,20 @@ def test_a_roll_out_is_a_loop_of_samples(name, build):
     np.testing.assert_allclose(made, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize("build", [solvers.consistency, functools.partial(solvers.flow_map, gamma=1.0)])
+def test_a_frame_on_its_way_is_noised_anew_though_a_period_ends(build, lag):
+    """Data of N(0, 1), for which the consistency function is x itself: frames that roll out have unit variance."""
+    grid = grids.uniform_time(VP, 4, end=np.inf)
+    begin, rolling = frames.rolling_start(grid, lag), frames.rolling(grid, lag)
+    tables = [build(VP, matrix, end=np.inf) for matrix in (begin, rolling)]
+    x = jax.random.normal(KEY, (512, rolling.shape[2], 2))
+    first, then = jax.random.split(jax.random.key(1))
+    x = sampling.sample(lambda x, *levels: x, tables[0], x, first)
+    video = frames.roll_out(lambda x, *levels: x, tables[1], x, 8, then, matrix=rolling, schedule=VP, advance=1)
+    assert tables[1].stochastic and abs(float(video.std()) - 1) < 0.05
+
+
 def test_rolling_out_begins_where_its_start_ends():
     """Start and periods, put together, are the pyramid of a longer video, frame by frame; here it fits one window."""
     grid = grids.uniform_logsnr(VP, 8, -8.0, 8.0)

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from configs.mixture import games as configs_games
 from experiments import loop, run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = pathlib.Path(configs_games.__file__)
 

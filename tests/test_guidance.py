@@ -161,6 +161,17 @@ def test_interval_with_levels_per_frame():
     assert drained(u) == []
 
 
+def test_what_is_thrown_away_outside_the_interval_has_no_say_in_the_rescaling():
+    """Inside both estimates agree: guidance changes nothing there, however far apart they are elsewhere."""
+    x, level = jax.random.normal(jax.random.key(0), (1, 2, 8, 8, 1)), jnp.asarray([[0.0, -10.0]])
+    far = jnp.asarray([1.0, -1.0]).reshape(1, 2, 1, 1, 1)
+    for scale in (3.0, 7.0):
+        guided = guidance.classifier_free(
+            lambda x, l: x, lambda x, l: x * far, scale, interval=(-2.0, 6.0), rescale=1.0
+        )(x, level)
+        np.testing.assert_allclose(guided, x, rtol=1e-5)
+
+
 def test_rescale_leaves_frames_outside_the_interval_alone():
     c, u = Partial(lambda x, l: x), Partial(lambda x, l: 0.5 * x)
     x = np.random.default_rng(0).normal(size=(2, 3, 8))

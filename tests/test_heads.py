@@ -11,6 +11,8 @@ import pytest
 from distill.adversarial import of_heads
 from models import build, build_heads
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CHANNELS, CLASSES, BATCH = (3, 5), 4, 2
 BOTH = ("spatial", "temporal")
 

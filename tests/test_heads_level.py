@@ -11,6 +11,8 @@ import pytest
 from models import build_heads
 from models.layers import LOGSNR_LIMIT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CHANNELS, CLASSES, BATCH = (3, 5), 4, 4
 LEVELS = jnp.array([-12.0, -1.0, 0.5, 7.0])
 FAR = (20.0, 1000.0, np.inf)

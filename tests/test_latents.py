@@ -9,8 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments import data, evaluation, latents, sample, weights
 from experiments import run as program
-from experiments import sample, weights
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "tests/configs/tiny_latents.py")
@@ -50,6 +52,28 @@ def test_a_latent_run_leaves_all_it_promises(runs):
     index = json.loads((pixels / "latents/latents.json").read_text())
     assert record["latent"] == {k: index[k] for k in ("autoencoder", "fingerprint")}
     assert record["latent"]["fingerprint"] == weights.fingerprint(pixels / "autoencoder/weights.safetensors")
+
+
+def test_memorisation_is_held_against_the_clips_that_were_encoded(runs):
+    """The source's first, of which a copy is found; not any of all its clips."""
+    config = json.loads((runs[1] / "config.json").read_text())
+    known = evaluation.training_clips(config, {"num_training": 64})
+    assert known is not None and len(known) == 64
+    source = data.build(latents.pixels(config), "train")
+    assert {clip.tobytes() for clip in known} == {source[i]["video"].tobytes() for i in range(64)}
+    assert len(evaluation.training_clips(config, {})) == 64 and len(source) > 64
+
+
+def test_a_stage_made_from_what_is_gone_is_named(runs, tmp_path, capsys):
+    """Its clips, too, are what a student is made from."""
+    workdir = tmp_path / "run"
+    shutil.copytree(runs[1], workdir)
+    shutil.rmtree(workdir / "synthetic")
+    assert run(workdir, f"model,{runs[0]}") == 2
+    assert (
+        "holds stage 'student', which was made from a stage 'synthetic' that is no longer there"
+        in capsys.readouterr().err
+    )
 
 
 def test_samples_are_decoded_clips(runs, tmp_path):

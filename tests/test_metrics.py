@@ -499,6 +499,17 @@ def test_intervals_are_those_of_the_bootstrap():
     assert report.interval(3.0, np.array([])) == (3.0, 3.0)
 
 
+@pytest.mark.parametrize("resamples", [10, 200])
+def test_intervals_hold_the_truth_as_often_as_they_say(resamples):
+    """The mean of 200 numbers from N(0, 1), whatever the number of resamples."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(1000):
+        clips = rng.standard_normal(200)
+        low, high = report.interval(clips.mean(), clips[rng.integers(0, 200, (resamples, 200))].mean(1))
+        held += low <= 0 <= high
+    assert 0.92 <= held / 1000 <= 0.98
+
+
 def test_labelled_clips_are_resampled_class_by_class():
     labels = np.array([0, 1, 1, 2, 2, 2, 2, 2])
     weights = distances.resampled(8, 400, seed=0, strata=labels)

@@ -8,6 +8,8 @@ import pytest
 from diffusion import frames, grids, predictions, sampling, schedules, solvers
 from models import ATTENTION, build
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(2)
 SMALL = dict(kind="dit", shape=(6, 4, 4, 1), num_classes=3, width=12, depth=2, head_dim=6, mlp_ratio=2, causal=True)
 

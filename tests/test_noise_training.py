@@ -20,6 +20,8 @@ from experiments import run as program
 from experiments.metrics import validation
 from tests.configs import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 COSINE, FRAMES = schedules.vp_cosine(), 4
 SOURCES = {"iid": noise.iid(), "mixed": noise.mixed(2.0), "progressive": noise.progressive(1.0)}
 VIDEO = oracles.gaussian_process(oracles.ornstein_uhlenbeck(FRAMES, 0.9))

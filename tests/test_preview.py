@@ -15,6 +15,8 @@ from experiments import run as program
 from experiments.config import ConfigError
 from tests.configs import tiny, tiny_cascade, tiny_chaos
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CLIPS = 3
 
 

@@ -20,6 +20,8 @@ from experiments.data.exact import Exact
 from models import build
 from models.classifier import DEFAULTS, build_classifier
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = pathlib.Path(__file__).parent / "configs/tiny.py"
 
 

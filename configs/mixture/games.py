@@ -41,7 +41,7 @@ GAMES = {
     "moment_matching": Student(ONE, "ddpm", taught(10_000, **SLOWER)),
     "f_distill": Student(ONE, stage=taught(15_000, **HEADS)),
     "rcm": Student(
-        dict(consistency_weight=1.0, normalise="rms", warmup=200, mean=-0.4, **ONE), stage=taught(15_000)
+        dict(consistency_weight=2.0, normalise="rms", warmup=200, mean=-0.4, **ONE), stage=taught(15_000)
     ),
     # The modes are narrow: a discriminator of clips without noise has no slope between them.
     "add": Student(

@@ -43,7 +43,7 @@ GAMES = {
     # Its own first level, sigma 2.5, is one that a sampler would have to be told: here it is the schedule's noisy end.
     "sid": Game("sid", 16.0, dict(start=None)),
     "moment_matching": Game("moment_matching", 6.0, {}, "ddpm", halved=False),
-    "rcm": Game("rcm", 7.1, dict(warmup=100, sigma_data=0.4, exit_told=True)),
+    "rcm": Game("rcm", 8.4, dict(warmup=100, sigma_data=0.4, exit_told=True)),
     # Its frozen features are a classifier's that is trained first: those of the network that measures would be told the test.
     "add": Game("add", 8.0, dict(adversarial=0.1, r1=1e-3), block=dict(features="features"), halved=False),
 }

@@ -139,7 +139,7 @@ def dpm_solver_v3(
         raise ValueError(f"dpm_solver_v3: statistics per element need a grid [N+1], got shape {list(host.shape)}")
     level = host.shape[1:]
     padded = host.reshape(host.shape + (1,) * extra)
-    steps = steps_of("dpm_solver_v3", schedule, padded, order, lower_order_final=lower_order_final)
+    steps = steps_of("dpm_solver_v3", schedule, padded, order, lower_order_final=lower_order_final, in_logsnr=True)
     functions = _Functions(knots / 2, *values)
 
     def pad(a):

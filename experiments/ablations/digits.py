@@ -25,7 +25,7 @@ CRITICS = {
 class Family(NamedTuple):
     """Students of one teacher: the folder of their runs, their configs, those of a critic that are wanted, and why some aren't
     near enough, one sentence a method. By hand: a page with new numbers may need new ones. budgets: forwards of those that
-    don't have the config's own.
+    don't have the config's own. note: what else the page has to say of them.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Family(NamedTuple):
     games: Mapping[str, tuple[int, ...]]
     reasons: Mapping[str, str] = {}
     budgets: Mapping[str, int] = {}
+    note: str = ""
 
     @property
     def records(self) -> str:
@@ -87,6 +88,11 @@ LATENTS = Family(
     "64x64 clips of 32 frames, sampled as latents, decoded and then measured",
     "configs/moving_digits_64",
     CRITICS | {"ladd": (4,)},
+    note="""Larger clips are decided at more noise. Students of consistency and of trajectories, which may step anywhere, step
+at a flow time of shift 3; the teacher and all others step uniformly in the cosine's time, where the first of four steps goes at
+once to log-SNR -1.8.
+
+""",
     reasons={
         "guided": "it halves the steps of DDIM in the cosine's time, the first of which, at 4, goes at once to log-SNR -1.8, "
         "past most of what these latents decide; each of its rounds, of 225 updates, adds to the error of the last.",
@@ -429,5 +435,5 @@ forwards* are those of a batch of {BATCH} clips, or of as many as stand beside t
 [what a step costs](bench.md#what-a-step-costs), with each method's own options. Rows whose runs are gone are kept in
 [{family.records}]({family.records}).
 
-{(chr(10) * 2).join(parts)}
+{family.note}{(chr(10) * 2).join(parts)}
 """

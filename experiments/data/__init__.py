@@ -6,11 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.data.pipeline import Batches
+from experiments.data.pipeline import Batches, read
 from experiments.data.source import Source, check_split, checked, from_config, low_shape, nearest
 from experiments.names import imported, is_outside
 
-__all__ = ["KINDS", "Batches", "Source", "build", "low_shape"]
+__all__ = ["KINDS", "Batches", "Source", "build", "low_shape", "read"]
 
 # kind -> (module, dataclass): imported when asked for, since each brings a library that others don't need.
 KINDS = {

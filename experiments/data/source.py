@@ -13,7 +13,7 @@ Example = dict[str, np.ndarray | np.generic]
 
 
 class Damaged(ValueError):
-    """An example that can't be read, though its source could be built: the message names the file, and what to do."""
+    """What can't be read though it was there when the run began, an example or a file of logs: the message names it."""
 
 
 @runtime_checkable

@@ -147,7 +147,7 @@ class TFDSVideos:
         frames, height, width, _ = self.shape
         if len(video) < frames:
             got = f"example {index} has {len(video)}"
-            raise ValueError(f"{self!r}: expected at least {frames} frames, {got}")
+            raise source_lib.Damaged(f"{self!r}: expected at least {frames} frames, {got}")
         where = framing.placement(self.crop, self.seed, index)
         video = video[framing.window(len(video), frames, where[0])]
         if self.size is not None:

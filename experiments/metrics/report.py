@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
+from scipy import stats
 
 from experiments.metrics import distances
 from experiments.metrics.suite import METRICS, Classify, Metric, Sample, describe, take
 
 COVERAGE = 0.95
+FEW = 40
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
@@ -126,10 +128,15 @@ def title(name: str, measure: Measure) -> str:
 
 
 def interval(value: float, others: Sequence[float] | Float[np.ndarray, " k"]) -> tuple[float, float]:
-    """The central COVERAGE of the resampled values, moved so that their mean is the value."""
+    """The central COVERAGE of the resampled values, moved so that their mean is the value. Fewer than FEW have no such
+    quantiles (the range of ten covers 82 %): Student's t times their standard deviation, both ways.
+    """
     others = np.asarray(others)
-    if not len(others):
+    if len(others) < 2:
         return float(value), float(value)
+    if len(others) < FEW:
+        half = stats.t.ppf((1 + COVERAGE) / 2, len(others) - 1) * others.std(ddof=1)
+        return float(value - half), float(value + half)
     low, high = np.quantile(others, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]) - others.mean() + value
     return float(low), float(high)
 

@@ -6,14 +6,6 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules of many small programs: optimising them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def noises(monkeypatch):
     """noises(a, b, ..) are what jax.random.normal draws next, in order."""

@@ -81,9 +81,9 @@ def begin(method, params, critic, rate=1.0):
     return method.init(jax.random.key(0), params)._replace(critic=critic, critic_opt=optax.sgd(rate).init(critic))
 
 
-def gradient(method, params, critic, frozen, batch, phase="student", key=None):
-    """(the gradient that a phase of a method with sgd(1) takes, its metrics)"""
-    state = begin(method, params, critic)
+def gradient(method, params, critic, frozen, batch, phase="student", key=None, step=0):
+    """(the gradient that a phase of a method with sgd(1) takes after `step` updates, its metrics)"""
+    state = begin(method, params, critic)._replace(step=jnp.int32(step))
     new, metrics = method.phases[phase](
         state, frozen, {"video": batch}, jax.random.key(1) if key is None else key, HYPER
     )

@@ -612,7 +612,9 @@ def test_the_critic_learns_the_denoiser_of_the_students_clips(name, noises):
 
 
 def test_rcm_is_the_sum_of_its_two_terms():
-    """The student's gradient against diff_instruct's and the continuous distillation's, run apart on the same keys."""
+    """The student's gradient against diff_instruct's and the continuous distillation's, run apart on the same keys; while the
+    tangent warms up it is the latter's alone.
+    """
 
     def apply(params, x, logsnr, cond, *, key=None, train=False):
         return jnp.sin(params["a"] * x) + params["b"] * jnp.cos(levels.expand(logsnr, x) / 3 + x)
@@ -626,17 +628,22 @@ def test_rcm_is_the_sum_of_its_two_terms():
     apart = METHODS["diff_instruct"](
         network, steps=3, source="simulated", law=levels.uniform_time(schedules.flow(5.0)), weighting="one", **options
     )
-    matching, _ = gradient(apart, params, critic, frozen, video, key=jax.random.split(key)[0])
     tangent = METHODS["continuous_distillation"](network, mean=0.7, std=1.6, warmup=100, normalise="norm", **options)
-    state = tangent.init(jax.random.key(0), params)
-    new, _ = tangent.phases["train"](state, frozen, {"video": video}, jax.random.split(key)[1], HYPER)
-    consistency = jax.tree.map(lambda a, b: a - b, state.params, new.params)
-    for share in (0.0, 100.0):
-        method = METHODS["rcm"](network, steps=3, consistency_weight=share, warmup=100, normaliser="none", **options)
-        found, _ = gradient(method, params, critic, frozen, video, key=key)
-        for name in params:
-            np.testing.assert_allclose(found[name], matching[name] + share * consistency[name], rtol=1e-9)
-    assert all(abs(leaf) > 1e-3 for part in (matching, consistency) for leaf in part.values())
+    for step in (0, 50, 100):
+        matching, _ = gradient(apart, params, critic, frozen, video, key=jax.random.split(key)[0], step=step)
+        state = tangent.init(jax.random.key(0), params)._replace(step=jnp.int32(step))
+        new, _ = tangent.phases["train"](state, frozen, {"video": video}, jax.random.split(key)[1], HYPER)
+        consistency = jax.tree.map(lambda a, b: a - b, state.params, new.params)
+        for share in (0.0, 100.0):
+            method = METHODS["rcm"](
+                network, steps=3, consistency_weight=share, warmup=100, normaliser="none", **options
+            )
+            found, _ = gradient(method, params, critic, frozen, video, key=key, step=step)
+            for name in params:
+                # `share` to 1 is that of the squares, of which a game's move has half.
+                expected = (step >= 100) * matching[name] + share / 2 * consistency[name]
+                np.testing.assert_allclose(found[name], expected, rtol=1e-9, atol=1e-12)
+        assert all(abs(leaf) > 1e-3 for part in (matching, consistency) for leaf in part.values())
 
 
 # The game itself ----------------------------------------------------------------------------------------------
@@ -657,6 +664,11 @@ CRITIC_ONLY, BOTH, STUDENT_ONLY = ("critic",), ("critic", "student"), ("student"
 def test_turns(ratio, also, expected):
     """Ten steps by hand."""
     assert [games.turns(ratio, also)(step) for step in range(10)] == expected
+
+
+def test_a_student_that_begins_alone_does_so_before_all_others():
+    order = games.turns(2, False, head_start=1, alone=2)
+    assert [order(step) for step in range(6)] == [STUDENT_ONLY] * 2 + [CRITIC_ONLY] * 2 + [STUDENT_ONLY, CRITIC_ONLY]
 
 
 def test_a_head_start_comes_before_the_first_turn():
