@@ -306,7 +306,8 @@ def shortcut(
     """Shortcut models: a share of the clips learns by composition, the others the denoiser, from data or a teacher.
 
     The loss is the paper's with weight levels.velocity(). Sample it at finest / 2^k steps, k from 1 up, of grids.uniform_time,
-    with solvers.flow_map: no other lengths are learnt but 0, the denoiser, which the paper's network is told 1 / finest for.
+    with solvers.flow_map: no other lengths are learnt. The denoiser is asked at length 0, where the paper's network is told
+    1 / finest.
     """
     check(network, share, guidance_range)
     if finest < 2 or finest & (finest - 1):

@@ -126,12 +126,8 @@ def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) 
     kind, options = configs.chosen(told, MATRICES, f"{where}.matrix")
     grid = tables.part(block, "grid", {"schedule": schedule, "num_steps": block["steps"]}, where)
     new = window - history if wide is None else block["frames"]
-    matrix = configs.named(
-        told,
-        MATRICES,
-        f"{where}.matrix",
-        **({"grid": grid} if kind is frames.rolling else {"grid": grid, "frames": new}),
-    )
+    needs = {"grid": grid} if kind is frames.rolling else {"grid": grid, "frames": new}
+    matrix = configs.named(told, MATRICES, f"{where}.matrix", **needs)
     width = matrix.shape[2]
     if wide is None and width != window - history:
         raise ConfigError(
@@ -274,12 +270,8 @@ def continued(
         made.append(figures.to_uint8(np.clip(video, -1, 1)))
         progress(first + batch)
     calls, parts = len(matrix) - 1, 1 if way is None else len(way[1].get("parts", [1]))
-    return (
-        np.concatenate(made),
-        advance,
-        calls,
-        calls * count * parts * drawing.calls_each(network, block.get("guidance", 1.0)),
-    )
+    each = count * parts * drawing.calls_each(network, block.get("guidance", 1.0))
+    return np.concatenate(made), advance, calls, calls * each
 
 
 def position_errors(
