@@ -69,7 +69,9 @@ def check_clips(block: Mapping[str, Any], config: Mapping[str, Any], where: str,
 def check_judging(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     """The training clips that memorisation is measured against, and the levels of the validation loss."""
     count, levels = block.get("num_training", 1024), block.get("loss_levels", validation.LEVELS)
-    configs.check_whole(f"{where}.num_training (0: no memorisation)", count, 0 if count == 0 else 2)
+    configs.check_whole(f"{where}.num_training (0: no memorisation)", count, 0)
+    if count == 1:
+        raise ConfigError(f"{where}.num_training: one clip has no law; nearest: 0 (no memorisation) or 2")
     if "num_training" in block:
         configs.check_enough(configs.source(config, "train"), count, f"{where}.num_training", "train")
     if not isinstance(levels, list | tuple) or any(

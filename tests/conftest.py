@@ -4,6 +4,7 @@ JAX is imported in fixtures: folders with conftests of their own choose how it s
 """
 
 import gc
+import os
 
 import hypothesis
 import pytest
@@ -19,12 +20,14 @@ hypothesis.settings.load_profile("fewstep")
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules of many small programs: optimising them takes longer than running them."""
+    """For modules of many small programs, and the processes that they start: optimising them takes longer than running them."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,6 +20,8 @@ from distill import METHODS
 from experiments import cite, data, names, tables
 from experiments import config as configs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 

@@ -171,7 +171,7 @@ def test_a_collapse_is_one_line(begun, tmp_path, capsys):
         ("add", {"options.features": "critic"}, "features"),
         ("sid", {"heads.width": 0}, "width"),
         ("moment_matching", {"heads.width": 3}, "has no discriminator"),
-        ("rcm", {"options.normalise": "l2"}, "normalise 'l2' is not known"),
+        ("rcm", {"options.normalise": "l2", "options.warmup": 1}, "normalise 'l2' is not known"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, method, change, message):

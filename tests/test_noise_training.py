@@ -178,7 +178,7 @@ def test_a_wrong_source_is_refused_before_any_work(block, said, tmp_path):
 
 def test_exact_laws_know_independent_noise_only(tmp_path):
     made = config(kind="mixed")
-    made.data = dict(kind="exact", law="a1d")
+    made.data = dict(kind="exact", name="a1d")
     refused(made, tmp_path, "config.noise: exact laws are known under independent noise only")
 
 

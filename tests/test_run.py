@@ -22,14 +22,15 @@ from experiments import run as program
 from experiments.config import ConfigError
 from tests.configs import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests/configs/tiny.py")
 
 
 # Every process compiles the same few programs: the cache keeps this file's many starts short.
 CACHE = tempfile.mkdtemp()
-ENVIRONMENT = {
-    **os.environ,
+CACHED = {
     "JAX_COMPILATION_CACHE_DIR": CACHE,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -45,7 +46,7 @@ def _remove_cache():
 def start(workdir, *arguments, config=TINY):
     command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=os.environ | CACHED, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
