@@ -59,6 +59,10 @@ PIXELS = Family(
     "configs/moving_digits",
     CRITICS | {"add": (4,)},
     budgets={"dmd2": 20_000, "f_distill": 20_000, "add": 10_000},
+    note="""The row of `rcm` is of before its matching waited for the tangent's warm-up and weighed what its paper says, that of
+`add` of before R1 was of each head.
+
+""",
     reasons={
         "progressive": "273 updates a round are few (the paper has 50,000), and every round inherits the errors of the last.",
         "consistency_distillation": "the first of two calls is one from noise, which after 1,000 updates is blurred (5.5 times "
