@@ -143,8 +143,8 @@ def moves(block: Mapping[str, Any], where: str) -> tuple[int, int]:
     given = {"critic_in_student_steps": option("critic_in_student_steps"), **counts}
     order = configs.call(games.turns, {}, f"{where}.options", **given)
     phases = [phase for step in range(block["steps"]) for phase in order(step)]
-    first = sum(counts.values())  # of the steps, by which both have moved
-    for key, player in (("head_start", games.STUDENT), ("alone", games.CRITIC)):
+    begins = (("head_start", games.STUDENT, sum(counts.values())), ("alone", games.CRITIC, counts["alone"] + 1))
+    for key, player, first in begins:
         if counts[key] and player not in phases:
             raise ConfigError(
                 f"{where}.options.{names[key]}: in {block['steps']} steps the {player} would never move, as its first is step"
