@@ -14,6 +14,7 @@ EXTRAS = {
         "mlxtend>=0.23",
         "scikit-video>=1.1.11",
         "beartype>=0.18",
+        "diffrax>=0.6",
         "ruff>=0.6",
         "pyright>=1.1.380",
         "pre-commit>=3",
