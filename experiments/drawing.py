@@ -67,6 +67,19 @@ def check_guided(scale: float, num_classes: int, where: str) -> None:
         raise ConfigError(f"{where}: the network is unconditional (its num_classes is 0); remove it")
 
 
+def check_stream(model: Mapping[str, Any], chunk: int, length: int, where: str, name: str) -> None:
+    """Refuses a stream, `chunk` frames at a time, that the network called `name` can't make, or that is no clip of `length`."""
+    if not model.get("causal"):
+        raise ConfigError(f"{where}: {name!r} sees all frames at once; a stream needs a network with causal=True")
+    # A cache holds a chunk, at least.
+    configs.check_whole(where, chunk, 1, min(length, model["shape"][0]))
+    if length % chunk or chunk % model.get("block", 1):
+        raise ConfigError(
+            f"{where}: expected a divisor of the clip's {length} frames, in whole blocks of the network's"
+            f" {model.get('block', 1)}, got {chunk}"
+        )
+
+
 def calls_each(network: Network, scale: float) -> int:
     """The network's calls for one answer: two where there is guidance and it isn't told the scale."""
     return 1 if scale == 1.0 or "guidance" in network.cond_keys else 2

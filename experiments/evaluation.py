@@ -96,18 +96,7 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
         drawing.check_guided(sampler.get("guidance", 1.0), model.get("num_classes", 0), f"{here}.guidance")
         if "stream" not in sampler:
             continue
-        chunk = sampler["stream"]
-        if not model.get("causal"):
-            raise ConfigError(
-                f"{here}.stream: {reference!r} sees all frames at once; a stream needs a network with causal=True"
-            )
-        # A cache holds a chunk, at least.
-        configs.check_whole(f"{here}.stream", chunk, 1, min(length, model["shape"][0]))
-        if length % chunk or chunk % model.get("block", 1):
-            raise ConfigError(
-                f"{here}.stream: expected a divisor of the clip's {length} frames, in whole blocks of the network's"
-                f" {model.get('block', 1)}, got {chunk}"
-            )
+        drawing.check_stream(model, sampler["stream"], length, f"{here}.stream", reference)
         for key in ("matrix", "threshold"):
             if key in sampler:
                 raise ConfigError(f"{here}: a stream takes no {key}; remove one of the keys 'stream' and {key!r}")

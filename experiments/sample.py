@@ -1,12 +1,14 @@
 """`python -m experiments.sample --weights=... --steps=4 --out=DIR`: videos from finished weights.
 
---weights takes what a config takes: pretrained:NAME, a path to a .safetensors file, or STAGE[@STEPS] with --workdir.
+--weights takes what a config takes: pretrained:NAME, a path to a .safetensors file, or STAGE[@STEPS] with --workdir. Shipped
+weights without a word on how to sample them (--steps and the like) are sampled as their figures were measured.
 """
 
 import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--solver", help=f"ddim by default; one of {', '.join(tables.SOLVERS)}, or as in a config")
     parser.add_argument("--grid", help=f"uniform_time by default; one of {', '.join(tables.GRIDS)}, or as in a config")
     parser.add_argument("--table", help="a table that was fitted to, or chosen for, this network: a .npz file")
-    parser.add_argument("--guidance", type=float, default=1.0, help="g in u + g (c - u); 1 is none")
+    parser.add_argument("--guidance", type=float, help="g in u + g (c - u); 1, the default, is none")
+    parser.add_argument("--stream", type=int, help="frames made at a time, of a network that is causal in time")
     parser.add_argument(
         "--autoencoder", help="of a model of latents: its file, where it isn't where it was in training"
     )
@@ -50,11 +53,15 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError(f"--num must be at least 1, got {given.num}")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed must lie between 0 and {2**32 - 1}, got {given.seed}")
-    configs.check_finite(given.guidance, "--guidance")
     if given.label is not None and not 0 <= given.label < max(classes, 1):
         raise ConfigError(f"--label must lie between 0 and {classes - 1}, got {given.label}")
-    if given.guidance != 1.0 and not classes:
+    sampler = asked(given, path)
+    scale, chunk = sampler.get("guidance", 1.0), sampler.get("stream")
+    configs.check_finite(scale, "--guidance")
+    if scale != 1.0 and not classes:
         raise ConfigError("--guidance needs a network with classes; this one is unconditional")
+    if chunk is not None:
+        drawing.check_stream(record["model"], chunk, record["shape"][0], "--stream", given.weights)
     out, key = pathlib.Path(given.out), jax.random.key(given.seed)
     codec, told = None, record.get("latent")
     if given.autoencoder is not None and not told:
@@ -62,12 +69,13 @@ def run(given: argparse.Namespace) -> None:
     if told:
         told = told | ({"autoencoder": given.autoencoder} if given.autoencoder else {})
         codec = latents.codec_of(told, pathlib.Path(given.workdir), "--weights")
-    denoise = drawing.classes_in_turn(network, params, given.guidance)
+    denoise = drawing.classes_in_turn(network, params, scale)
     model = tables.Model(denoise, tuple(record["shape"]), key, network.noise)
-    table = chosen_table(given, path, network, model, out / "tables")
+    table = chosen_table(given, sampler, path, network, model, out / "tables")
     drawing.check_jumps(table, network.cond_keys, "--solver" if given.table is None else f"--table {given.table}")
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = drawing.start(network, key, (given.num, *record["shape"]))
+    streams = None if chunk is None else drawing.streamer(network, record, table, chunk, record["shape"][0], scale)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,35 +88,57 @@ def run(given: argparse.Namespace) -> None:
         noise,
         key,
         batch_size=given.num,
-        scale=given.guidance,
+        scale=scale,
         codec=codec,
+        streams=streams,
     )
     np.save(out / "samples.npy", figures.to_uint8(clips))
     figures.film_strip(out / "samples.png", clips)
     figures.animate(out / "samples.webp", {"": clips[:16]})
-    print(f"{given.num} clips, {table.nfe} calls, {1e3 * seconds:.1f} ms a clip: {out}/samples.webp")
+    each = "" if chunk is None else f" for each {chunk} frames"
+    print(f"{given.num} clips, {table.nfe} calls{each}, {1e3 * seconds:.1f} ms a clip: {out}/samples.webp")
+
+
+def asked(given: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
+    """The sampler that the arguments ask for, as in a config; without any, that of the figures in the weights' record."""
+    words = {name: getattr(given, name) for name in ("steps", "solver", "grid", "guidance", "stream")}
+    sampler = {name: value for name, value in words.items() if value is not None}
+    if given.table is not None:
+        for name in ("solver", "grid", "steps"):
+            if name in sampler:
+                raise ConfigError(f"--{name} and --table exclude each other: a table has its own")
+        return sampler
+    if not sampler and (sampler := measured(path)):
+        print(f"sampled as it was measured: {json.dumps(sampler)}")
+    if "steps" not in sampler:
+        raise ConfigError("--steps (network calls) is needed, or a --table")
+    return sampler | {part: _part(sampler[part]) for part in ("solver", "grid") if part in sampler}
+
+
+def measured(path: pathlib.Path) -> dict[str, Any]:
+    """The sampler of the figures beside shipped weights."""
+    record = path.with_suffix(".json")
+    stated = configs.read_json(record).get("metrics", {}).get("sampler", {}) if record.is_file() else {}
+    return {name: value for name, value in stated.items() if name != "evaluations"}
 
 
 def chosen_table(
-    given: argparse.Namespace, path: pathlib.Path, network: Network, model: tables.Model, folder: pathlib.Path
-) -> Table:
-    """The table that --table, or --solver, --grid and --steps, ask for."""
+    given: argparse.Namespace, sampler: Mapping[str, Any], path: pathlib.Path, network: Network, model: tables.Model,
+    folder: pathlib.Path,
+) -> Table:  # fmt: skip
+    """The table that --table names, or the sampler asks for."""
     if given.table is not None:
-        for name in ("solver", "grid", "steps"):
-            if getattr(given, name) is not None:
-                raise ConfigError(f"--{name} and --table exclude each other: a table has its own")
         return tables.load(pathlib.Path(given.table), network.schedule, model, "--table")[0]
-    if given.steps is None:
-        raise ConfigError("--steps (network calls) is needed, or a --table")
-    block = {part: _part(getattr(given, part)) for part in ("solver", "grid") if getattr(given, part)}
-    tables.check(block, given.steps, network.schedule, "--steps")
-    block = tables.searched({**block, "steps": given.steps, "guidance": given.guidance}, path, "--grid")
-    return tables.make(block, given.steps, network.schedule, "--steps", model, folder)
+    block = {part: sampler[part] for part in tables.PARTS if part in sampler}
+    tables.check(block, sampler["steps"], network.schedule, "--steps")
+    return tables.make(
+        tables.searched(sampler, path, "--grid"), sampler["steps"], network.schedule, "--steps", model, folder
+    )
 
 
-def _part(text: str) -> Any:
+def _part(text: Any) -> Any:
     """A name, or {"kind": name, ...} as JSON."""
-    if not text.startswith("{"):
+    if not isinstance(text, str) or not text.startswith("{"):
         return text
     try:
         return json.loads(text)

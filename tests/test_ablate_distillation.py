@@ -232,6 +232,18 @@ def test_reports_that_lack_a_measure_stand_beside_those_that_have_it(tmp_path):
     assert cells(text, "`dmd2`") == ["**0.1**", "**0.2 ± 0**", "3 ± 0", "8 ± 0", "-"]
 
 
+def test_tables_whose_runs_and_records_are_gone_stay_on_the_page(tmp_path, capsys):
+    """docs/results has tables that were made before records were kept."""
+    out = tmp_path / "page"
+    out.mkdir()
+    (out / "distillation.md").write_text("<!-- section: mixture -->\n\n## Students\n\n| a table |")
+    distillation.run(out, ["mixture", "games"], tmp_path)
+    text = (out / "distillation.md").read_text()
+    assert "| a table |" in text and "eight_mode_ring_0: not run" not in text.partition("section: games")[0]
+    assert "section: games" in text and f"{games.CONFIG}:all,a1d" in text
+    assert "mixture: none of its runs was found, and what" in capsys.readouterr().out
+
+
 def test_games_that_are_missing(tmp_path):
     games_run(tmp_path, "a1d", 0, {f"{name}_1": 0.1 for name in games.NAMES})
     games_run(tmp_path, "a1d", 1, {"dmd2_1": 0.1, "sid_1": 0.1})

@@ -143,7 +143,7 @@ def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
     run, missing = read(runs)
     parts = [finished.commands(missing)] if run is None else [table(run), verdicts(run)]
     clips = "" if run is None else f" {run.clips} clips."
-    return f"""## A cascade's step budgets
+    text = f"""## A cascade's step budgets
 
 This shows what steps are worth in each stage of a cascade: 16x16 clips of 8 frames from noise, then 32 frames, then 64x64
 pixels, moving digits, with the teachers at 50 + 10 + 10 steps and their progressive students at 4 + 2 + 2
@@ -152,3 +152,4 @@ law of directions from that of real clips, *spectrum* the mean difference of pow
 
 {(chr(10) * 2).join(parts)}
 """
+    return page.Empty(text) if run is None else text

@@ -107,7 +107,9 @@ def section(claim: Claim, runs: pathlib.Path, folder: pathlib.Path) -> str:
         parts.append(page.save(found.figure, folder, f"claims_{claim.name}.png", claim.says))
     if found.missing:
         parts.append(finished.commands(found.missing))
-    return "\n\n".join(parts)
+    text = "\n\n".join(parts)
+    measured = any(one.number is not None for one in found.statements)
+    return text if measured or not found.missing else page.Empty(text)
 
 
 def counted(statements: Sequence[Statement]) -> str:

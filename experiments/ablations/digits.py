@@ -427,7 +427,7 @@ def section(family: Family, runs: pathlib.Path, folder: pathlib.Path) -> str:
     parts += [undistilled(teacher)] if teacher else []
     missing += lacking
     parts += [finished.commands(missing)] if missing else []
-    return f"""## Students on moving digits: {family.title}
+    text = f"""## Students on moving digits: {family.title}
 
 This shows what few calls are worth on video: a student of every method, beside the teacher at 50 steps with guidance
 (two evaluations a call). Students that learn from the teacher have the guidance built in, or are told it; those that learn
@@ -441,3 +441,4 @@ forwards* are those of a batch of {BATCH} clips, or of as many as stand beside t
 
 {family.note}{(chr(10) * 2).join(parts)}
 """
+    return text if found or teacher else page.Empty(text)

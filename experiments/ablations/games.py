@@ -144,7 +144,7 @@ def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
         estimates = {law: mixture.summary(seeds, NAMES, RIVAL) for law, seeds in found.items()}
         parts += [verdicts(estimates), draw(found, estimates, folder)]
     parts += [finished.commands(missing)] if missing else []
-    return f"""## Students of a critic where the truth is known
+    text = f"""## Students of a critic where the truth is known
 
 This shows how near one call comes to the law of the data when a student learns from a critic of its own clips, or from an
 adversary, beside the exact denoiser sampled by DDIM. These students have no map of noise to clips to keep to, only a law.
@@ -159,3 +159,4 @@ interval over its clips).
 
 {(chr(10) * 2).join(parts)}
 """
+    return text if found else page.Empty(text)

@@ -294,7 +294,7 @@ def section(runs: pathlib.Path, folder: pathlib.Path) -> str:
     if found:
         parts += [verdicts(found), draw(found, folder)]
     parts += [finished.commands(missing)] if missing else []
-    return f"""## Students where the truth is known
+    text = f"""## Students where the truth is known
 
 This shows how near a student of every method comes to the law of its data and to the exact flow, beside a teacher without a
 fault: the exact denoiser, sampled by DDIM at as many calls. *Distance* is the Wasserstein-2 distance between the samples and
@@ -309,3 +309,4 @@ there. *Training* is the method's own stage, after the denoiser whose weights it
 
 {(chr(10) * 2).join(parts)}
 """
+    return text if found else page.Empty(text)

@@ -18,6 +18,11 @@ from experiments.figures import COLOURS, MARKERS, write_atomically
 Section = Callable[[pathlib.Path], str]
 """(folder) -> Markdown; figures go to the folder."""
 
+
+class Empty(str):
+    """A section that found nothing to show, only what is missing: it doesn't replace one that is there."""
+
+
 MARK = "<!-- section: {} -->"
 
 
@@ -39,7 +44,14 @@ def write(
     for key in only or sections:
         began = time.perf_counter()
         print(f"{key} ...", flush=True)
-        bodies[key] = sections[key](folder)
+        made = sections[key](folder)
+        if isinstance(made, Empty) and key in bodies:
+            print(
+                f"{key}: none of its runs was found, and what {path} has stays; in another --out they are listed",
+                flush=True,
+            )
+            continue
+        bodies[key] = made
         print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
         parts = [f"{MARK.format(k)}\n\n{bodies[k].strip()}" for k in sections if k in bodies]
         command = f"```bash\npython -m {program.format(name)}\n```"
