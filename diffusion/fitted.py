@@ -18,6 +18,7 @@ S4S (Frankel et al. 2025, arXiv 2502.17423); learned steps: Tong et al. 2024, ar
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -207,6 +208,7 @@ def fit_recorded(
     num_starts: int = 3,
     iterations: int = 300,
     reference_steps: int = REFERENCE_STEPS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Table, dict[str, Any]]:
     """A table fitted to `denoise` and the record of the fit, a JSON value, which `solvers.save` keeps beside it.
 
@@ -217,6 +219,7 @@ def fit_recorded(
     num_starts, iterations: builders' tables to start from, the best of `best`'s candidates on the training noises (one of
     each grid), and L-BFGS iterations from each.
     reference_steps: calls of the fine solve that the samples are held against.
+    progress: called with (L-BFGS iterations done, at most) from when the starts are chosen.
 
     The record holds nfe, shape, schedule, start, end, fingerprint (see `fingerprint`) and errors (loss, rmse, mean, median) of
     the fitted table and of the best start, on the training and the held-out noises. `kept` says whether the fitted table is
@@ -236,7 +239,10 @@ def fit_recorded(
         for i, size in enumerate(sizes)
     )
     starts = _starts(denoise, schedule, nfe, ends, *train)[:num_starts]
-    fits = [_minimise(denoise, schedule, ends, weights, *train, iterations) for _, weights in starts]
+    done, total = itertools.count(), len(starts) * iterations
+    told = (lambda: None) if progress is None else (lambda: progress(next(done), total))
+    told()
+    fits = [_minimise(denoise, schedule, ends, weights, *train, iterations, told) for _, weights in starts]
     winner = int(np.argmin([value for value, _ in fits]))
     tables = dict(start=to_table(schedule, ends, starts[0][1]), fitted=to_table(schedule, ends, fits[winner][1]))
     judged = {
@@ -301,8 +307,8 @@ def _starts(denoise, schedule, nfe, ends, x, truth):
     return list(distinct.values())
 
 
-def _minimise(denoise, schedule, ends, start, x, truth, iterations):
-    """The lowest loss seen by L-BFGS from `start`, and its weights.
+def _minimise(denoise, schedule, ends, start, x, truth, iterations, told=lambda: None):
+    """The lowest loss seen by L-BFGS from `start`, and its weights. told: called after every iteration.
 
     In float32 the line search often gives up where rounding hides the slope, and may end anywhere: so the best point is kept,
     and the descent begins anew from there as long as that helps.
@@ -329,7 +335,8 @@ def _minimise(denoise, schedule, ends, start, x, truth, iterations):
     while iterations > 0 and not best[0] > before - 1e-3:
         before = best[0]
         options = dict(maxiter=iterations, maxfun=iterations + iterations // 2, maxcor=20, ftol=0.0, gtol=0.0)
-        iterations -= minimize(objective, best[1], jac=True, method="L-BFGS-B", options=options).nit + 1
+        given: dict[str, Any] = dict(jac=True, method="L-BFGS-B", options=options, callback=lambda _: told())
+        iterations -= minimize(objective, best[1], **given).nit + 1
     deviation = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), unravel(jnp.asarray(best[1], flat.dtype)))
     return best[0], deviate(start, free, deviation)
 

@@ -279,7 +279,7 @@ def linspace(schedule: Schedule, num_steps: int, end: float = math.inf) -> Grid:
 def trailing(schedule: Schedule, num_steps: int, end: float = math.inf) -> Grid:
     """Levels round(T - k T/N) - 1 of a discrete chain, then `end`, clean by default.
 
-    It starts at the last level for every N (Lin et al. 2024, arXiv 2305.08891, table 2): at -inf where the
+    It starts at the last level for every N (Lin et al. 2023, arXiv 2305.08891, table 2): at -inf where the
     chain has zero terminal SNR.
     """
     steps, length = _chain(schedule, num_steps)

@@ -52,7 +52,7 @@ def classifier_free(
         call of u is skipped by `lax.cond`; with levels per frame it is skipped if no frame needs it, and
         frames outside get c.
     rescale: phi in [0, 1]: the standard deviation of each sample is moved that far back to that of c (Lin et
-        al. 2024, arXiv 2305.08891, section 3.4, where phi = .7). They do it to the output of a v network;
+        al. 2023, arXiv 2305.08891, section 3.4, where phi = .7). They do it to the output of a v network;
         near pure noise, where it matters, that is minus the denoised estimate.
 
     Raises ValueError for numbers that aren't finite, a falling interval, phi outside [0, 1]. Never vmap a

@@ -392,7 +392,7 @@ def cosine_betas(num: int = 1000, offset: float = 0.008, beta_max: float = 0.999
 def rescale_zero_terminal_snr(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     """Betas with sqrt(abar) moved and stretched to end at exactly 0 and keep its first value.
 
-    Lin et al. 2024, arXiv 2305.08891, algorithm 1. The last beta becomes 1; predict v, x0 or velocity, never
+    Lin et al. 2023, arXiv 2305.08891, algorithm 1. The last beta becomes 1; predict v, x0 or velocity, never
     eps, at that level.
     """
     root = np.exp(0.5 * np.cumsum(np.log1p(-np.asarray(betas, np.float64))))

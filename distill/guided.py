@@ -1,4 +1,4 @@
-"""Guidance distilled: one call for what takes a guided teacher two, with the scale as an input (Meng et al. 2023, 2210.03142).
+"""Guidance distilled: one call for what takes a guided teacher two, with the scale as an input (Meng et al. 2022, 2210.03142).
 
 The first of their two stages. The second is progressive distillation of this student.
 """

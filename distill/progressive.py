@@ -29,7 +29,7 @@ def objective(
     i ~ U{0..N-1}, t = (i+1)/N; the teacher makes DDIM steps t -> t - 1/(2N) -> t - 1/N, and the target is the x0 that
     takes the student there in one. per_frame: every frame has an i of its own.
 
-    guidance_range: the second stage of Meng et al. 2023 (arXiv 2210.03142). Teacher and student are both told g as
+    guidance_range: the second stage of Meng et al. 2022 (arXiv 2210.03142). Teacher and student are both told g as
     cond["guidance"], drawn per clip; the teacher is a student of `guided`, and no call is made twice.
 
     Logged: `gap` by level, the squared distance from the target without the weight.

@@ -6,6 +6,7 @@ The page is NAME.md, and NAME.html with all figures inside, which opens anywhere
 finished runs: the folder that holds them. `python -m experiments.ablate sweep --config=configs/ablations/X.py` runs a sweep.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -20,7 +21,7 @@ USAGE = "usage: python -m experiments.ablate NAME [--only=SECTION,..] [--out=doc
 OPTIONS = ("only", "out", "runs")
 
 
-@command
+@functools.partial(command, about=__doc__)
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     argv = sys.argv[1:] if argv is None else argv

@@ -1,6 +1,7 @@
 """Training an autoencoder of clips, and its round trip: what encoding and decoding alone cost, before any model samples."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,8 @@ def method(
         raise ValueError(
             f"frames: expected a whole number from 1 to the clip's {autoencoder.shape[0]}, or None for all, got {frames}"
         )
+    if not 0 <= kl < math.inf:
+        raise ValueError(f"kl: expected a weight from 0 up, got {kl}")
 
     def pose(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
         del state, frozen, hyper
@@ -98,13 +101,16 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     source, key = configs.source(context.config, "train"), context.key(name)
     record = {"format": 1, "kind": "autoencoder", "model": model, "shape": list(source.shape), "weights": "ema"}
     initial = jax.random.fold_in(key, 2**31 - 1)
-    params = built.init(initial)
     if block.get("init"):
         params, found = weights.load(weights.find(block["init"], context.workdir))
         # As it stands in a record, where tuples are lists.
         weights.check_fits(found, json.loads(json.dumps({"kind": "autoencoder", "model": model})), block["init"])
-    state = learning.init(key, jax.tree.map(jnp.asarray, params))
+        params = meshes.put(params, context.mesh)
+    else:
+        params = meshes.made(built.init, context.mesh, initial)
+    state = meshes.made(learning.init, context.mesh, key, params)
     whole = loop.Run(learning, state, {}, {"learning_rate_scale": 1.0}, block["steps"])
+    del params, state  # as in training.run
     finish_training(context, name, block, whole, source, key, record)
     if not meshes.leads():
         return

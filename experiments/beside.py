@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from diffusion import schedules
 from distill import Discriminator, Network
 from experiments import config as configs
 from experiments import drawing, exact, latents, weights
+from experiments import mesh as meshes
 from experiments.config import ConfigError
 from experiments.context import Context
-from models import INPUTS, ModelDef, build_heads, inherit
+from models import INPUTS, ModelDef, build_heads, inherit, weights_of
 from models.classifier import DEFAULTS as CLASSIFIER_DEFAULTS
 from models.classifier import build_classifier
 from models.definition import chosen_layers
@@ -65,12 +65,10 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
 
 
 def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record whose model says nothing of `INPUTS`, since a network that lacks some can be completed, and nothing of what
-    doesn't change its answers.
+    """A record whose model says nothing of `INPUTS`, since a network that lacks some can be completed, and nothing of how its
+    answers are computed: a teacher is computed as its student is.
     """
-    free = ("cond", "attention", "remat")
-    model = {k: v for k, v in record["model"].items() if k not in free} if "model" in record else None
-    return {**record, "model": model}
+    return {**record, "model": {k: v for k, v in weights_of(record.get("model", {})).items() if k != "cond"}}
 
 
 def critic(
@@ -159,10 +157,10 @@ def feature_network(context: Context, reference: str, where: str) -> Features:
 def load_fitting(
     context: Context, reference: str, definition: ModelDef, expected: Mapping[str, Any], key: jax.Array
 ) -> Any:
-    """Weights by reference, refused by name if their record doesn't fit the stage that wants them.
+    """Weights by reference, on the mesh, refused by name if their record doesn't fit the stage that wants them.
 
     A network may lack inputs that the stage's has (`cond` of its config): it is completed, and answers as before. How it is
-    computed (`attention`, `remat`) is no part of its weights.
+    computed (`models.builders.COMPUTED`) is no part of its weights.
     """
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
@@ -170,6 +168,6 @@ def load_fitting(
     weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
     drawing.check_space(record, expected["latent"], f"{reference} ({path})")
     try:
-        return inherit(jax.tree.map(jnp.asarray, params), definition, key)
+        return meshes.put(inherit(params, definition, key), context.mesh)
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{reference} ({path}) does not fit: {error.args[0]}") from None

@@ -53,7 +53,10 @@ def check(context: Any, block: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: a cascade makes clips of pixels; config.data are latents")
     configs.check_rows(block["samplers"], [evaluation.REAL], where)
     evaluation.check_clips(block, context.config, where)
-    for row in block.get("of_real", ()):
+    rows = block.get("of_real", ())
+    if not isinstance(rows, list | tuple):
+        raise ConfigError(f"{where}.of_real must be names of rows, as ('teachers',), got {rows!r}")
+    for row in rows:
         configs.choose(row, block["samplers"], f"{where}.of_real")
     for row in block["samplers"]:
         plan(context, block, row, where)

@@ -1,6 +1,7 @@
 """How every command ends: an exit status, and one line on stderr for whatever went wrong."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 
@@ -11,14 +12,17 @@ from experiments.loop import Stopped
 Main = Callable[[list[str] | None], int]
 
 
-def command(main: Main) -> Main:
+def command(main: Main, about: str | None = None) -> Main:
     """`main`, which is given the arguments of a command, with what it raises told in one line: status 0 for a run that was
     asked to stop, 2 for a mistake of the user's, 3 for a non-finite loss, 4 for a refusal by the system, as of a full disk, or
-    data that became unreadable, 130 for Ctrl-C.
+    data that became unreadable, 130 for Ctrl-C. about: what `--help` prints, of a command that doesn't answer it itself.
     """
 
     @functools.wraps(main)
     def ended(argv: list[str] | None = None) -> int:
+        if about is not None and {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+            print(inspect.cleandoc(about))
+            return 0
         try:
             return main(argv)
         except ConfigError as error:

@@ -338,9 +338,7 @@ def check_enough(source: data.Source, asked: int, what: str, split: str) -> None
 
 
 def optimiser(block: Mapping[str, Any], steps: int, where: str):
-    return call(
-        make_optimiser, dict(block), where, skip=("steps",), **({"steps": steps} if "steps" not in block else {})
-    )
+    return call(make_optimiser, dict(block), where, skip=("steps",), steps=steps)
 
 
 def method(

@@ -112,7 +112,7 @@ def model_of(reference: str, config: Mapping[str, Any], workdir: pathlib.Path) -
 def check_threshold(sampler: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     if "threshold" not in sampler:
         return
-    configs.choose(sampler["threshold"], drawing.THRESHOLDS, f"{where}.threshold")
+    configs.choose(sampler["threshold"], dict.fromkeys(drawing.THRESHOLDS), f"{where}.threshold")  # by name only
     if latents.is_latent(config):
         raise ConfigError(
             f"{where}.threshold {sampler['threshold']!r}: latents have no range to be kept in, as pixels have; remove it"

@@ -52,7 +52,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     """Names and keys of every sampler, before any work."""
     source = source_of(config, "test", where)
     configs.check_enough(source, block.get("num_clips", NUM_CLIPS), f"{where}.num_clips", "test")
-    configs.choose(block.get("noise", "independent"), NOISES, f"{where}.noise")
+    configs.choose(block.get("noise", "independent"), dict.fromkeys(NOISES), f"{where}.noise")  # by name only
     configs.check_rows(block["samplers"], [FLOW, FRESH], where)
     for name, sampler in block["samplers"].items():
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, f"{where}.samplers.{name}")

@@ -120,7 +120,12 @@ def _train(
     run.state, run.frozen = meshes.put(run.state, mesh), meshes.put(run.frozen, mesh)
     total = run.steps * run.rounds
     first = 0
-    found = checkpoints.restore(meshes.put(run.tree(), mesh))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), meshes.put(run.tree(), mesh)
+    )
+    if checkpoints.latest() is not None:
+        run.state = None  # there may be no room for a second one beside it
+    found = checkpoints.restore(like)
     if found is not None:
         first, tree, position, saved = found
         check_same(saved, record, f"{name}: checkpoint {checkpoints.folder / str(first)}")

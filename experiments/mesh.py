@@ -13,7 +13,7 @@ one. What a run computes does not depend on its mesh, so it may go on from its c
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,6 +127,13 @@ def check_batch(batch_size: int, mesh: Mesh, where: str, accumulate: int = 1) ->
 def put(tree: PyTree, mesh: Mesh) -> PyTree:
     """A tree of weights, in host or device arrays, onto the mesh by `RULES`; every process holds the same values."""
     return jax.device_put(tree, shardings(tree, mesh))
+
+
+def made(make: Callable[..., PyTree], mesh: Mesh, *given: PyTree) -> PyTree:
+    """make(*given), a tree of weights, each made where `RULES` has it: on one device alone it need not have room."""
+    if mesh.size == 1:
+        return make(*given)
+    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make, *given), mesh))(*given)
 
 
 def reader(mesh: Mesh, batch_size: int) -> tuple[int, int]:

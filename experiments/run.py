@@ -7,9 +7,11 @@ Several processes are given the same command with `--processes=auto` (or HOST:PO
 
 import contextlib
 import fcntl
+import functools
 import logging
 import pathlib
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -31,7 +33,7 @@ from experiments.loop import Stopped, duration, stop_signal
 DONE = "done.json"
 
 
-@command
+@functools.partial(command, about=__doc__)
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status, as `command` says: 0 also of a run that was stopped, and saved."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -178,12 +180,11 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
 
 
 def forget(folder: pathlib.Path) -> None:
-    """Takes back that a stage has begun, if it has left nothing: refused at its start, it must not stand in the way of the
+    """Takes back that a stage has begun, if it has left no result: refused at its start, it must not stand in the way of the
     config that mends it.
     """
-    if [path.name for path in folder.iterdir()] == ["config.json"]:
-        (folder / "config.json").unlink()
-        folder.rmdir()
+    if {path.name for path in folder.rglob("*") if path.is_file()} <= {"config.json", "parameters.txt"}:
+        shutil.rmtree(folder)
 
 
 def stage_config(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def check(context: Context) -> None:
         elif block["kind"] == "autoencoder":
             autoencoder.plan(context, block, where)
         elif block["kind"] == "classifier":
-            training.plan_classifier(block, where)
+            training.check_classifier(block, clips, where)
         elif block["kind"] == "round_trip":
             asked = block.get("num_clips", autoencoder.NUM_CLIPS)
             configs.check_enough(configs.source(config, "test"), asked, f"{where}.num_clips", "test")
@@ -144,6 +144,8 @@ def check(context: Context) -> None:
                 exact.source_of(config, "train", f"{where}.teacher")
             training.check(context, name, block, earlier)
         if block["kind"] in TRAINED:
+            seed = config["seed"]
+            configs.check_whole(f"{where}.seed_offset", block.get("seed_offset", 0), -seed, 2**32 - 1 - seed)
             meshes.check_batch(block["batch_size"], context.mesh, where, block.get("accumulate", 1))
             if "clips" not in block:
                 configs.check_enough(
@@ -181,6 +183,11 @@ def check(context: Context) -> None:
             if "guidance" in block:
                 model = evaluation.model_of(block["weights"], config, context.workdir)
                 drawing.check_guided(block["guidance"], model.get("num_classes", 0), f"{where}.guidance")
+                if block["kind"] == "continue" and block["guidance"] != 1.0 and not block.get("told_label"):
+                    raise ConfigError(
+                        f"{where}.guidance is towards a class, and the network isn't told any; choose told_label=True, or"
+                        " remove guidance"
+                    )
         earlier[name] = block
 
 

@@ -10,6 +10,8 @@ import hashlib
 import inspect
 import json
 import pathlib
+import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -75,7 +77,9 @@ MATRICES = {f.__name__: f for f in (frames.full, frames.autoregressive, frames.p
 CHOICES = {"solver": ("ddim", SOLVERS), "grid": ("uniform_time", GRIDS), "matrix": ("full", MATRICES)}
 APART = 2**31 - 4
 """Keeps the noises that are asked about apart from those that are sampled from."""
-GIVEN = ("schedule", "grid", "nfe", "num_steps", *Model._fields)
+GIVEN = ("schedule", "grid", "nfe", "num_steps", "progress", *Model._fields)
+EVERY = 30.0
+"""Seconds between two lines on how far it is."""
 
 
 def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> solvers.Table:
@@ -157,11 +161,24 @@ def make(
     asked = {k: v for k, v in model._asdict().items() if k != "noise"}
     # What is sampled, and judged, often begins with noise of the same key, and a larger array of it with the smaller one.
     asked["key"] = jax.random.fold_in(model.key, APART)
-    table, record = _build(block, steps, schedule, where, **asked)
+    table, record = _build(block, steps, schedule, where, **asked, progress=progress(where))
     if path is not None:
         solvers.save(path, table, record | made_for)
         print(f"{where}: kept as {path}", flush=True)
     return table
+
+
+def progress(where: str) -> Callable[[int, int], None]:
+    """(done, all) -> a line on stderr, now and then."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            print(f"{where}: {done}/{total}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _build(block, steps, schedule, where, **asked):

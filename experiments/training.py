@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
@@ -318,7 +317,10 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     teacher = block.get("teacher")
     start = block.get("init") or (None if teacher == exact.ORACLE else teacher)
     initial = jax.random.fold_in(key, 2**31 - 1)
-    params = beside.load_fitting(context, start, definition, record, initial) if start else definition.init(initial)
+    if start:
+        params = beside.load_fitting(context, start, definition, record, initial)
+    else:
+        params = meshes.made(definition.init, context.mesh, initial)
     if teacher == exact.ORACLE:
         # The exact denoiser, a function with its weights as leaves, like any other teacher an argument of the program.
         frozen["teacher"] = source.oracle.denoiser(network.schedule)
@@ -327,9 +329,7 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
         fitting = (definition, record) if own is None else (own.definition, record | own.record)
         frozen["teacher"] = beside.load_fitting(context, teacher, *fitting, initial)
     if block.get("features"):
-        frozen["features"] = jax.tree.map(
-            jnp.asarray, weights.load(weights.find(block["features"], context.workdir))[0]
-        )
+        frozen["features"] = meshes.put(weights.load(weights.find(block["features"], context.workdir))[0], context.mesh)
     if block.get("previous"):
         frozen["previous"] = beside.load_fitting(context, block["previous"], definition, record, initial)
     # Steps of the student stand in hyper from the first round on; teachers and steps are arguments, never constants.
@@ -338,8 +338,9 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
         hyper["steps"] = float(rounds[0])
     # A critic of clips that a student will make is a denoiser first: the teacher, where the student begins as something else.
     denoiser = [frozen["teacher"]] if configs.has_critic(block["method"]) and teacher != exact.ORACLE else []
-    state = method.init(key, jax.tree.map(jnp.asarray, params), *denoiser)
+    state = meshes.made(method.init, context.mesh, key, params, *denoiser)
     run = loop.Run(method, state, frozen, hyper, block["steps"], max(1, len(rounds)))
+    del params, state, frozen, denoiser  # what isn't used any more would stay for as long as it trains
     look = preview.Preview(context, name, block, network, source, codec) if "preview" in block else None
     finish_training(context, name, block, run, source, key, record, look)
 
@@ -357,6 +358,20 @@ def plan_classifier(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any
         optimiser=optimiser,
     )
     return model, classifier, accumulating(method, block.get("accumulate", 1))
+
+
+def check_classifier(block: Mapping[str, Any], source: data.Source, where: str) -> None:
+    """A classifier stage, before any work: its frames and classes are those of the clips."""
+    model, *_ = plan_classifier(block, where)
+    if tuple(model["shape"]) != tuple(source.shape[1:]):
+        raise ConfigError(
+            f"{where}.model.shape is {tuple(model['shape'])}, the frames of config.data are {tuple(source.shape[1:])}"
+        )
+    if not 0 < source.num_classes <= model["num_classes"]:
+        raise ConfigError(
+            f"{where}.model.num_classes is {model['num_classes']}, config.data has {source.num_classes or 'none'}: a classifier"
+            " learns the classes of the clips"
+        )
 
 
 def run_classifier(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:

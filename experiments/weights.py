@@ -125,5 +125,11 @@ def result_path(workdir: pathlib.Path, stage: str, steps: str | int | None = Non
 def check_fits(record: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
     """Refuses a wrong pair from the record: model, prediction, schedule or shape of another kind."""
     for key, value in expected.items():
-        if key in record and record[key] != value:
-            raise ConfigError(f"{what} does not fit: its {key} is {record[key]!r}, this stage needs {value!r}")
+        if key not in record or record[key] == value:
+            continue
+        own = record[key]
+        if isinstance(own, Mapping) and isinstance(value, Mapping) and own.get("kind") == value.get("kind"):
+            # Of two networks of a kind what they differ in, not all that they are.
+            inner = next(name for name in {**own, **value} if own.get(name) != value.get(name))
+            key, own, value = f"{key}.{inner}", own.get(inner), value.get(inner)
+        raise ConfigError(f"{what} does not fit: its {key} is {own!r}, this stage needs {value!r}")

@@ -1,7 +1,7 @@
 """Networks, behind one seam: `build(config) -> ModelDef`."""
 
 from models.attention import ATTENTION, JVP_KINDS, require_jvp
-from models.builders import KINDS, build
+from models.builders import KINDS, build, weights_of
 from models.definition import INPUTS, ModelDef, Params, define, inherit
 from models.heads import HeadsDef, build_heads
 
@@ -18,4 +18,5 @@ __all__ = [
     "define",
     "inherit",
     "require_jvp",
+    "weights_of",
 ]

@@ -73,6 +73,19 @@ def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
     return _build(tuple(sorted(options.items())))
 
 
+COMPUTED = ("attention", "remat", "scan", "dropout", "dtype")
+"""Options of how a network's answers are computed, in use or in training: networks that differ in these share weights."""
+
+
+def weights_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's weights are weights of: its config without `COMPUTED`, and all else spelt out. A network of a kind from
+    elsewhere as its config has it.
+    """
+    kind = KINDS.get(config.get("kind", ""))
+    whole = {**(COMMON | kind.options if kind else {}), **config}
+    return {name: _frozen(value) for name, value in whole.items() if name not in COMPUTED}
+
+
 @functools.lru_cache(maxsize=128)
 def _build(items: tuple[tuple[str, Any], ...]) -> ModelDef:
     options = dict(items)

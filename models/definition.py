@@ -203,10 +203,11 @@ def inherit(params: Params, definition: ModelDef, key: PRNGKeyArray) -> Params:
     whatever it is told to jump to, to be guided by or to upsample. Nothing else may differ: KeyError and ValueError as in
     `apply`.
     """
-    fresh = definition.init(key)
-    new = {name: fresh[name] for name in INPUTS if name in fresh and name not in params}
-    params = {**params, **new}
-    _check_params(params, _flat(fresh))
+    wanted = jax.eval_shape(definition.init, key)
+    if new := [name for name in INPUTS if name in wanted and name not in params]:
+        fresh = definition.init(key)
+        params = {**params, **{name: fresh[name] for name in new}}
+    _check_params(params, _flat(wanted))
     return params
 
 

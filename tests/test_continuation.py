@@ -9,10 +9,11 @@ import pytest
 
 from diffusion import schedules
 from experiments import config as configs
-from experiments import continuation, data
+from experiments import continuation, data, stages
 from experiments import mesh as meshes
 from experiments import run as program
 from experiments.context import Context
+from tests.configs import tiny_forcing
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -144,3 +145,14 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, override, error
     said = capsys.readouterr().err
     assert re.search(error, said), said
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_guidance_towards_a_class_that_is_not_told_is_refused(tmp_path):
+    """Both calls would be told no class, and be the same."""
+    config = configs.plain(tiny_forcing.get_config())
+    config["stages"]["chunks"] |= dict(guidance=2.0)
+    context = Context(config, tmp_path, meshes.make())
+    with pytest.raises(configs.ConfigError, match="isn't told any; choose told_label=True, or remove guidance"):
+        stages.check(context)
+    config["stages"]["chunks"] |= dict(told_label=True)
+    stages.check(context)

@@ -1,5 +1,6 @@
 """`build`: a config, or one clear line that names what is wrong with it."""
 
+import dataclasses
 import pathlib
 
 import av
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments import data
 from experiments.data import tfds_builder
 from experiments.data.moving_digits import MovingDigits
+from experiments.data.source import from_config
 
 
 def test_defaults_of_moving_digits():
@@ -91,6 +93,24 @@ def test_every_kind_keeps_the_contract(folders, options, num_classes):
 def test_a_wrong_config_is_named(config, message):
     with pytest.raises(KeyError, match=message):
         data.build(ConfigDict(config))
+
+
+def test_a_field_with_a_factory_has_a_default():
+    @dataclasses.dataclass
+    class Own:
+        sizes: list = dataclasses.field(default_factory=lambda: [1, 2])
+        split: str = "train"
+
+    assert from_config(Own, dict(kind="own:Own"), "test") == Own([1, 2], "test")
+    assert from_config(Own, dict(kind="own:Own", sizes=[3]), "test") == Own([3], "test")
+
+
+def test_a_seed_of_exact_draws_is_one_of_a_keys():
+    law = dict(kind="exact", name="a1d", size=2)
+    assert np.isfinite(data.build(law | dict(seed=2**32 - 1))[0]["video"]).all()
+    for seed in (2**32, 2**70, -1):
+        with pytest.raises(ValueError, match=f"seed must be at least 0 and at most {2**32 - 1}, got {seed}"):
+            data.build(law | dict(seed=seed))
 
 
 def test_an_unknown_split_is_named():

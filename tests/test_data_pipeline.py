@@ -40,7 +40,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 4, 8])
 def test_the_parts_of_all_processes_are_the_batch_of_one(processes, shuffle):
     source = MovingDigits(num_clips=50)  # 50 is no multiple of 8: batches cross epochs
     whole = take(data.Batches(source, 8, 3, shuffle=shuffle), 15)
@@ -49,6 +49,13 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(processes, shuffle):
         read = [next(part) for part in parts]
         assert all(len(r["label"]) == 8 // processes for r in read)
         assert equal(batch, {key: np.concatenate([r[key] for r in read]) for key in batch})
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_batches_of_one_clip_are_read_in_the_same_order(threads):
+    ones = [b["label"] for b in take(data.Batches(Counting(), 1, 3, threads=threads), 45)]
+    fives = [b["label"] for b in take(data.Batches(Counting(), 5, 3, threads=threads), 9)]
+    np.testing.assert_array_equal(np.concatenate(ones), np.concatenate(fives))
 
 
 def test_a_batch_is_stacked_examples_of_the_source():
@@ -68,6 +75,29 @@ def test_a_source_that_reads_many_at_once_gives_the_same_batches():
         assert equal(one, many)
     with pytest.raises(ValueError, match="expected clips of 2 frames, got one of 3 frames"):
         next(data.Batches(Many(frames=3), 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(label=np.int32([0, 1, 2, 100])), r"expected a label below 100, got 100 \(clip 7\)"),
+        (dict(label=np.int32([0, -1, 2, 3])), r"expected a label below 100, got -1 \(clip 5\)"),
+        (dict(label=np.int32([0, 1, 2])), r"expected 4 clips at once, got label of shape \(3,\)"),
+        (dict(label=np.int32(0)), r"expected 4 clips at once, got label of shape \(\)"),
+        (
+            dict(label=np.zeros((4, 2), np.int32)),
+            r"expected a scalar int32 label, got int32 of shape \(2,\) \(clip 4\)",
+        ),
+        (dict(vid=np.zeros(4)), "expected the keys video and label, got label, vid, video"),
+    ],
+)
+def test_every_clip_of_many_read_at_once_is_checked(change, message):
+    class Many(Counting):
+        def take(self, indices):
+            return dict(video=np.zeros((4, *self.shape), np.uint8), label=np.zeros(4, np.int32)) | change
+
+    with pytest.raises(source_lib.Damaged, match=r"Many\(.*\): " + message):
+        data.read(Many(), np.arange(4, 8))
 
 
 def test_every_epoch_is_a_permutation_of_its_own():
@@ -147,8 +177,22 @@ def test_a_wrong_option_is_named(options, message):
 )
 def test_a_source_that_breaks_its_word_is_named(source, message, threads):
     batches = data.Batches(source, 4, threads=threads)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(source_lib.Damaged, match=message):
         next(batches)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_clip_that_breaks_its_sources_word_later_on_is_damage_and_named(threads):
+    batches = data.Batches(Counting(num_classes=13), 4, shuffle=False, threads=threads)
+    take(batches, 3)
+    with pytest.raises(source_lib.Damaged, match=r"Counting\(.*\): expected a label below 13, got 13 \(clip 13\)"):
+        next(batches)
+
+
+def test_a_source_without_clips_is_refused_by_name():
+    assert source_lib.checked(Counting()) == Counting()
+    with pytest.raises(ValueError, match=r"Counting\(length=0, .*\) has no clips"):
+        source_lib.checked(Counting(length=0))
 
 
 def test_a_wrong_shape_or_key_is_named():

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from experiments import data
@@ -182,6 +184,14 @@ def test_a_wrong_option_is_named(odd, options, error, message):
         data.build(odd | options)
 
 
+def test_more_frames_than_are_recorded_are_refused_at_once(digits, odd):
+    assert data.build(dict(kind="tfds", data_dir=str(digits[0]), frames=4)).shape == (4, 16, 16, 1)
+    with pytest.raises(ValueError, match=r"frames=16: the clips of .*moving_digits.* have 4; nearest: 4"):
+        data.build(dict(kind="tfds", data_dir=str(digits[0]), frames=16))
+    with pytest.raises(ValueError, match="frames=2: the clips of .*odd.* have 1; nearest: 1"):
+        data.build(dict(odd, video_key="picture", label_key="shape", frames=2))
+
+
 def test_no_dataset_and_another_file_format_are_errors(tmp_path, digits):
     with pytest.raises(KeyError, match="holds no TFDS dataset"):
         data.build(dict(kind="tfds", data_dir=str(tmp_path)))
@@ -211,3 +221,17 @@ def test_a_crop_keeps_the_aspect_and_the_place():
     assert small.shape == (2, 10, 20, 3)
     # Halved, column j is the mean of columns 2 j and 2 j + 1 of the ramp, up to the rounding to whole levels.
     assert np.abs(small[..., 2:-2, :] - (2 * np.arange(20) + 0.5)[2:-2, None]).max() <= 0.51
+
+
+SIDES, PLACES = st.integers(1, 512), st.sampled_from((0.0, 0.3, 0.5, 1.0))
+
+
+@settings(max_examples=300)
+@given(video=st.tuples(SIDES, SIDES), size=st.tuples(SIDES, SIDES), where=st.tuples(PLACES, PLACES))
+@example(video=(450, 800), size=(112, 112), where=(0.5, 0.5))
+@example(video=(400, 225), size=(56, 56), where=(1.0, 1.0))
+@example(video=(600, 450), size=(224, 224), where=(0.5, 0.3))
+@example(video=(848, 464), size=(448, 448), where=(0.3, 0.5))
+def test_a_crop_of_any_size_lies_in_the_frame(video, size, where):
+    made = framing.crop_and_resize(np.full((1, *video, 1), 200, np.uint8), size, np.array(where))
+    assert made.shape == (1, *size, 1) and (made == 200).all()

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import data
 from experiments.data import framing, resized
-from experiments.data.source import check_example
+from experiments.data.source import Damaged, check_example
 
 CLIPS = dict(kind="moving_digits", size=16, frames=8, digits=2, num_clips=64)
 FULL = data.build(CLIPS)
@@ -43,6 +43,18 @@ def test_the_low_clip_of_a_stage_is_the_clip_of_the_stage_before_to_the_bit():
         np.testing.assert_array_equal(large["video"], FULL[index]["video"])
     assert (base.shape, temporal.shape, spatial.shape) == ((2, 4, 4, 1), (8, 4, 4, 1), (8, 16, 16, 1))
     assert (temporal.low_shape, spatial.low_shape) == ((2, 4, 4, 1), (8, 4, 4, 1))
+
+
+def test_a_low_clip_of_a_small_one_is_averaged_once():
+    """And not of averages that are rounded, which are a level off in places."""
+    base, stage = build(time=4, space=8), build(time=2, space=2, low=(2, 4))
+    crops = build(time=2, space=2, low=(2, 4), crop=(2, 4))
+    for index in range(8):
+        low = stage[index]["low"]
+        np.testing.assert_array_equal(low, base[index]["video"])
+        frames, rows, columns = crops.window(index)
+        part = low[frames.start // 2 :, rows.start // 4 :, columns.start // 4 :][:1, :1, :1]
+        np.testing.assert_array_equal(crops[index]["low"], part)
 
 
 @pytest.mark.parametrize("space, low, crop", [(1, (2, 4), (4, 8)), (2, (4, 2), (4, 4)), (1, (1, 1), (3, 5))])
@@ -102,19 +114,23 @@ class Still:
     """A source that can't draw parts, of frames that tell their place."""
 
     shape, num_classes = (4, 4, 6, 2), 0
+    longer = 0
 
     def __len__(self):
         return 3
 
     def __getitem__(self, index):
-        return dict(
-            video=np.arange(4 * 4 * 6 * 2, dtype=np.uint8).reshape(self.shape) + np.uint8(index), label=np.int32(0)
-        )
+        video = np.arange(4 * 4 * 6 * 2, dtype=np.uint8).reshape(self.shape) + np.uint8(index)
+        return dict(video=np.pad(video, ((0, self.longer), (0, 0), (0, 0), (0, 0))), label=np.int32(0))
 
 
 def test_other_sources_are_cut_after_they_are_read():
     box = (slice(1, 4, 2), slice(2, 4), slice(0, 3))
-    np.testing.assert_array_equal(resized.cut(Still(), 2, *box)["video"], Still()[2]["video"][box])
+    still = Still()
+    np.testing.assert_array_equal(resized.cut(still, 2, *box)["video"], still[2]["video"][box])
+    still.longer = 1
+    with pytest.raises(Damaged, match=r"expected clips of 4 frames, got one of 5 frames \(clip 2\)"):
+        resized.cut(still, 2, *box)
 
 
 def test_floats_are_averaged_as_they_are():

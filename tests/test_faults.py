@@ -451,7 +451,8 @@ def test_a_wrong_validation_is_one_line_before_any_work(stage, given, message, t
 def test_a_metric_that_is_not_measured_is_named(tmp_path):
     with pytest.raises(ConfigError, match="keep_best 'los' is not measured; did you mean 'loss'"):
         run_tiny(tmp_path / "run", "teacher", teacher=dict(validation=dict(clips=16, keep_best="los")))
-    assert not list((tmp_path / "run/teacher").glob("weights*"))
+    # And doesn't stand in the way of the config that mends it.
+    assert not (tmp_path / "run/teacher").exists()
 
 
 @pytest.fixture(autouse=True)

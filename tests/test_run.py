@@ -320,6 +320,31 @@ MANY = dict(num_clips=8, num_reference=8, batch_size=8, classifier="classifier")
             dict(kind="continue", weights="teacher", history=1, frames=3, steps=2, guidance=2.0, **MANY),
             "guidance: the network is unconditional",
         ),
+        (dict(seed_offset=-4), "last.seed_offset must be at least -3 and at most 4294967292, got -4"),
+        (
+            dict(kind="classifier", steps=1, batch_size=8, model=dict(num_classes=5)),
+            "last.model.num_classes is 5, config.data has 10: a classifier learns the classes of the clips",
+        ),
+        (
+            dict(kind="classifier", steps=1, batch_size=8, model=dict(shape=(8, 8, 1))),
+            r"last.model.shape is \(8, 8, 1\), the frames of config.data are \(16, 16, 1\)",
+        ),
+        (
+            dict(kind="classifier", steps=1, batch_size=8, options=dict(smoothing=3.0)),
+            "last.options: expected frames_per_clip from 1 up and smoothing in",
+        ),
+        (
+            dict(kind="cascade", samplers={"a": dict(base=dict(weights="teacher", steps=2))}, of_real="a", **MANY),
+            r"of_real must be names of rows, as \('teachers',\), got 'a'",
+        ),
+        (
+            dict(
+                kind="evaluate",
+                **MANY,
+                samplers={"a": dict(weights="teacher", steps=2, threshold="experiments.config:choose")},
+            ),
+            "samplers.a.threshold 'experiments.config:choose' is not known",
+        ),
         (
             dict(options=dict(law=dict(kind="uniform_time", draw="monotone"))),
             r"options.law: draw 'monotone': expected a level per frame, .* got shape \(2,\); options.per_frame",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import oracles, sampling, schedules, solvers
+from diffusion import fitted, oracles, sampling, schedules, solvers
 from experiments import config as configs
 from experiments import tables, weights
 from experiments.config import ConfigError
@@ -42,6 +42,18 @@ def test_what_asking_found_is_kept_and_used_again(block, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.npz"))) == 2
     sample = sampling.sample(model_of(2.0).denoise, one, jax.random.normal(jax.random.key(1), (64, 1)))
     assert bool(jnp.isfinite(sample).all())
+
+
+@pytest.mark.parametrize("block", BLOCKS[:2])
+def test_long_asking_says_how_far_it_is(block, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "EVERY", 0.0)
+    tables.make(block, 2, VP, "here", model_of(2.0), tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("here: ")]
+    done, total = zip(*(map(int, line.removeprefix("here: ").split("/")) for line in lines), strict=True)
+    assert set(total) == {len(fitted.CANDIDATES) if block == BLOCKS[0] else SMALL_FIT["iterations"]}
+    assert list(done) == sorted(done) and 0 <= done[0] < done[-1] <= total[0]
+    with pytest.raises(ConfigError, match="progress"):
+        tables.check({"solver": {**block["solver"], "progress": 1}}, 2, VP, "here")
 
 
 def test_a_shipped_table_serves_its_network_alone(tmp_path, monkeypatch, capsys):

@@ -25,10 +25,10 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
     without = dict(adversarial=0.0, discriminative=0.0)
     config.sweep = ConfigDict(
         dict(
-            about="""DMD2's axes (Yin et al. 2024, arXiv 2405.14867, sections 4.2 to 4.4): how many updates the critic has for
-            each of the student's, the adversary on its features, and where the inputs of a student of four calls come from, its
-            own samples or noised clips. 4,000 updates of the critic on the ring of eight modes, the teacher exact, each axis
-            varied alone. Energy distance (no floor) and the distance of order 1 (fresh draws have .1).""",
+            about="""DMD2's axes (Yin et al. 2024, arXiv 2405.14867, sections 4.2, 4.3 and 4.5): how many updates the critic has
+            for each of the student's, the adversary on its features, and where the inputs of a student of four calls come from,
+            its own samples or noised clips. 4,000 updates of the critic on the ring of eight modes, the teacher exact, each
+            axis varied alone. Energy distance (no floor) and the distance of order 1 (fresh draws have .1).""",
             axes=dict(
                 ratio=dict(path="stages.student.options.ratio", values=(5, 1, 10)),
                 adversary=dict(path="stages.student.options", values=[{}, without], labels=["on", "off"]),

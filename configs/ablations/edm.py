@@ -27,7 +27,8 @@ def get_config(law: str = "a1d") -> ConfigDict:
             Karras' with rho 7; and the solver, 36 calls each. The law is 0.4 N(-2, 1) + 0.6 N(2, 1), the denoiser exact, the
             error that of the map from noise, and of the law. A table of coefficients runs in the log-SNR, so that a scaling
             changes nothing: in the paper it bends the trajectories that Heun's method follows. Euler's and Heun's
-            method are those of x/alpha over sigma/alpha; DDIM is that of Euler.""",
+            method are those of x/alpha over sigma/alpha; DDIM is the same as Euler's. The cosine's uniform time begins at
+            sigma/alpha = 22,026 and its first step of 18 ends at 11: over such a step Heun's trapezoid is useless.""",
             axes=dict(
                 schedule=dict(path="schedule.of", values=("edm", "vp_linear", "vp_cosine", "ve")),
                 scaling=dict(path="schedule.scaling", values=("VE", "VP")),

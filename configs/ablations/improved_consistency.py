@@ -30,7 +30,8 @@ def get_config(law: str = "eight_mode_ring") -> ConfigDict:
         dict(
             about="""The axes of improved consistency training (Song & Dhariwal 2023, arXiv 2310.14189, sections 3.3 to
             3.5): the metric, the weight of a pair, and how the number of levels grows. 2,000 updates from scratch on the
-            ring of eight modes, each axis varied alone. Energy distance (times 1, no floor) after one call and after two.""",
+            ring of eight modes, each axis varied alone. Energy distance (no floor; not times 1000, as
+            on the page of distillation) after one call and after two.""",
             axes=dict(
                 metric=dict(path="stages.student.options.metric", values=("huber", "squared", "norm")),
                 weight=dict(path="stages.student.options.weighting", values=("inverse_gap", "plain")),

@@ -1,4 +1,4 @@
-"""The teacher at few steps, undistilled: DDIM, DPM-Solver++(2M), the default choice and a table fitted to it.
+"""The teacher at few steps, undistilled: DDIM, DPM-Solver++(2M), `best` and a table fitted to it.
 
     python -m experiments.run --config=configs/moving_digits/few_steps.py --workdir=runs/digits/teacher
 

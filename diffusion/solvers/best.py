@@ -140,6 +140,7 @@ def best(
     key: Array | None = None,
     *,
     num_noises: int = NUM_NOISES,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Table:
     """The sampler to use when nothing is known about the denoiser but the denoiser itself; nfe calls.
 
@@ -147,7 +148,7 @@ def best(
     solve with a sampler of the same family: 300 + 75 nfe calls in two compiled programs, one for all candidates. The
     smallest mean square root of the samples' errors wins: between the median, which lone trajectories that land in another
     mode don't touch, and the RMSE, which they rule. Without, by a rule of the NFE, for data of standard deviation near 1.
-    start, end: log-SNR, the schedule's own unless given; infinite ends are legal.
+    start, end: log-SNR, the schedule's own unless given; infinite ends are legal. progress: called with (candidates done, all).
 
     Raises ValueError for a bad nfe, ends that don't rise, one of shape and key without the other, a denoiser whose samples
     are not finite.
@@ -162,7 +163,11 @@ def best(
     truth = reference(denoise, schedule, start, end, x)
     scale = spread(truth)
     tables = [candidate.table(schedule, nfe, start, end, scale) for candidate in CANDIDATES]
-    scores = [float(_score(sampling.sample(denoise, table, x), truth)) for table in tables]
+    scores: list[float] = []
+    for table in tables:
+        scores.append(float(_score(sampling.sample(denoise, table, x), truth)))
+        if progress is not None:
+            progress(len(scores), len(tables))
     if not np.isfinite(scores).any():
         raise ValueError(f"best: no sampler gave finite samples with {nfe} calls of this denoiser")
     return tables[int(np.argmin(np.where(np.isfinite(scores), scores, np.inf)))]

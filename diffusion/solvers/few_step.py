@@ -38,7 +38,7 @@ def consistency(schedule: Schedule, grid: Float[ArrayLike, "points ..."], *, end
 def overshoot(schedule: Schedule, grid: Float[ArrayLike, "points ..."]) -> Table:
     """DDIM steps of twice the length, each followed by noise back up to the next level; N calls.
 
-    The stochastic sampler of guided students (Meng et al. 2023, arXiv 2210.03142): from t to k = t - 2/N, then by the forward
+    The stochastic sampler of guided students (Meng et al. 2022, arXiv 2210.03142): from t to k = t - 2/N, then by the forward
     process to s = t - 1/N, z_s = (alpha_s/alpha_k) z_k + sigma_s sqrt(1 - exp(l_s - l_k)) eps. The last step has no room to
     overshoot and is DDIM's, also that of a matrix that leaves frames on their way. A frame that waits is left alone.
     """

@@ -64,7 +64,7 @@ def diversity() -> Found:
         without, with_noise = pair(n, "diversity")
         statements.append(
             Statement(
-                f"moving digits: diversity, {n} steps, with noise less without",
+                f"moving digits: diversity, {n} steps, with noise minus without",
                 difference(with_noise, without),
                 least=0.0,
             )
@@ -128,7 +128,7 @@ def few_steps() -> Found:
         with_noise, without = (found[eta][counts.index(n)] for eta in (1.0, 0.0))
         statements.append(
             Statement(
-                f"N(0, .25): error of the spread, {n} steps, with noise over without",
+                f"N(0, .25): error of the spread, {page.plural(n, 'step')}, with noise over without",
                 exact(with_noise / without),
                 least=WORSE,
             )
@@ -137,7 +137,7 @@ def few_steps() -> Found:
         without, with_noise = pair(n, QUALITY)
         statements.append(
             Statement(
-                f"moving digits: Fréchet distance, {n} steps, with noise over without",
+                f"moving digits: Fréchet distance, {page.plural(n, 'step')}, with noise over without",
                 ratio(with_noise, without),
                 least=WORSE,
             )
@@ -206,7 +206,7 @@ def temporal() -> Found:
         without, with_noise = pair(n, "identity_kept")
         statements.append(
             Statement(
-                f"moving digits: identity kept, {n} steps, without noise less with",
+                f"moving digits: identity kept, {n} steps, without noise minus with",
                 difference(without, with_noise),
                 least=0.02,
             )
@@ -241,8 +241,8 @@ CLAIMS = (
         "temporal",
         "Noise in the sampler breaks coherence over time",
         f"""Gaussian videos, whose change from frame to frame (over the variance of a frame) is read off the coefficients;
-        {NETWORK}. eta = 1 against eta = 0; broken is {WORSE} times the change or the flicker, or 2 % of the clips less
-        with their identity.""",
+        {NETWORK}. eta = 1 against eta = 0; broken is {WORSE} times the change or the flicker, or 2 % fewer clips that
+        keep their identity.""",
         temporal,
     ),
 )

@@ -98,7 +98,8 @@ def progressive(runs: pathlib.Path, folder: pathlib.Path) -> Found:
         gain = between(found, ("progressive", 1), (mixture.ORACLE, 4), mixture.ENERGY)
         statements.append(
             Statement(
-                f"{law}: energy distance of one call, 1024 steps halved ten times, less that of 4 calls of the exact denoiser",
+                f"{law}: energy distance (times 1000) of one call, 1024 steps halved ten times, minus that of 4 calls of the"
+                " exact denoiser",
                 gain,
                 0.0,
             )
@@ -157,7 +158,7 @@ def consistency_steps(runs: pathlib.Path, folder: pathlib.Path) -> Found:
     found, missing = mixture.read(runs, folder, mixture.RING)
     statements = [
         Statement(
-            f"ring, {method}: energy distance of {calls} calls less that of one",
+            f"ring, {method}: energy distance (times 1000) of {calls} calls minus that of one",
             between(found, (method, calls), (method, 1), mixture.ENERGY),
             0.0,
         )
@@ -189,10 +190,10 @@ def consistency_training(runs: pathlib.Path, folder: pathlib.Path) -> Found:
             works = between(found, (method, 1), (mixture.ORACLE, 1), mixture.DISTANCE)
             statements += [
                 Statement(
-                    f"{law}, {method}: it learns (distance of one call less that of the exact denoiser's)", works, 0.0
+                    f"{law}, {method}: it learns (distance of one call minus that of the exact denoiser's)", works, 0.0
                 ),
                 Statement(
-                    f"{law}, {method}: it is harder (distance of one call less that of distillation)",
+                    f"{law}, {method}: it is harder (distance of one call minus that of distillation)",
                     without,
                     least=0.0,
                 ),

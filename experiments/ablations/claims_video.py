@@ -32,7 +32,7 @@ def flicker() -> Found:
                 least=1.1,
             ),
             Statement(
-                f"moving digits, {n} steps: identity kept over the clip, less that of 50",
+                f"moving digits, {n} steps: identity kept over the clip, minus that of 50",
                 difference(rows[n]["identity_kept"], rows[50]["identity_kept"]),
                 -0.02,
             ),
@@ -167,7 +167,7 @@ def long() -> Found:
         )
         for name in found
         for way in (
-            "chunks after 1 clean frames",
+            "chunks after 1 clean frame",
             "chunks after 4 clean frames",
             "rolling after 4 clean frames",
             "blended every 4 frames, flat",
@@ -258,7 +258,7 @@ CLAIMS = (
         "flicker",
         "Below about 8 steps video flickers though single frames look fine",
         f"""{claims_digits.CLIPS} clips of moving digits by the shipped teacher, DDIM without guidance, from the same
-        noise; Gaussian video exactly. Flickering is 1.1 times the flicker or 2 % less clips that keep their identity,
+        noise; Gaussian video exactly. Flickering is 1.1 times the flicker or 2 % fewer clips that keep their identity,
         fine is at most {NEAR} times the Fréchet distance of single frames.""",
         flicker,
     ),

@@ -163,7 +163,7 @@ class Run(NamedTuple):
 
 ITSELF = "ddim_50"
 """The row of the teacher's run at few steps that is the teacher of the students."""
-SAMPLERS = {"ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "best": "the default choice", "fitted": "a fitted table"}
+SAMPLERS = {"ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "best": "`best`, chosen by asking", "fitted": "a fitted table"}
 
 
 class Undistilled(NamedTuple):

@@ -100,7 +100,7 @@ def noisy(folder: pathlib.Path) -> str:
 
 This shows what fresh noise on the way is worth at few steps: the same teacher, noise and clips, with DDIM's eta 0 or 1 and
 DPM-Solver++(2M) with and without noise.
-Noise is worth more than steps: at 8 calls it keeps more identities and comes nearer to the data than none does at 16. Its
+Noise is worth more than steps: at 8 calls it keeps more identities and comes nearer to the data than 16 calls without. Its
 price is motion: clips change less, and their speeds are twice as far off.
 
 {table(found)}

@@ -49,9 +49,9 @@ def introduction() -> str:
     text = (
         "`--only=NAME` makes one section again: "
         + ", ".join(sections(RUNS))
-        + f". The last is read from a finished run (`--runs`, `{RUNS}`); those before it are of moving digits. In "
+        + f". The last is read from a finished run (`--runs`, `{RUNS}`). In "
         + ", ".join(EXACT)
-        + " the video is Gaussian, 16 frames, its "
+        + " the video is Gaussian, in the others it is of moving digits. Gaussian video has 16 frames, its "
         "denoiser exact under any level per frame (`oracles.gaussian_process`), so a deterministic sampler is a matrix, the "
         "law of what it makes is read off, and its 2-Wasserstein distance to the truth has no noise. OU is Ornstein-Uhlenbeck "
         "with a correlation of .95 from frame to frame (rough, Markov), RBF a squared exponential of length 3 (smooth). Cosine "

@@ -65,7 +65,7 @@ def ways(video: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
     for history in (1, 2, 4):
         matrix = frames.known(frames.full(grid, WINDOW - history), before=history)
         first = begun(video(WINDOW), short, None, matrix, history)
-        found[f"chunks after {history} clean frames"] = rolled(
+        found[f"chunks after {page.plural(history, 'clean frame')}"] = rolled(
             short, matrix, first, history, WINDOW - history, 3 * FRAMES
         )
     for history in (0, 4):
@@ -74,7 +74,9 @@ def ways(video: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
             frames.known(part(grid, STEPS // width), before=history) for part in (frames.rolling_start, frames.rolling)
         )
         first = begun(video(WINDOW), short, start, matrix, history)
-        found[f"rolling after {history} clean frames"] = rolled(short, matrix, first, history, 1, 3 * FRAMES)
+        found[f"rolling after {page.plural(history, 'clean frame')}"] = rolled(
+            short, matrix, first, history, 1, 3 * FRAMES
+        )
     for stride in (WINDOW, WINDOW // 2):
         queue = clock(2 * WINDOW)
         matrix, start = frames.rolling(queue, 1), frames.rolling_start(queue, 1)
@@ -100,8 +102,8 @@ def section(folder: pathlib.Path) -> str:
 The denoiser is exact for {WINDOW} frames and knows of no others; {STEPS} steps of 2M. The distance of {FRAMES} frames in a row
 to the true law (of roll-outs the last of {3 * FRAMES}); their variance and the covariance of frames {WINDOW} apart. Blending
 never brings back what lies outside the windows, and is too quiet; chunks after clean frames keep the law of a Markov video;
-rolling costs some of it by the noise on what a frame remembers. RBF has a variance of .001 of every frame's own: a singular
-video takes clean frames at their word.
+rolling costs some of it by the noise on what a frame remembers. Every frame of RBF has noise of its own, of variance .001:
+without it small errors in clean frames would be extrapolated without bound.
 
 {page.table(header, list(rows.values()))}
 """

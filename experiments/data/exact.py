@@ -49,7 +49,7 @@ class Exact:
             raise KeyError(f"unknown law {self.name!r}; {source_lib.nearest(self.name, LAWS)}")
         source_lib.check_split(self.split)
         source_lib.check_whole("size", self.size, 1)
-        source_lib.check_whole("seed", self.seed, 0)
+        source_lib.check_whole("seed", self.seed, 0, 2**32 - 1)  # beyond it keys come again
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -52,7 +52,8 @@ def crop_and_resize(
     if (height, width) == size:
         return video
     scale = min(height / size[0], width / size[1])
-    box_height, box_width = size[0] * scale, size[1] * scale
+    # At most the video's: a rounding more, and the box would start outside.
+    box_height, box_width = min(size[0] * scale, height), min(size[1] * scale, width)
     top, left = (height - box_height) * where[0], (width - box_width) * where[1]
     box = (left, top, min(left + box_width, width), min(top + box_height, height))
     resized = np.empty((len(video), *size, video.shape[-1]), np.uint8)

@@ -7,16 +7,31 @@ from typing import Any
 import grain
 import numpy as np
 
-from experiments.data.source import Source, check_example, check_whole
+from experiments.data.source import Damaged, Source, check_example, check_whole
 
 
 def read(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """The clips of these indices, stacked: all at once where the source has `take`, else one by one."""
+    """The clips of these indices, stacked: all at once where the source has `take`, else one by one.
+
+    Raises Damaged for one that isn't what the source says.
+    """
     if hasattr(source, "take"):
         batch = source.take(indices)
-        check_example({name: rows[0] for name, rows in batch.items()}, source)
+        for name, rows in batch.items():
+            if np.shape(rows)[:1] != (len(indices),):
+                raise Damaged(
+                    f"{source!r}: expected {len(indices)} clips at once, got {name} of shape {np.shape(rows)}"
+                )
+
+        def check(row: int) -> None:
+            check_example({name: rows[row] for name, rows in batch.items()}, source, indices[row])
+
+        check(0)
+        # The rows of an array share their shape and dtype: of the others only a label can be wrong, the least or the greatest.
+        check(int(np.argmin(batch["label"])))
+        check(int(np.argmax(batch["label"])))
         return batch
-    examples = [check_example(source[i], source) for i in indices]
+    examples = [check_example(source[i], source, i) for i in indices]
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
@@ -39,7 +54,7 @@ class Batches:
         threads, prefetch: how many threads keep how many batches ready; 0 reads in the caller's thread.
 
     Raises ValueError for a batch that P does not divide or that is longer than the source, and, when read,
-    for an example that isn't of the source's shape.
+    Damaged for an example that isn't what the source says.
     """
 
     def __init__(
@@ -72,7 +87,9 @@ class Batches:
         if shuffle:
             indices = indices.shuffle()
         # Parts of B/P rows in a row: global batch s is the parts s P .. s P + P - 1.
-        parts = indices.repeat().batch(batch_size // process_count).map(functools.partial(read, source))
+        # Repeated to 2^62 and not without end: grain counts the parts in floats, where 2^63 - 1 of one row are 2^63, too many.
+        rows = indices.repeat(2**62 // len(source)).batch(batch_size // process_count)
+        parts = rows.map(functools.partial(read, source))
         self._dataset = parts[process_index::process_count]
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         self._iterator = iter(self._dataset.to_iter_dataset(options))

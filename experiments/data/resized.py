@@ -23,7 +23,8 @@ class Resized:
     """The source: every `time`-th frame of another source's clips, in space the mean over squares of `space` pixels.
 
     Examples have `low` beside `video` and `label`: the video made smaller in the same way by `low` = (time, space), of
-    which a clip is upsampled. Its pixels are those of another `Resized` of the same clips, to the bit.
+    which a clip is upsampled. Its pixels are those of another `Resized` of the same clips, to the bit: means of
+    the clips' own pixels, and not of the video's, which are rounded.
 
     Args:
         of: the config of the clips, as `config.data`.
@@ -117,9 +118,10 @@ class Resized:
             slice(columns.start * squares, columns.stop * squares),
         )
         example = cut(self._inner, index, *box)
-        video = averaged(example["video"], squares)
-        example = dict(video=video, label=example["label"])
-        return example if self.low is None else {**example, "low": averaged(video[:: self.low[0]], self.low[1])}
+        made = dict(video=averaged(example["video"], squares), label=example["label"])
+        if self.low is None:
+            return made
+        return {**made, "low": averaged(example["video"][:: self.low[0]], squares * self.low[1])}
 
     def window(self, index: int) -> tuple[slice, slice, slice]:
         """Frames, rows and columns that are the example `index`: a crop begins where a frame and a square of `low` do."""
@@ -149,7 +151,8 @@ def cut(source: source_lib.Source, index: int, frames: slice, rows: slice, colum
     """A part of clip `index`: by the source's own `cut`, where it needn't draw the whole clip for it."""
     if hasattr(source, "cut"):
         return source.cut(index, frames, rows, columns)
-    example = source[index]
+    # Checked whole: of a larger clip than the source says a part would pass.
+    example = source_lib.check_example(source[index], source, index)
     return dict(video=example["video"][frames, rows, columns], label=example["label"])
 
 

@@ -13,7 +13,8 @@ Example = dict[str, np.ndarray | np.generic]
 
 
 class Damaged(ValueError):
-    """What can't be read though it was there when the run began, an example or a file of logs: the message names it."""
+    """What can't be read though it was there when the run began, an example or a file of logs, or an example that isn't what
+    its source says: the message names it."""
 
 
 @runtime_checkable
@@ -63,17 +64,19 @@ def from_config(kind: type, config: ConfigDict | Mapping[str, Any], split: str) 
         if key not in fields:
             raise KeyError(f"config.data has no key {key!r} for kind {name!r}; {nearest(key, fields)}")
     for key, field in fields.items():
-        if key not in options and field.default is dataclasses.MISSING:
+        if key not in options and field.default is field.default_factory is dataclasses.MISSING:
             raise KeyError(f"config.data lacks the key {key!r}, which kind {name!r} needs")
     return kind(**options, split=split)
 
 
 def checked(source: Any) -> Source:
-    """source, if it has what a source has and its first example is what it says; ValueError if not."""
+    """source, if it has what a source has and a first example that is what it says; ValueError if not."""
     needed = ("shape", "num_classes", "__len__", "__getitem__")
     if lacking := [name for name in needed if not hasattr(source, name)]:
         raise ValueError(f"{type(source).__name__} is no data source: it lacks {', '.join(lacking)}")
-    check_example(source[0], source)
+    if not len(source):
+        raise ValueError(f"{source!r} has no clips")
+    check_example(source[0], source, 0)
     return source
 
 
@@ -100,17 +103,17 @@ def check_index(index: int, length: int) -> int:
     return index
 
 
-def check_example(example: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+def check_example(example: Mapping[str, Any], source: Source, index: int | None = None) -> Mapping[str, Any]:
     """Returns `example` if it is `dict(video=uint8 source.shape, label=int32 [])`, the label a class or 0; a source that has
     `video_dtype` gives videos of that, one that has `low_shape` also `low`.
 
-    Raises ValueError naming the source, what was expected and what came: the keys, the frame count, the
-    shape, the dtype or the label.
+    Raises Damaged naming the source, what was expected and what came (the keys, the frame count, the
+    shape, the dtype or the label), and the clip, where its `index` is given.
     """
     dtype = getattr(source, "video_dtype", np.uint8)
     wrong = _mismatch(example, tuple(source.shape), low_shape(source), max(source.num_classes, 1), dtype)
     if wrong:
-        raise ValueError(f"{source!r}: {wrong}")
+        raise Damaged(f"{source!r}: {wrong}" + ("" if index is None else f" (clip {index})"))
     return example
 
 

@@ -57,6 +57,11 @@ class TFDSVideos:
         if self.size is not None:
             object.__setattr__(self, "size", framing.check_size(self.size))
         _ = self._keys, self._examples  # a missing folder, split or key shows here and now
+        length = _as_clip_shape(self._builder.info.features[self._keys[0]])[0]  # None: it varies
+        if self.frames is not None and length is not None and self.frames > length:
+            raise ValueError(
+                f"frames={self.frames}: the clips of {self._builder.data_dir} have {length}; nearest: {length}"
+            )
 
     @functools.cached_property
     def _builder(self) -> Any:

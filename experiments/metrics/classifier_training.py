@@ -72,6 +72,10 @@ def method(
     is to measure, not to win: without it features grow for as long as it trains, and every blot is a certain
     digit.
     """
+    if not (type(frames_per_clip) is int and frames_per_clip > 0 and 0 <= smoothing < 1):
+        raise ValueError(
+            f"expected frames_per_clip from 1 up and smoothing in [0, 1), got {frames_per_clip!r} and {smoothing!r}"
+        )
     amount = Augmentation(gain, blur, noise)
 
     def pose(state: regression.RegressionState, frozen: PyTree, batch: PyTree, key: PRNGKeyArray, hyper: PyTree):

@@ -10,9 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import config as configs
+from experiments import loop, stages, training
 from experiments import mesh as meshes
 from experiments import run as program
-from experiments import stages
 from experiments.config import ConfigError
 from models import build
 from tests.configs import tiny
@@ -147,3 +147,45 @@ def test_a_run_goes_on_on_other_devices(before, after, whole_runs, tmp_path, cap
         program.run(made)
     assert "resumed at step 2 of 4" in caplog.text
     np.testing.assert_allclose([*losses(workdir).values()], [*losses(whole_runs[before]).values()], rtol=1e-5)
+
+
+def test_no_device_ever_holds_more_than_its_part(tmp_path, monkeypatch):
+    """From the first step, and from the first after a resume: a state for which there is room on all is made on no one."""
+    seen = []
+
+    def bytes_of_devices():
+        found = dict.fromkeys(jax.devices(), 0)
+        pieces = {p.data.unsafe_buffer_pointer(): p for a in jax.live_arrays() for p in a.addressable_shards}
+        for piece in pieces.values():
+            found[piece.device] += piece.data.nbytes
+        return list(found.values())
+
+    def watched(function):
+        def first(*given, **options):
+            seen.append(bytes_of_devices())
+            return function(*given, **options)
+
+        return first
+
+    # Once all is made, and before the first step, when what was restored is there.
+    monkeypatch.setattr(training, "finish_training", watched(training.finish_training))
+    monkeypatch.setattr(loop, "compile_phases", watched(loop.compile_phases))
+    sizes = dict(data=1, fsdp=8, context=1, tensor=1)
+    config = config_of(mesh=sizes)
+    config["model"] |= dict(width=96, head_dim=24)
+    config["stages"]["student"] = config["stages"]["teacher"] | dict(
+        method="tract", teacher="teacher", student_steps=[2]
+    )
+    config["stages"]["student"]["options"] = dict(rounds=[4, 2])
+    before = bytes_of_devices()
+    program.run(stages.Context(config, tmp_path, meshes.make(sizes)))
+    for name in ("done.json", "weights.safetensors"):
+        (tmp_path / "student" / name).unlink()
+    shutil.rmtree(tmp_path / "student/checkpoints/4")
+    program.run(stages.Context(config, tmp_path, meshes.make(sizes)))
+    found = np.subtract(seen, before)
+    assert len(found) == 6  # teacher, student, student resumed
+    for here in found:
+        assert here.max() < 1.3 * here[1:].min() + 2**16
+    # A resumed state stands there once.
+    assert found[5].max() < 1.2 * found[3].max()
