@@ -5,10 +5,12 @@ costs, and of CPU time beside other libraries' (experiments/ablations/bench.py).
 
 Compiles every phase of a training stage as the stage itself would, on random weights and clips (no data and no finished
 stage is needed), and times it on this machine's devices. Beside the time: the operations of the step in forwards of the
-network, its temporary memory, the size of its program, and the share of the chip's bfloat16 peak that it reaches.
+network, its temporary memory, the size of its program, and the share of the chip's bfloat16 peak that it reaches. Operations
+are counted as in a plan, those of the dearest step (experiments/programs.py); the time is the median step's.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -24,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill.method import Method
-from experiments import beside, data, exact, latents, loop, run, stages, training
+from experiments import beside, data, exact, latents, loop, programs, run, stages, training
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.ablations import bench as benchmarks
-from experiments.ablations import costs, page
+from experiments.ablations import page
 from experiments.command import command
 from experiments.config import ConfigError
 from experiments.context import Context
@@ -56,7 +58,7 @@ class Timing(NamedTuple):
     compiling: float
 
 
-@command
+@functools.partial(command, about=__doc__)
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -132,7 +134,7 @@ def prepare(context: Context, name: str) -> tuple[dict[str, Prepared], tuple[Any
     method, (state, frozen, batch, key, hyper) = begin(context, name, block)
     state, frozen = meshes.put(state, context.mesh), meshes.put(frozen, context.mesh)
     arguments = (state, frozen, meshes.put_batch(batch, context.mesh, block["batch_size"]), key, hyper)
-    counts, forward = counted(context, name)
+    counts, forward = counted(context, name, block)
     phases = {}
     for phase, step in loop.compile_phases(method, context.mesh).items():
         begun = time.perf_counter()
@@ -143,13 +145,29 @@ def prepare(context: Context, name: str) -> tuple[dict[str, Prepared], tuple[Any
     return phases, arguments
 
 
-def counted(context: Context, name: str) -> tuple[dict[str, float], float]:
-    """(operations of a step of every phase of a stage, and of one forward)"""
-    # A loop's body counts once: for counting, and for that only, the layers stand one after the other and the batch is whole.
-    flat, block = unrolled(context), {**context.config["stages"][name], "accumulate": 1}
-    method, shapes = begin(flat, name, block, shapes=True)
-    counts = {phase: operations(step, *shapes) for phase, step in method.phases.items()}
-    return counts, one_forward(flat.config, block["batch_size"])
+def counted(context: Context, name: str, block: Mapping[str, Any]) -> tuple[dict[str, float], float]:
+    """(operations of a step of every phase of a stage, and of one forward), on all devices"""
+    context = counting(context)
+    method, shapes = begin(context, name, block, shapes=True)
+    longest = trips(block)
+    counts = {
+        phase: programs.operations(jax.make_jaxpr(step)(*shapes), longest) for phase, step in method.phases.items()
+    }
+    return counts, one_forward(context.config, block["batch_size"])
+
+
+def counting(context: Context) -> Context:
+    """For counting: a kernel's products are those of an attention that computes its scores again."""
+    model = context.config["model"]
+    plain = model.get("attention", "xla") in ("xla", "none")
+    kind = model.get("attention", "xla") if plain else "checkpoint"
+    return dataclasses.replace(context, config={**context.config, "model": {**model, "attention": kind}})
+
+
+def trips(block: Mapping[str, Any]) -> float:
+    """Of a stage's loops whose length is data, at most: the calls of a roll-out before its last exit."""
+    option = functools.partial(configs.method_option, block["method"], block.get("options", {}))
+    return option("steps") - 1.0 if option("source") == "rolled_out" else 1.0
 
 
 def timed(name: str, phases: Mapping[str, Prepared], arguments: tuple[Any, ...], steps: int) -> dict[str, Timing]:
@@ -169,18 +187,10 @@ def timed(name: str, phases: Mapping[str, Prepared], arguments: tuple[Any, ...],
     return found
 
 
-def operations(function: Any, *arguments: Any) -> float:
-    """Floating-point operations of a function's program before the compiler's choices, which hide products in calls. They are
-    counted for the CPU: other backends count compiled programs only.
-    """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return costs.operations(jax.jit(function).lower(*arguments))
-
-
 def one_forward(config: Mapping[str, Any], batch_size: int) -> float:
     """Operations of one call of the network on a batch."""
     apply, shapes = one_call(config, batch_size)
-    return operations(apply, *shapes)
+    return programs.operations(jax.make_jaxpr(apply)(*shapes))
 
 
 def one_call(config: Mapping[str, Any], batch_size: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -191,15 +201,6 @@ def one_call(config: Mapping[str, Any], batch_size: int) -> tuple[Callable[..., 
     cond = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if definition.num_classes else {}
     cond |= {"low": clips} if "low" in definition.cond_keys else {}
     return definition.apply, (jax.eval_shape(definition.init, jax.random.key(0)), clips, level, cond)
-
-
-def unrolled(context: Context) -> Context:
-    model = context.config["model"]
-    if model["kind"] != "dit":
-        return context
-    return dataclasses.replace(
-        context, config={**context.config, "model": {**model, "scan": False, "attention": "xla"}}
-    )
 
 
 def begin(
@@ -228,8 +229,7 @@ def begin(
     state, frozen = jax.eval_shape(make, key) if shapes else jax.jit(make)(key)
     hyper = {"learning_rate_scale": 1.0, "guidance": float(block.get("guidance", 1.0))}
     hyper |= {"steps": float(rounds[0])} if rounds else {}
-    # Of one clip there would be more batches than an index can say.
-    clips = batch(context.config, definition.shape, 2 if shapes else block["batch_size"])
+    clips = batch(context.config, definition.shape, 1 if shapes else block["batch_size"])
     if shapes:
         size = (block["batch_size"],)
         clips = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(size + leaf.shape[1:], leaf.dtype), clips)

@@ -43,7 +43,7 @@ FARTHEST = 8
 # The command line ------------------------------------------------------------------------------------------------
 
 
-@command
+@functools.partial(command, about=__doc__)
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 everything fits, 1 something doesn't, 2 a mistake of the user's."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -121,14 +121,11 @@ def training(context: Context, name: str, batch_size: int) -> list[Program]:
     block = {**context.config["stages"][name], "batch_size": batch_size}
     method, arguments = bench.begin(context, name, block, shapes=True)
     places = placed(context.mesh, *arguments)
-    trips = max(1.0, float(block.get("options", {}).get("steps", 1)) - 1)
+    trips, counted = bench.trips(block), functools.cache(lambda: bench.counted(context, name, block))
 
     def count(phase: str) -> tuple[float, float]:
-        # For counting on no devices: the kernels' products as those of an attention that computes its scores again.
-        counted = counting(context)
-        plain, shapes = bench.begin(counted, name, block, shapes=True)
-        step = programs.operations(jax.make_jaxpr(plain.phases[phase])(*shapes), trips)
-        return step, one_forward(counted.config, batch_size)
+        counts, forward = counted()
+        return counts[phase], forward
 
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[:2]))
     least = on_one_device(places[:3])
@@ -165,18 +162,6 @@ def on_one_device(places: PyTree) -> float:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def counting(context: Context) -> Context:
-    model = context.config["model"]
-    kind = "checkpoint" if model.get("attention", "xla") not in ("xla", "none") else model.get("attention", "xla")
-    return dataclasses.replace(context, config={**context.config, "model": {**model, "attention": kind}})
-
-
-def one_forward(config: Mapping[str, Any], batch_size: int) -> float:
-    """Operations of one call of the network on a batch."""
-    apply, shapes = bench.one_call(config, batch_size)
-    return programs.operations(jax.make_jaxpr(apply)(*shapes))
-
-
 def sampling(context: Context, name: str, batch_size: int) -> list[Program]:
     """The samplers of a stage, as it runs them: on the first device."""
     block, where = context.config["stages"][name], f"config.stages.{name}"
@@ -186,7 +171,8 @@ def sampling(context: Context, name: str, batch_size: int) -> list[Program]:
 
 def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: int, where: str) -> Program:
     config = record_of(context, block["weights"], where)
-    definition, network = configs.network(counting(dataclasses.replace(context, config=config)).config)
+    counting = bench.counting(dataclasses.replace(context, config=config)).config
+    definition, network = configs.network(counting)
     _, real = configs.network(config)
     asked = evaluation.table_block(block)
     if tables.is_searched(asked):
@@ -210,8 +196,7 @@ def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: i
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
 
     def count() -> tuple[float, float]:
-        plain = {**config, "model": counting(context).config["model"]} if config is context.config else config
-        return programs.operations(jax.make_jaxpr(draw(network))(*shapes)), one_forward(plain, batch_size)
+        return programs.operations(jax.make_jaxpr(draw(network))(*shapes)), bench.one_forward(counting, batch_size)
 
     lower = functools.partial(jax.jit(draw(real)).lower, *places)
     return Program(name, lower, count, 1.0, held, on_one_device(places[:3]))

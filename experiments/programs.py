@@ -19,8 +19,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def operations(jaxpr: ClosedJaxpr | Jaxpr, trips: float = 1.0) -> float:
     """Floating-point operations of all matrix products and convolutions, two for a product and its sum, on all devices.
 
-    What is computed again in a backward pass counts again. The rest of a network is a few operations a number, which this
-    leaves out.
+    What is computed again in a backward pass counts again, and so does what the compiler may yet find to be computed twice.
+    Products with the zeros of padding don't count. The rest of a network is a few operations a number, which this leaves out.
     """
     body = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0.0
@@ -31,8 +31,7 @@ def operations(jaxpr: ClosedJaxpr | Jaxpr, trips: float = 1.0) -> float:
             shape = equation.invars[0].aval.shape
             total += 2 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
         elif name == "conv_general_dilated":
-            out_channels = equation.invars[1].aval.shape[parameters["dimension_numbers"].rhs_spec[0]]
-            total += 2 * _size(equation.outvars[0]) * _size(equation.invars[1]) / out_channels
+            total += _convolution(equation)
         elif name == "scan":
             total += parameters["length"] * operations(parameters["jaxpr"], trips)
         elif name == "while":
@@ -42,6 +41,19 @@ def operations(jaxpr: ClosedJaxpr | Jaxpr, trips: float = 1.0) -> float:
         else:
             total += sum(operations(inner, trips) for inner in _inner(parameters.values()))
     return total
+
+
+def _convolution(equation: Any) -> float:
+    parameters, (of_lhs, of_rhs, of_out) = equation.params, equation.params["dimension_numbers"]
+    lhs, rhs, out = (variable.aval.shape for variable in (*equation.invars, *equation.outvars))
+    total = 2.0 * out[of_out[0]] * out[of_out[1]] * rhs[of_rhs[1]]
+    for axis, (low, _) in enumerate(parameters["padding"]):
+        spread, stride, step = (parameters[name][axis] for name in ("lhs_dilation", "window_strides", "rhs_dilation"))
+        taps = step * np.arange(rhs[of_rhs[2 + axis]]) - low
+        places = stride * np.arange(out[of_out[2 + axis]])[:, None] + taps
+        # Between the input's numbers there are zeros, too, where it is spread.
+        total *= np.sum((places >= 0) & (places <= spread * (lhs[of_lhs[2 + axis]] - 1)) & (places % spread == 0))
+    return float(total)
 
 
 def _size(variable: Any) -> int:
