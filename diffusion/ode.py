@@ -194,7 +194,7 @@ def _adaptive(denoise, schedule, path, trace, probes, rtol, max_steps):
         diffrax.ODETerm(field), diffrax.Tsit5(), 0.0, 1.0, FIRST, begin, probes,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol, norm=norm), max_steps=max_steps, throw=False,
     )  # fmt: skip
-    unit, change = (leaf[-1] for leaf in solution.ys)
+    unit, change = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
     done = solution.result == diffrax.RESULTS.successful
     return unit, change * numbers, solution.stats["num_steps"], done
 
