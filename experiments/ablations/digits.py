@@ -103,8 +103,8 @@ once to log-SNR -1.8.
         "tract": "its steps are uniform in the cosine's time: the first of four goes at once to log-SNR -1.8, past most of "
         "what these latents decide (`consistency_trajectory` was at 2.46 times the teacher's distance there, and is at 1.20 at "
         "steps that begin at more noise).",
-        "multistep_consistency": "its four segments are of one length in the cosine's time: the first ends, as the first step of "
-        "`tract`, at log-SNR -1.8.",
+        "multistep_consistency": "its four segments are of one length in the cosine's time: the first ends, as the first step "
+        "of `tract`, at log-SNR -1.8.",
         "easy_consistency": "of two calls the first is too long wherever it ends: at log-SNR -4.2, which a search found, it "
         "leaves a distance of 16.6, at the middle of the cosine's time one of 27.",
     },
