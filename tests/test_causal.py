@@ -68,7 +68,7 @@ def test_a_causal_student_of_a_teacher_of_another_network(teacher, tmp_path):
         ("del config.stages.student.init", "lacks the key 'init': teacher '"),
         ("config.stages.student.method = 'progressive'; config.stages.student.student_steps = [2]; "
          "del config.stages.student.options", "becomes the teacher of the next round"),
-        ("config.schedule.kind = 'flow'", "does not fit: its schedule is"),
+        ("config.schedule.kind = 'flow'", "does not fit: its schedule.scaling is"),
         ("config.model.num_classes = 0; del config.stages.evaluate", "does not fit: its num_classes is 10"),
         ("config.stages.student.teacher_forcing = True", "judges clips that have a past of their own"),
         ("config.model.causal = False", "sees all frames at once; a causal one is a 'dit' with causal=True"),
