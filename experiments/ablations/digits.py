@@ -105,8 +105,8 @@ once to log-SNR -1.8.
         "steps that begin at more noise).",
         "multistep_consistency": "its four segments are of one length in the cosine's time: the first ends, as the first step "
         "of `tract`, at log-SNR -1.8.",
-        "diff_instruct": "323 updates of the student, and no adversary: its clips are blurred still (.62 of real clips' sharpness), "
-        "and half of them are of the class asked for.",
+        "diff_instruct": "323 updates of the student, and no adversary: its clips are blurred still (.62 of real clips' "
+        "sharpness), and half of them are of the class asked for.",
         "easy_consistency": "of two calls the first is too long wherever it ends: at log-SNR -4.2, which a search found, it "
         "leaves a distance of 16.6, at the middle of the cosine's time one of 27.",
     },
