@@ -89,6 +89,7 @@ def run(given: argparse.Namespace) -> None:
         key,
         batch_size=given.num,
         scale=scale,
+        threshold=sampler.get("threshold"),  # of figures that were measured with one
         codec=codec,
         streams=streams,
     )
