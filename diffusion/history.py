@@ -96,9 +96,9 @@ def within(
     """
     if history < 1:
         raise ValueError(f"within: expected at least one known frame, got history {history}")
-    parts = {"parts": tuple((w, tuple(np.ravel(level))) for w, level in options["parts"])} if "parts" in options else {}
-    static = tuple(sorted((options | parts).items()))
-    return Partial(_Within(schedule, way, history, static), sampling.tree(denoise), eps)
+    made = way(denoise, schedule, eps, np.arange(eps.shape[1]) < history, eps, **options)
+    denoise, _, mask, eps, *numbers = made.args
+    return Partial(_Within(made.func), denoise, mask, eps, tuple(numbers))
 
 
 def vanilla(scale: float, clean: float = math.inf, hidden: float = -math.inf) -> list[tuple[float, float]]:
@@ -165,21 +165,17 @@ class _Guided(_Shown):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Within(_Shown):
-    way: Callable[..., Partial]
-    history: int
-    options: tuple[tuple[str, Any], ...]
+class _Within:
+    """The static part of `within`, compared by value."""
 
-    def __call__(self, denoise, eps, x, logsnr, *rest):
-        options = dict(self.options)
-        if self.way is not guided:
+    way: Callable[..., Array]
+
+    def __call__(self, denoise, mask, eps, numbers, x, logsnr, *rest):
+        if not isinstance(self.way, _Guided):
             logsnr = jnp.asarray(logsnr)
             logsnr = logsnr[:, -1:] if logsnr.ndim > 1 else logsnr
-        else:
-            options["parts"] = [(w, level[0] if len(level) == 1 else level) for w, level in options["parts"]]
-        where = np.arange(x.shape[1]) < self.history
         eps = jnp.broadcast_to(eps, x.shape).astype(x.dtype)
-        return self.way(denoise, self.schedule, x, where, eps, **options)(x, logsnr, *rest)
+        return self.way(denoise, x, mask, eps, *numbers, x, logsnr, *rest)
 
 
 def _put(mask, known, denoised):

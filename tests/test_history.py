@@ -63,6 +63,29 @@ def test_the_whole_history_shown_once_is_no_guidance():
     np.testing.assert_allclose(roll(alone), roll(DENOISE), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("way", "first", "second"),
+    [
+        (history.guided, dict(parts=history.vanilla(2.0)), dict(parts=history.vanilla(3.0, hidden=-8.0))),
+        (history.reconstruction, dict(weight=3.0), dict(weight=2)),
+    ],
+)
+def test_another_strength_compiles_nothing(way, first, second):
+    traced = []
+
+    def denoise(x, logsnr):
+        traced.append(x.shape)
+        return DENOISE(x, logsnr)
+
+    def rolled(options):
+        known = history.within(way, denoise, VP, KNOWN, EPS, **options)
+        return frames.roll_out(known, TABLE, X, 1, KEY, matrix=MATRIX, schedule=VP, history=KNOWN)
+
+    one, count = rolled(first), len(traced)
+    assert count and np.abs(rolled(second) - one).max() > 0.01
+    assert len(traced) == count
+
+
 def test_a_map_that_is_the_same_all_over_a_frame_is_a_level_per_frame():
     """Known frames, not columns of pixels, are told their own level: a clip as high and wide as it is long."""
     video = oracles.gaussian_process(oracles.ornstein_uhlenbeck(4, 0.9))
