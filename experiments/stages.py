@@ -105,8 +105,10 @@ def check(context: Context) -> None:
         raise ConfigError("config.noise: exact laws are known under independent noise only; remove it")
     configs.check_whole("config.seed", config["seed"], 0, 2**32 - 1)
     if "model" in config:
-        configs.model(config)
+        definition = configs.model(config)
         check_shapes(clips, config)
+        configs.augmentation(config, definition)
+        configs.noise(config, definition.shape)
     earlier: dict[str, Any] = {}
     for name, block in config["stages"].items():
         where = f"config.stages.{name}"

@@ -173,7 +173,10 @@ def refused(made, tmp_path, said):
     ],
 )  # fmt: skip
 def test_a_wrong_source_is_refused_before_any_work(block, said, tmp_path):
-    refused(config(**block), tmp_path, said)
+    made = config(**block)
+    refused(made, tmp_path, said)
+    made.stages = {}  # nor does it wait for a stage that trains
+    refused(made, tmp_path, said)
 
 
 def test_exact_laws_know_independent_noise_only(tmp_path):
