@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from distill.fields import RATIOS, SCORE, Law, noisy
 from distill.games import CriticTerm, Field, Scene, per_clip
 from distill.inputs import Network
-from distill.method import Metrics
+from distill.method import Metrics, number
 
 HEADS = "heads"
 """The name of the heads in the critic."""
@@ -121,6 +121,8 @@ def discrimination(
 
     Metrics: discrimination (without penalties), accuracy over heads, places and both kinds of clips, penalty.
     """
+    for name, weight in (("r1", r1), ("approximate_r1", approximate_r1)):
+        number(name, weight, 0.0)
     call_real, _ = LOSSES[loss]
 
     def term(critic: Mapping[str, PyTree], scene: Scene, key: Array) -> tuple[Array, Metrics]:

@@ -16,12 +16,13 @@ from distill.fields import DISTILLATION, Law
 from distill.game_methods import Rule, adversary_of, critic_of, everywhere, source_of
 from distill.games import Field
 from distill.inputs import Network
-from distill.method import Method, choice
+from distill.method import Method, choice, number, whole_number
 
 
 def distilled(network: Network, weight: float, law: Law | None, weighting: str) -> dict[str, tuple[float, Field]]:
     """ADD's score distillation, at its weight; nothing at 0. law: None is the schedule's levels, uniform in time."""
     choice(weighting, DISTILLATION, "weighting")
+    number("distillation_weight", weight, 0.0)
     if not weight:
         return {}
     return {"distillation": (weight, fields.distillation(network, law=law or everywhere(network), weighting=weighting))}
@@ -109,8 +110,7 @@ def ladd(
     deviation 1, whatever the schedule.
     distillation_weight: of ADD's score distillation, for real clips as data.
     """
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    whole_number("steps", steps)
     steps = int(steps)
     rest, half = max(1, steps - 1), (steps + 1) // 2
     later = checked_shares("shares", [0.7, *[0.3 / rest] * (steps - 1)] if shares is None else shares, steps)

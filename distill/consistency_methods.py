@@ -21,7 +21,7 @@ from distill import regression
 from distill.consistency import METRICS, TARGETS, addim, euler, heun, inverse_gap, objective, plain, pseudo_huber
 from distill.inputs import Network, check_range
 from distill.jumps import uniform_clock
-from distill.method import Method, choice
+from distill.method import Method, choice, number, whole_number
 from distill.pairs import noise_ratio
 
 
@@ -46,7 +46,8 @@ def consistency_distillation(
     ones, and `ema` is then the paper's mu.
     """
     boundary = _boundary(network.schedule, boundary)
-    _at_least("num_levels", num_levels, 2)
+    whole_number("num_levels", num_levels, 2)
+    number("rho", rho, 0.0, open_=True)
     clock = clocks.Karras(noise_ratio(boundary), noise_ratio(_start(network.schedule, start, boundary)), rho)
     construct = objective(
         network,
@@ -81,7 +82,10 @@ def consistency_training(
     that of a consistency model in the limit (Song & Dhariwal 2023, section 3.2).
     """
     boundary = _boundary(network.schedule, boundary)
-    _at_least("total_steps", total_steps, 1)
+    whole_number("total_steps", total_steps)
+    whole_number("s0", s0, 2)
+    whole_number("s1", s1, s0 - 1)
+    number("rho", rho, 0.0, open_=True)
     clock = clocks.Karras(noise_ratio(boundary), noise_ratio(_start(network.schedule, start, boundary)), rho)
     construct = objective(
         network,
@@ -117,8 +121,9 @@ def improved(
     weighting: "plain" is a weight of 1, as before them; s0 = s1 is a grid that doesn't grow.
     """
     boundary = _boundary(network.schedule, boundary)
-    _at_least("total_steps", total_steps, 1)
-    _at_least("s1", s1, s0)
+    whole_number("total_steps", total_steps)
+    whole_number("s0", s0)
+    whole_number("s1", s1, s0)
     construct = objective(
         network,
         pairs=pairings.ict(
@@ -161,8 +166,11 @@ def easy(
     beyond which pairs would have weights that float32 doesn't hold.
     """
     boundary = _boundary(network.schedule, boundary, finite=solver == "heun")
-    _at_least("total_steps", total_steps, 1)
-    each = max(1, total_steps // _at_least("stages", stages, 1))
+    whole_number("total_steps", total_steps)
+    whole_number("stages", stages)
+    number("q", q, 1.0, open_=True)
+    _check_gaps(k, b, limit)
+    each = max(1, total_steps // stages)
     construct = objective(
         network,
         pairs=pairings.easy(
@@ -202,7 +210,8 @@ def latent(
     guidance_range: None fixes g at hyper["guidance"], and the student needs no input for it. huber: c of an element's error.
     """
     boundary = _boundary(network.schedule, boundary)
-    _at_least("steps", steps, 1)
+    whole_number("steps", steps)
+    number("huber", huber, 0.0)
     construct = objective(
         network,
         pairs=pairings.neighbours(uniform_clock(network.schedule, boundary), lambda step, hyper: steps),
@@ -236,8 +245,13 @@ def multistep(
 
     The steps of the fine grid grow from `first` to `last` in the first half. weight: of the norm of the x0 error (SNR + 1).
     """
-    _at_least("total_steps", total_steps, 1)
-    _at_least("segments", segments, 1)
+    whole_number("total_steps", total_steps)
+    whole_number("segments", segments)
+    whole_number("first", first)
+    whole_number("last", last)
+    number("huber", huber, 0.0)
+    if eta is not None:
+        number("eta", eta, 0.0)
 
     def intervals(step, hyper):
         fine = pairings.annealed_steps(step, total_steps // 2, first, last)
@@ -293,6 +307,10 @@ def truncated(
         )
     if not 0.0 < probability < 1.0:
         raise ValueError(f"probability: expected a share of the clips above 0 and below 1, got {probability}")
+    _check_gaps(k, b, limit)
+    number("at_cut", at_cut, 0.0)
+    for name, value in (("scale", scale), ("df", df)):
+        number(name, value, 0.0, open_=True)
     share = at_cut * (1.0 - probability) / probability  # the two means have different counts
     construct = objective(
         network,
@@ -342,7 +360,8 @@ def _metric(name: str, per_frame: bool) -> Callable[[Array, Array], Array]:
     return choice(name, METRICS, "metric")(2 if per_frame else 1)
 
 
-def _at_least(name: str, value: int, least: int) -> int:
-    if not value >= least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-    return value
+def _check_gaps(k: float, b: float, limit: float) -> None:
+    """The options of `pairs.easy_map`. A limit of 1 would be no gap at all, with a weight that is infinite."""
+    number("k", k, 0.0)
+    number("b", b, 0.0)
+    number("limit", limit, 0.0, 1.0)

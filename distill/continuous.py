@@ -24,7 +24,7 @@ from diffusion.levels import expand
 from distill import regression
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method, choice
+from distill.method import Method, choice, number, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,8 @@ def objective(
     Logged by level: `tangent`, the root mean square of g before it is normalised, and for a teacher `gap`, the squared
     distance of the student's F from its teacher's.
     """
+    whole_number("warmup", warmup, 0)
+    number("c", c, 0.0, open_=True)
     schedule, sigma_data = network.schedule, network.prediction.sigma_data
 
     def construct(state, frozen, batch, key, hyper) -> regression.Problem:

@@ -24,7 +24,7 @@ from distill import regression
 from distill.consistency import TARGETS, euler, heun
 from distill.inputs import Network, check_range, clean, conditioned
 from distill.jumps import ddim_step, guided_teacher, inverse_ddim, uniform_clock
-from distill.method import Method, choice
+from distill.method import Method, choice, whole_number
 from distill.pairs import whole
 
 
@@ -240,8 +240,7 @@ def consistency_trajectory(
     """
     check(network, share, guidance_range)
     for name, value in (("intervals", intervals), ("substeps", substeps)):
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name}: expected a whole number from 1 up, got {value}")
+        whole_number(name, value)
     draw, compose = trajectories(network, intervals, substeps, choice(solver, SOLVERS, "solver"))
     objective = composed(
         network, draw=draw, compose=compose, law=law, weight=weight, share=share, data=data,
@@ -310,6 +309,8 @@ def shortcut(
     1 / finest.
     """
     check(network, share, guidance_range)
+    if share == 1.0:
+        raise ValueError("share: expected below 1: of jumps alone nothing says where the shortest ones go")
     if finest < 2 or finest & (finest - 1):
         raise ValueError(f"finest: expected a power of two from 2 up, got {finest}")
     draw, compose = halves(network, finest)

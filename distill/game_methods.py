@@ -28,7 +28,7 @@ from distill.fields import NORMALISERS, RATIOS, SCORE, WEIGHTINGS, Law
 from distill.games import CriticTerm, Field, copied
 from distill.inputs import Network, clean, condition
 from distill.jumps import guided_teacher
-from distill.method import Method, Term, choice
+from distill.method import Method, Term, choice, number, whole_number
 from distill.reflow import coupled
 
 Rule = optax.GradientTransformation
@@ -57,16 +57,20 @@ def source_of(
                 f" {list(network.judge.cond_keys)}"
             )
         return sources.exit_told(source_of(network, name, steps, chunk, start))
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    whole_number("steps", steps)
     make = choice(name, sources.SOURCES, "source")
+    schedule = network.schedule
+    if start is not None and not schedule.logsnr_start <= start < schedule.logsnr_end:
+        raise ValueError(
+            f"start: expected a log-SNR from {schedule.logsnr_start:g} to below {schedule.logsnr_end:g}, got {start}"
+        )
     if start is not None and (steps != 1 or name != "simulated"):
         raise ValueError(
             f"start: a student of {steps} steps with source {name!r} begins at its first level; expected None"
         )
     if steps == 1 and name == "simulated":
-        return sources.noise(network.schedule.logsnr_start if start is None else start)
-    return make(sources.student_levels(network.schedule, steps), chunk)
+        return sources.noise(schedule.logsnr_start if start is None else start)
+    return make(sources.student_levels(schedule, steps), chunk)
 
 
 def critic_of(discriminator: Discriminator | None, *, score: bool = True) -> dict[str, Callable]:
@@ -93,6 +97,8 @@ def adversary_of(
     """(the discriminator, its fields, its critic's terms), each empty where no weight asks for it. needed: for its ratio."""
     choice(loss, LOSSES, "loss")
     choice(features, FEATURES, "features")
+    for name, weight in (("adversarial", adversarial), ("discriminative", discriminative)):
+        number(name, weight, 0.0)
     if not (adversarial or discriminative or needed):
         return None, {}, {}
     if discriminator is None:
@@ -191,6 +197,7 @@ def dmd(
     The regression's pairs are made in the step by `teacher_steps` calls of DPM-Solver++, not stored, and its distance is the
     squared error, not LPIPS; regression_weight: 0 for none.
     """
+    number("regression_weight", regression_weight, 0.0)
     further: dict[str, tuple[float, Term]] = {}
     if regression_weight:
         further["regression"] = (
@@ -210,8 +217,7 @@ def to_teachers_samples(
     network: Network, steps: int, start: float | None, label_dropout: float
 ) -> Callable[..., regression.Problem]:
     """The student's clip of a noise is to be what the teacher's sampler makes of it (DMD, eq. 9)."""
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"teacher_steps: expected a whole number from 1 up, got {steps}")
+    whole_number("teacher_steps", steps)
     schedule = network.schedule
     table = solvers.dpmpp(schedule, grids.uniform_time(schedule, steps))
     level = schedule.logsnr_start if start is None else start
@@ -383,8 +389,7 @@ def moment_matching(
     critic_weight: w(s) of both losses, None for 1. The student needs a randomness of its own in few steps, or a sampler that
     has it: `ddpm`.
     """
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    whole_number("steps", steps)
     weight = critic_weight or levels.uniform()
     return games.method(
         network, source=sources.intervals(steps), fields={"moments": (1.0, fields.moments(network, weight=weight))},
@@ -430,6 +435,7 @@ def rcm(
     mean, std: of log(sigma/alpha) where consistency is asked for; law, critic_law: None is the flow's time with shift 5.
     Needs an attention that `jax.jvp` can take.
     """
+    number("consistency_weight", consistency_weight, 0.0)
     trig = network.predicting(continuous.TrigFlow(sigma_data))
     tangent = continuous.objective(
         trig, law=levels.edm_lognormal(mean, std), distilled=True, warmup=warmup,

@@ -18,7 +18,7 @@ from distill.continuous import path, still
 from distill.flow_maps import check, spread
 from distill.inputs import Network, clean, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method
+from distill.method import Method, number
 
 
 def average_velocity(velocity: Array, slope: Array, logsnr: Array, logsnr_to: Array) -> Array:
@@ -153,10 +153,9 @@ def method(
     is 40,000, and only the angle's slope makes up for it.
     """
     check(network, share, guidance_range)
-    if not 0.0 <= kappa < 1.0:
-        raise ValueError(f"kappa: expected from 0 up to 1, without 1, got {kappa}")
-    if p < 0.0 or c <= 0.0:
-        raise ValueError(f"p, c: expected p from 0 up and c above 0, got {p} and {c}")
+    number("kappa", kappa, 0.0, 1.0)
+    number("p", p, 0.0)
+    number("c", c, 0.0, open_=True)
     network = network.predicting("velocity")
     target = objective(
         network, law=law, share=share, kappa=kappa, guidance_range=guidance_range, label_dropout=label_dropout,

@@ -222,3 +222,10 @@ def number(name: str, value: Any, least: float, below: float = math.inf, *, open
         start = f"above {least:g}" if open_ else f"from {least:g} up"
         end = "" if below == math.inf else f", below {below:g}"
         raise ValueError(f"{name}: expected a number {start}{end}, got {value!r}")
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> None:
+    """A ValueError unless `value` is a whole number from `least` up."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or value != int(value) or value < least:
+        raise ValueError(f"{name}: expected a whole number from {least} up, got {value!r}")

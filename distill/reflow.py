@@ -20,7 +20,7 @@ from diffusion.solvers import Table
 from distill import regression
 from distill.inputs import Network, check_range, conditioned
 from distill.jumps import guided_teacher
-from distill.method import Method, choice
+from distill.method import Method, choice, whole_number
 from distill.regression import finite
 
 SOLVERS = {"ddim": solvers.ddim, "dpmpp": solvers.dpmpp, "unipc": solvers.unipc}
@@ -97,8 +97,7 @@ def method(
 ) -> Method:
     """Reflow as a `Method`: the pair costs `steps` calls of the teacher, on a grid uniform in the schedule's time."""
     check_range(network, guidance_range)
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps: expected a whole number from 1 up, got {steps}")
+    whole_number("steps", steps)
     build = choice(solver, SOLVERS, "solver")
     table = build(network.schedule, grids.uniform_time(network.schedule, steps))
     target = objective(

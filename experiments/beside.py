@@ -150,6 +150,13 @@ def feature_network(context: Context, reference: str, where: str) -> Features:
             return maps if layers is None else tuple(maps[i] for i in layers)
 
         return Features(taps, classifier.channels, classifier.channels, classifier.init)
+    if stage is None:
+        config, what = context.config, f"{where}.features {reference!r}"
+        ours = {"schedule": schedules.record(configs.schedule(config))}
+        ours |= {"shape": list(config["model"]["shape"]), "num_classes": config["model"]["num_classes"]}
+        weights.check_fits(record, ours, what)
+        codec = latents.of(configs.source(config, "train"), context.workdir, what)
+        drawing.check_space(record, codec and codec.record, what)
     network = configs.model({"model": record["model"]})
     return Features(network.features, network.channels, network.hidden, network.init)
 

@@ -1,6 +1,7 @@
 """Training stages: a denoiser or a student by any method, and the metric network; what is refused before they begin."""
 
 import functools
+import itertools
 import logging
 import math
 import pathlib
@@ -75,7 +76,7 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     if method.next is None and rounds:
         raise ConfigError(f"{where}.student_steps: method {block['method']!r} has no rounds")
     if block["method"] == "tract":
-        counts = list(block.get("options", {}).get("rounds", rounds))
+        counts = list(option("rounds"))
         if list(rounds) != counts[1:]:
             raise ConfigError(
                 f"{where}.student_steps must be options.rounds after its first, {counts[1:]}, got {rounds}"
@@ -100,13 +101,22 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             "%s: %s differentiates by the level; config.model.level='angle' keeps that finite near pure noise",
             name, block["method"],
         )  # fmt: skip
+    if block.get("teacher") and option("kappa"):
+        raise ConfigError(
+            f"{where}.options.kappa mixes a student's own guidance, and this one has a teacher; remove it"
+        )
     if block.get("guidance", 1.0) != 1.0:
         if block["method"] not in SELF_GUIDED and not block.get("teacher"):
             raise ConfigError(f"{where}.guidance is the teacher's, and this stage has none")
-        if not (asks or block["method"] in SELF_GUIDED):
+        # Of an adversary alone the teacher is asked for features, and for no clean clip.
+        if not (asks or block["method"] in SELF_GUIDED) or option("distillation_weight") == 0:
             raise ConfigError(
-                f"{where}.guidance: with these options {block['method']} takes its teacher's weights to begin with and doesn't"
-                " ask it; remove guidance"
+                f"{where}.guidance: with these options {block['method']} has no use for its teacher's answers; remove guidance"
+            )
+        if not (block.get("teacher") or block.get("init") or option("label_dropout")):
+            raise ConfigError(
+                f"{where}.guidance is away from the student's own answer without a class, which it never learns with"
+                " options.label_dropout 0; nearest: 0.1"
             )
         if not network.num_classes or block.get("teacher") == exact.ORACLE:
             raise ConfigError(f"{where}.guidance: the teacher is unconditional (config.model.num_classes is 0)")
@@ -149,6 +159,11 @@ def moves(block: Mapping[str, Any], where: str) -> tuple[int, int]:
                 f"{where}.options.{names[key]}: in {block['steps']} steps the {player} would never move, as its first is step"
                 f" {first}; nearest: {max(block['steps'] - first + counts[key], 0)}, got {counts[key]}"
             )
+    for player in {games.STUDENT, games.CRITIC} - set(phases):
+        first = next(step for step in itertools.count(1) if player in order(step - 1))
+        raise ConfigError(
+            f"{where}.steps: the {player}'s first step is {first}; nearest: {first}, got {block['steps']}"
+        )
     return phases.count(games.STUDENT), phases.count(games.CRITIC)
 
 
@@ -193,6 +208,11 @@ def check_told(context: Context, block: Mapping[str, Any], earlier: Mapping[str,
         teacher = block["teacher"]
         stage = earlier.get(teacher.split("@")[0])
         knows = told(stage) if stage else weights.load(weights.find(teacher, context.workdir))[1].get("guidance_range")
+        if knows is not None and not knows[0] <= min(told(block)) <= max(told(block)) <= knows[1]:
+            raise ConfigError(
+                f"{where}.options.guidance_range {list(told(block))}: teacher {teacher!r} was told g from {knows[0]:g} to"
+                f" {knows[1]:g}; choose a part of that"
+            )
         if knows is None:
             raise ConfigError(
                 f"{where}.options.guidance_range: teacher {teacher!r} was never told g; halve the steps of a student of method "

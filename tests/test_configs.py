@@ -77,6 +77,41 @@ def test_moving_digits_games(name, calls, tmp_path):
     )
 
 
+def test_tracts_rounds_are_its_options_after_the_first(tmp_path):
+    config = configs.plain(digit_students.get_config("tract"))
+    del config["stages"]["evaluate"]
+    block = config["stages"]["student"]
+    block |= dict(student_steps=[32, 1], options=dict(weight="v"))  # the method's own
+    stages.check(stages.Context(config, tmp_path, mesh.make()))
+    del block["student_steps"]
+    with pytest.raises(ConfigError, match=r"student_steps must be options.rounds after its first, \[32, 1\], got \[\]"):
+        stages.check(stages.Context(config, tmp_path, mesh.make()))
+
+
+def test_an_adversary_alone_has_no_use_for_guidance(tmp_path):
+    config = digit_games.get_config("add")
+    config.stages.student.options.distillation_weight = 0.0
+    with pytest.raises(ConfigError, match="has no use for its teacher's answers; remove guidance"):
+        checked(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "reference, message",
+    [
+        ("pretrained:moving_digits/forcing", None),
+        ("pretrained:moving_digits_64/teacher", r"its shape is \[9, 8, 8, 8\], this stage needs \[8, 16, 16, 1\]"),
+    ],
+)
+def test_a_denoisers_features_are_those_of_such_clips(reference, message, tmp_path):
+    config = digit_games.get_config("add")
+    config.stages.student.features = reference
+    if message is None:
+        checked(config, tmp_path)
+        return
+    with pytest.raises(ConfigError, match=message):
+        checked(config, tmp_path)
+
+
 @pytest.mark.parametrize("student", causal.SOURCES)
 def test_moving_digits_causal(student, tmp_path):
     checked(causal.get_config(student), tmp_path)
@@ -186,8 +221,19 @@ def test_names_and_shapes_are_those_of_the_program():
             "student.options.guidance_range: the clips, which teach the denoiser, know none",
         ),
         ("multistep_consistency", dict(teacher=None), "lacks the key 'teacher': multistep_consistency learns from one"),
-        ("improved_consistency", dict(teacher=digit_students.TEACHER, guidance=1.5), "doesn't ask it; remove guidance"),
+        (
+            "improved_consistency",
+            dict(teacher=digit_students.TEACHER, guidance=1.5),
+            "has no use for its teacher's answers; remove guidance",
+        ),
         ("improved_consistency", dict(guidance=1.5), "guidance is the teacher's, and this stage has none"),
+        ("mean_flow", dict(options=dict(kappa=0.5)), "options.kappa mixes a student's own guidance"),
+        (
+            "shortcut",
+            dict(teacher=None, guidance=1.5, options=dict(label_dropout=0.0)),
+            "never learns with options.label_dropout 0",
+        ),
+        ("shortcut", dict(teacher=None, guidance=1.5), None),
         ("reflow", dict(guidance=float("nan")), "student.guidance: expected a finite number, got nan"),
         ("reflow", dict(student_steps=8), "student_steps"),
         ("mean_flow", dict(teacher=None, guidance=2.0), None),
@@ -406,6 +452,7 @@ def test_a_value_of_another_form_is_named(change, message, tmp_path):
     "change, message",
     [
         (dict(guidance=1.5), r"guidance 1.5 and options.guidance_range \[1.0, 3.0\]: .* remove one of the two"),
+        (dict(options=dict(guidance_range=(1.0, 9.0))), r"range \[1.0, 9.0\]: teacher 'guided' was told g from 1 to 3"),
         (dict(teacher=digit_students.TEACHER), "teacher 'pretrained:moving_digits/teacher' was never told g"),
     ],
 )
