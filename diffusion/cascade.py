@@ -6,6 +6,7 @@ is given `low`, the clip of the one before, noised to a level that it is told an
 that has seen noise in it forgives the faults of samples (noise conditioning augmentation, Ho et al. 2021, section 4.2).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -67,8 +68,12 @@ def conditioning(
 
 
 def sample(stages: Sequence[Stage], key: PRNGKeyArray, n: int) -> list[Clip]:
-    """n clips of every stage, each made of those of the stage before."""
+    """n clips of every stage, each made of those of the stage before. ValueError, before any is made, where a stage's size is
+    no multiple of the one before.
+    """
     made: list[Clip] = []
+    for before, after in itertools.pairwise(stages):
+        factors(before.shape, after.shape)
     for index, stage in enumerate(stages):
         key_noise, key_low, key_run = jax.random.split(jax.random.fold_in(key, index), 3)
         cond = conditioning(made[-1], stage.aug_logsnr, stage.shape, stage.schedule, key_low) if made else {}

@@ -9,6 +9,7 @@ A **window** is a denoiser of long clips made of one of short clips (`windowed`)
 without end (`roll_out`): chunks after clean history, rolling and FIFO-Diffusion are the same loop with other matrices.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -159,7 +160,8 @@ def _wave(grid: Grid, lag: int, block: int) -> tuple[Matrix, int]:
 
 
 def wave(matrix: Matrix) -> int:
-    """The longest run of frames that are under way at once, from the first to the last that has begun and is not finished.
+    """The longest run of frames that are under way in one call, from the first to the last that moves, or that has begun and
+    waits.
 
     A window shorter than this can't hold them: `windowed` and models of short clips then see part of the wave only, which is
     far worse than less context. 0 where all frames are given.
@@ -168,9 +170,9 @@ def wave(matrix: Matrix) -> int:
     matrix = matrix[:, (matrix != matrix[0]).any(0)]  # frames that are given have no part in it
     if not matrix.size:
         return 0
-    under_way = (matrix > matrix.min()) & (matrix < matrix.max())
-    length = [np.ptp(np.flatnonzero(row)) + 1 if row.any() else 1 for row in under_way]
-    return int(max(length))
+    waits = (matrix > matrix.min()) & (matrix < matrix.max())
+    under_way = (matrix[1:] != matrix[:-1]) | waits[:-1]
+    return int(max(np.ptp(np.flatnonzero(row)) + 1 for row in under_way if row.any()))
 
 
 # Windows ----------------------------------------------------------------------------------------------------
@@ -224,29 +226,37 @@ def windowed(
     index = starts[:, None] + np.arange(window)
     total = np.zeros(frames)
     np.add.at(total, index, share)
-    return Partial(_windowed, sampling.tree(denoise), jnp.asarray(index), jnp.asarray(share / total[index]))
+    return Partial(_Windowed(frames), sampling.tree(denoise), jnp.asarray(index), jnp.asarray(share / total[index]))
 
 
-def _windowed(denoise, index, share, x, logsnr, *rest):
-    count, window = index.shape
-    b, f = x.shape[:2]
+@dataclasses.dataclass(frozen=True)
+class _Windowed:
+    """The static part of `windowed`, compared by value."""
 
-    def cut(value):
-        """[b, f, ...] as [b count, window, ...]; what has no frames is repeated."""
-        value = jnp.asarray(value)
-        if value.ndim < 1 or (value.shape[0] == 1 and value.ndim < 2):
-            return value
-        if value.ndim > 1 and value.shape[1] == f:
-            parts = value[:, index]
-        else:
-            parts = jnp.broadcast_to(value[:, None], (value.shape[0], count, *value.shape[1:]))
-        parts = jnp.broadcast_to(parts, (b, *parts.shape[1:]))
-        return parts.reshape(b * count, *parts.shape[2:])
+    frames: int
 
-    answer = denoise(cut(x), cut(logsnr), *map(cut, rest))
-    parts = answer.reshape(b, count, window, *answer.shape[2:])
-    parts = parts * share.astype(parts.dtype).reshape(1, count, window, *(1,) * (x.ndim - 2))
-    return jnp.zeros_like(answer, shape=x.shape).at[:, index].add(parts)
+    def __call__(self, denoise, index, share, x, logsnr, *rest):
+        count, window = index.shape
+        b, f = x.shape[:2]
+        if f != self.frames:
+            raise ValueError(f"windowed: the windows are of clips of {self.frames} frames, got x of shape {x.shape}")
+
+        def cut(value):
+            """[b, f, ...] as [b count, window, ...]; what has no frames is repeated."""
+            value = jnp.asarray(value)
+            if value.ndim < 1 or (value.shape[0] == 1 and value.ndim < 2):
+                return value
+            if value.ndim > 1 and value.shape[1] == f:
+                parts = value[:, index]
+            else:
+                parts = jnp.broadcast_to(value[:, None], (value.shape[0], count, *value.shape[1:]))
+            parts = jnp.broadcast_to(parts, (b, *parts.shape[1:]))
+            return parts.reshape(b * count, *parts.shape[2:])
+
+        answer = denoise(cut(x), cut(logsnr), *map(cut, rest))
+        parts = answer.reshape(b, count, window, *answer.shape[2:])
+        parts = parts * share.astype(parts.dtype).reshape(1, count, window, *(1,) * (x.ndim - 2))
+        return jnp.zeros_like(answer, shape=x.shape).at[:, index].add(parts)
 
 
 # Roll-outs --------------------------------------------------------------------------------------------------
@@ -263,6 +273,7 @@ def roll_out(
     schedule: Schedule,
     history: int = 0,
     advance: int | None = None,
+    sdedit: bool = False,
     noise: Callable[..., Array] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[Array, "b n ..."]:
@@ -277,6 +288,9 @@ def roll_out(
     known frames, then noise. Chunks after clean history: matrix = known(full(grid, new), before=history), advance = new (the
     default). Rolling: known(rolling(grid, lag, block), before=history) and advance = block, from a window that `rolling_start`
     made.
+    sdedit: new frames begin as those that were just handed out, noised to their level in the matrix's first row, and not as
+    noise alone: a grid that begins at a cleaner level then makes fewer steps, and keeps more of what was there (SDEdit: Meng et
+    al. 2021, arXiv 2108.01073, section 3). At which level: less noise, less change.
     noise: (key, shape, dtype) -> noise of the new frames, and of the table's draws; standard normal by default. A source that
     ties frames together does so within a period only.
     One compiled program whatever the number of rows and periods, and memory for one window beside the video itself.
@@ -284,12 +298,8 @@ def roll_out(
     Raises ValueError where history and advance don't fit the window, the frames handed out are not finished, or a frame would
     have to become cleaner by being moved.
     """
-    matrix = _checked("roll_out", matrix)
+    matrix = check_rows(table, matrix)
     frames = matrix.shape[2]
-    if np.shape(table.logsnr) != matrix[:-1].shape or not np.allclose(table.logsnr, matrix[:-1], equal_nan=True):
-        raise ValueError(
-            "roll_out: the table's levels are not the matrix's: it was made of another, or by a solver that calls between rows"
-        )
     _whole("history", history, 0, frames - 1)
     advance = frames - history if advance is None else advance
     _whole("advance", advance, 1, frames - history)
@@ -314,27 +324,42 @@ def roll_out(
             f"roll_out: the frame that moves to place {k} has log-SNR {moved[k]} and would have to stand at the cleaner"
             f" {wanted[k]}: the matrix does not repeat when it moves on by {advance}"
         )
+    enters = before[frames - advance :]
+    entering = (
+        renoise(schedule, np.full_like(enters, np.inf), enters)
+        if sdedit
+        else (np.zeros(advance), schedule.size(enters))
+    )
     return _roll_out(
-        sampling.tree(denoise), table, x, key,
-        renoise(schedule, moved, wanted),
-        np.asarray(schedule.size(before[frames - advance :])),
+        sampling.tree(denoise), table, x, key, renoise(schedule, moved, wanted), entering,
         sampling.tree(noise or sampling.normal),
         history=history, advance=advance, periods=periods, progress=progress,
     )  # fmt: skip
 
 
+def check_rows(table: Table, matrix: Matrix) -> Matrix:
+    """`matrix` as float64; ValueError for a table that doesn't call once a row of it, as a roll-out needs."""
+    matrix = _checked("roll_out", matrix)
+    if np.shape(table.logsnr) != matrix[:-1].shape or not np.allclose(table.logsnr, matrix[:-1], equal_nan=True):
+        raise ValueError(
+            "roll_out: the table's levels are not the matrix's: it was made of another, or by a solver that calls between rows"
+        )
+    return matrix
+
+
 @partial(jax.jit, static_argnames=("history", "advance", "periods", "progress"))
-def _roll_out(denoise, table, x, key, renoise, fresh, noise, *, history, advance, periods, progress):
-    kept, added, fresh = (expand(jnp.asarray(c, x.dtype)[None], x[:, : len(c)]) for c in (*renoise, fresh))
+def _roll_out(denoise, table, x, key, staying, entering, noise, *, history, advance, periods, progress):
+    kept, added, again, fresh = (expand(jnp.asarray(c, x.dtype)[None], x[:, : len(c)]) for c in (*staying, *entering))
 
     def period(window, i):
         run_key, stay_key, new_key = jax.random.split(jax.random.fold_in(key, i), 3)
         done = sampling.solve(denoise, table, window, run_key, noise)
         sampling.tell(progress, i + 1, periods)
-        stay = done[:, advance:]
-        stay = kept * stay + added * noise(stay_key, stay.shape, x.dtype)
-        new = fresh * noise(new_key, (len(x), advance, *x.shape[2:]), x.dtype)
-        return jnp.concatenate([stay, new], axis=1), done[:, history : history + advance]
+        out, stay = done[:, history : history + advance], done[:, advance:]
+        if stay.size:  # a source of noise may know no clip without frames
+            stay = kept * stay + added * noise(stay_key, stay.shape, x.dtype)
+        new = again * out + fresh * noise(new_key, out.shape, x.dtype)
+        return jnp.concatenate([stay, new], axis=1), out
 
     _, video = jax.lax.scan(period, x, jnp.arange(periods))
     return jnp.moveaxis(video, 0, 1).reshape(len(x), periods * advance, *x.shape[2:])

@@ -51,7 +51,8 @@ def check(context: Any, block: Mapping[str, Any], where: str) -> None:
     evaluation.check_data(context.config, where)
     if latents.is_latent(context.config):
         raise ConfigError(f"{where}: a cascade makes clips of pixels; config.data are latents")
-    configs.check_rows(block["samplers"], [evaluation.REAL], where)
+    own = [prefix + row for row in block["samplers"] for prefix in (STRETCHED, OF_REAL, STRETCHED + OF_REAL)]
+    configs.check_rows(block["samplers"], [evaluation.REAL, *own], where)
     evaluation.check_clips(block, context.config, where)
     rows = block.get("of_real", ())
     if not isinstance(rows, list | tuple):
@@ -103,7 +104,13 @@ def grown(shape: tuple[int, ...], record: Mapping[str, Any], where: str) -> tupl
     """The shape of a stage's clips, by the factors that it was trained for."""
     if "low" not in record["cond_keys"]:
         raise ConfigError(f"{where}: these weights make clips of noise alone and upsample nothing")
-    time, space = record["data"]["low"]
+    low = record.get("data", {}).get("low")
+    if low is None:
+        raise ConfigError(
+            f"{where}: the record of these weights doesn't say how much larger they make a clip, as that of weights trained on"
+            " data of kind 'resized' does (low)"
+        )
+    time, space = low
     return shape[0] * time, shape[1] * space, shape[2] * space, shape[3]
 
 
@@ -193,7 +200,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             spent.append(second)
         return low, spent
 
-    def measured(row: str, made: np.ndarray, stages: list[Stage], spent: list[float], series: str) -> None:
+    def measured(row: str, made: np.ndarray, stages: list[Stage], spent: list[float], series: str, knows: bool) -> None:
         clips[row], seconds[row] = made, sum(spent)
         evaluations[row] = sum(stage.evaluations for stage in stages)
         for stage, second in zip(stages, spent, strict=True):
@@ -201,28 +208,28 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             told.setdefault(f"ms per clip of {stage.name}", {})[row] = 1e3 * second
         calls = " + ".join(str(stage.table.nfe) for stage in stages) or "0"
         samplers[row] = {"weights": series, "steps": calls, "stages": {s.name: dict(s.block) for s in stages}}
-        asked = labels if any(stage.network.num_classes for stage in stages) else None
         rows[row] = metrics.evaluate(
-            made, real_sample, labels=asked, classify=classify, floor_reference=floor_sample,
+            made, real_sample, labels=labels if knows else None, classify=classify, floor_reference=floor_sample,
             floor_labels=labels, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
 
     against = {}
     for row in block["samplers"]:
         stages = plan(context, block, row, where)
+        knows = any(stage.network.num_classes for stage in stages)  # of all rows that are held against one another
         made, spent = climb(stages)
-        measured(row, made, stages, spent, "cascade")
+        measured(row, made, stages, spent, "cascade", knows)
         small, spent = climb(stages[:1])
-        measured(STRETCHED + row, stretched(small, made.shape[1:]), stages[:1], spent, "bicubic and repeat")
+        measured(STRETCHED + row, stretched(small, made.shape[1:]), stages[:1], spent, "bicubic and repeat", knows)
         against[row] = compared(rows[row], rows[STRETCHED + row])
         if row in block.get("of_real", list(block["samplers"])[:1]):
             small = low_of(other["video"], stages[0].shape)
             made, spent = climb(stages[1:], small)
-            measured(OF_REAL + row, made, stages[1:], spent, "upsampled real clips")
+            measured(OF_REAL + row, made, stages[1:], spent, "upsampled real clips", knows)
             begun = time.perf_counter()
             made = stretched(small, made.shape[1:])
             second = (time.perf_counter() - begun) / num
-            measured(STRETCHED + OF_REAL + row, made, [], [], "stretched real clips")
+            measured(STRETCHED + OF_REAL + row, made, [], [], "stretched real clips", knows)
             seconds[STRETCHED + OF_REAL + row] = second
     written = {**block, "samplers": samplers}
     evaluation.report(context, name, written, rows, clips, seconds, evaluations, other["video"], path.name, told)

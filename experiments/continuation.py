@@ -5,6 +5,7 @@ length the video rolls on from its own last frames, and is measured chunk by chu
 
 `way` is how the network is held to the known frames: shown (a clean column of the schedule matrix, or one at log-SNR `level`),
 replaced, guided towards (reconstruction), or shown at several levels at once (history guidance: vanilla, fractional, temporal).
+With `sdedit` new frames begin as those before them, noised to where the grid begins, in place of pure noise.
 `windows` makes a denoiser of long clips of the model's: with a rolling matrix the queue may be longer than the model's clip
 (FIFO-Diffusion: lag 1, weights "earliest"); with any other the whole video is sampled at once, blended where windows overlap.
 """
@@ -31,7 +32,7 @@ from experiments.metrics import drift, motion, report
 
 KEYS = {
     "weights", "history", "level", "frames", "steps", "guidance", "told_label", "num_clips", "num_reference", "batch_size",
-    "classifier", "bootstrap", "shown", "way", "windows", *tables.PARTS,
+    "classifier", "bootstrap", "shown", "way", "windows", "sdedit", *tables.PARTS,
 }  # fmt: skip
 MATRICES = {name: f for name, f in tables.MATRICES.items() if f is not frames.sweep} | {"rolling": frames.rolling}
 Way = tuple[Callable[..., Any], dict[str, Any]] | None
@@ -98,7 +99,11 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     tables.check_unasked(parts, where, "a matrix gives every frame a level, and it is asked about one for all")
     if tables.check(parts, block["steps"], configs.schedule(config), where).target is not None:
         raise ConfigError(f"{where}.solver {block['solver']!r} jumps, and frames that go on step; choose another")
-    plan(block, configs.schedule(config), window, where)
+    schedule = configs.schedule(config)
+    planned = plan(block, schedule, window, where)
+    configs.call(
+        frames.check_rows, {}, f"{where}.solver", table=table_of(block, planned, schedule, where), matrix=planned.matrix
+    )
 
 
 class Plan(NamedTuple):
@@ -154,7 +159,23 @@ def plan(block: Mapping[str, Any], schedule: Schedule, window: int, where: str) 
         except ValueError as error:
             raise ConfigError(f"{where}.windows: {error}") from None
         count = (history + width - window) // wide["stride"] + 1
+    if block.get("sdedit"):
+        if advance < width or wide is not None:
+            raise ConfigError(
+                f"{where}.sdedit: only whole chunks begin as those before them; remove it, or matrix and windows"
+            )
+        if grid[0] == schedule.logsnr_start:
+            raise ConfigError(
+                f"{where}.sdedit: the grid begins at the schedule's noise, log-SNR {grid[0]:g}, where nothing is left of a"
+                " clip; give it a start, as grid=dict(kind='uniform_time', start=-2.0)"
+            )
     return Plan(begin, matrix, advance, way, None if wide is None else dict(wide), count, float(grid[-1]))
+
+
+def table_of(block: Mapping[str, Any], planned: Plan, schedule: Schedule, where: str, begin: bool = False):
+    """The sampler along the matrix of a period, or along that of how a rolling window begins."""
+    grid = planned.begin if begin else planned.matrix
+    return tables.part(block, "solver", {"schedule": schedule, "grid": grid, "end": planned.end}, where)
 
 
 def planned_way(block: Mapping[str, Any], kind: Callable, total: int, schedule: Schedule, where: str) -> Way:
@@ -232,15 +253,13 @@ def continued(
     drawing.check_space(record, None, f"{where}.weights")
     schedule, level, history = network.schedule, block.get("level"), known.shape[1]
     window = record["shape"][0]
-    begin, matrix, advance, way, wide, count, end = plan(block, schedule, window, where)
-    level = None if way is not None else level
+    planned = plan(block, schedule, window, where)
+    begin, matrix, advance, way, wide, count, _ = planned
+    table = table_of(block, planned, schedule, where)
+    level, sdedit = None if way is not None else level, block.get("sdedit", False)
     start = matrix if begin is None else begin
     configs.noise(record, (start.shape[2] - history, *record["shape"][1:]))  # a source may be for whole clips only
     batch, made, progress = block.get("batch_size", 64), [], Progress(name, len(known))
-
-    def table(matrix: frames.Matrix):
-        return tables.part(block, "solver", {"schedule": schedule, "grid": matrix, "end": end}, where)
-
     for first in range(0, len(known), batch):
         part, key = slice(first, first + batch), jax.random.fold_in(context.key(name), first)
         new_key, known_key, begin_key, run_key = jax.random.split(key, 4)
@@ -252,21 +271,26 @@ def continued(
         if wide is not None:
             denoise = frames.windowed(denoise, start.shape[2], window, **wide)
         seen = clean({"video": jnp.asarray(known[part])})
+        at = float(start[0, 0, -1])
+        new = network.noise(new_key, (batch, start.shape[2] - history, *seen.shape[2:]))
+        # Of no chunk before the first there is the last known frame.
+        new = levels.forward(seen[:, -1:], new, jnp.float32(at), schedule) if sdedit else new * float(schedule.size(at))
         if level is not None:
             seen = levels.forward(seen, network.noise(known_key, seen.shape), jnp.float32(level), schedule)
-        new = network.noise(new_key, (batch, start.shape[2] - history, *seen.shape[2:]))
         if way is not None:
             shape = (1, start.shape[2], *seen.shape[2:])
             wrap, options = way
             denoise = histories.within(wrap, denoise, schedule, history, network.noise(known_key, shape), **options)
-        x = jnp.concatenate([seen, new * float(schedule.size(start[0, 0, -1]))], axis=1)
+        x = jnp.concatenate([seen, new], axis=1)
         if begin is not None:
-            x = sampling.sample(denoise, table(begin), x, begin_key, noise=network.noise)
+            x = sampling.sample(
+                denoise, table_of(block, planned, schedule, where, True), x, begin_key, noise=network.noise
+            )
         video = frames.roll_out(
-            denoise, table(matrix), x, -(-block["frames"] // advance), run_key, matrix=matrix, schedule=schedule,
-            history=history, advance=advance, noise=network.noise,
+            denoise, table, x, -(-block["frames"] // advance), run_key, matrix=matrix, schedule=schedule, history=history,
+            advance=advance, sdedit=sdedit, noise=network.noise,
         )  # fmt: skip
-        video = drawing.finite(np.asarray(video)[:, : block["frames"]], table(matrix))
+        video = drawing.finite(np.asarray(video)[:, : block["frames"]], table)
         made.append(figures.to_uint8(np.clip(video, -1, 1)))
         progress(first + batch)
     calls, parts = len(matrix) - 1, 1 if way is None else len(way[1].get("parts", [1]))

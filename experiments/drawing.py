@@ -260,7 +260,17 @@ REPEATS = 5
 """Timings of which the median is reported."""
 
 
-def speed(network, params, table, source: data.Source, scale: float, codec, streams: Stream | None, chunk: int | None):
+def speed(
+    network,
+    params,
+    table,
+    source: data.Source,
+    scale: float,
+    threshold,
+    codec,
+    streams: Stream | None,
+    chunk: int | None,
+):
     """(seconds until the first frames are there, frames per second), of one clip alone. First frames are a stream's first
     chunk, which has no past yet, else the whole clip.
     """
@@ -276,7 +286,7 @@ def speed(network, params, table, source: data.Source, scale: float, codec, stre
             seconds.append(time.perf_counter() - begun)
         return float(np.median(seconds[1:]))  # the first compiles
 
-    whole = functools.partial(drawn, network, params, table, labels, noise, key, scale)
+    whole = functools.partial(drawn, network, params, table, labels, noise, key, scale, threshold)
     if streams is None:
         seconds = median(whole)
         return seconds, source.shape[0] / seconds

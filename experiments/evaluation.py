@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,11 +88,9 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
     for name, sampler in block["samplers"].items():
         here, reference = f"{where}.samplers.{name}", sampler["weights"]
         model = model_of(reference, config, workdir)
-        expected = [model["shape"][0] if "stream" in sampler else length, *frame]
-        if list(model["shape"]) != expected:
-            raise ConfigError(
-                f"{here}.weights {reference!r} make clips of shape {model['shape']}, config.data has {expected}"
-            )
+        check_shape(
+            model, [model["shape"][0] if "stream" in sampler else length, *frame], f"{here}.weights {reference!r}"
+        )
         drawing.check_guided(sampler.get("guidance", 1.0), model.get("num_classes", 0), f"{here}.guidance")
         if "stream" not in sampler:
             continue
@@ -100,6 +98,11 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
         for key in ("matrix", "threshold"):
             if key in sampler:
                 raise ConfigError(f"{here}: a stream takes no {key}; remove one of the keys 'stream' and {key!r}")
+
+
+def check_shape(model: Mapping[str, Any], expected: Sequence[int], what: str) -> None:
+    if list(model["shape"]) != list(expected):
+        raise ConfigError(f"{what} make clips of shape {list(model['shape'])}, config.data has {list(expected)}")
 
 
 def model_of(reference: str, config: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str, Any]:
@@ -209,7 +212,9 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         )  # fmt: skip
         told = {}
         if block.get("latency"):
-            first, rate = drawing.speed(network, params, table, source, scale, codec, streams, chunk)
+            first, rate = drawing.speed(
+                network, params, table, source, scale, sampler.get("threshold"), codec, streams, chunk
+            )
             told = {"ms to the first frames": 1e3 * first, "frames per second": rate}
         # A stream runs every frame once more, for its cache.
         evaluations = (table.nfe + (0 if chunk is None else 1)) * drawing.calls_each(network, scale)

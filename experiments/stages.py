@@ -55,7 +55,7 @@ FORMS = (
     )
     | dict.fromkeys((*NAMED, "init", "classifier"), str | None)
     | dict.fromkeys(("kind", "method", "weights", "clips", "autoencoder"), str)
-    | dict.fromkeys(("latency", "teacher_forcing", "tensorboard", "told_label"), bool)
+    | dict.fromkeys(("latency", "sdedit", "teacher_forcing", "tensorboard", "told_label"), bool)
 )
 """Keys that hold a block of keys, a name, or a truth value."""
 KEYS = {
@@ -181,9 +181,10 @@ def check(context: Context) -> None:
         if block["kind"] == "generate":
             times.check_searched(block, earlier, context.workdir, where)
         if block["kind"] in ("generate", "continue", "times"):
+            model = evaluation.model_of(block["weights"], config, context.workdir)
+            evaluation.check_shape(model, clips.shape, f"{where}.weights {block['weights']!r}")
             check_jumps(block, context, where)
             if "guidance" in block:
-                model = evaluation.model_of(block["weights"], config, context.workdir)
                 drawing.check_guided(block["guidance"], model.get("num_classes", 0), f"{where}.guidance")
                 if block["kind"] == "continue" and block["guidance"] != 1.0 and not block.get("told_label"):
                     raise ConfigError(

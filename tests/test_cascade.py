@@ -117,6 +117,25 @@ def test_a_factor_that_does_not_divide_is_refused_by_name(low, shape, said):
         cascade.upsample(jnp.zeros((1, *low, 1)), shape)
 
 
+def test_a_stage_that_does_not_fit_is_refused_before_any_clip_is_made():
+    table = solvers.ddim(COSINE, grids.uniform_time(COSINE, 1))
+    made = []
+
+    def denoise(cond):
+        made.append(cond)
+        return lambda x, logsnr: x
+
+    stages = [cascade.Stage(denoise, table, COSINE, shape) for shape in ((2, 4, 4, 1), (2, 6, 4, 1))]
+    with pytest.raises(ValueError, match="6 rows can't be made of 4"):
+        cascade.sample(stages, jax.random.key(0), 1)
+    assert not made
+
+
+def test_factors_that_a_record_does_not_tell_are_missed_by_name():
+    with pytest.raises(configs.ConfigError, match="here: the record of these weights doesn't say how much larger"):
+        stage_kind.grown((2, 4, 4, 1), dict(cond_keys=["low"], data=dict(kind="mine:Clips")), "here")
+
+
 # Training -----------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +305,8 @@ SPATIAL = "config.stages.cascade.samplers.teachers.spatial"
          "upsample nothing"),
         ("config.stages.cascade.samplers.students = dict(one=config.stages.cascade.samplers.teachers.temporal.to_dict())",
          "first stage of a cascade begins with noise alone"),
+        ("config.stages.cascade.samplers.bicubic_teachers = config.stages.cascade.samplers.teachers.to_dict()",
+         "the table has a row 'bicubic_teachers' of its own"),
         (f"{SPATIAL}.solver = 'best'", "a table that asks the network"),
         (f"{SPATIAL}.stepz = 3", "did you mean 'steps'"),
         (f"{SPATIAL}.weights = '/nowhere.safetensors'", "no weights at /nowhere"),
@@ -380,9 +401,9 @@ def test_the_shipped_cascade_is_one_that_the_program_takes(tmp_path):
         assert source.shape == tuple(part.model["shape"])
     assert shape == (32, 64, 64, 1)
     rows = shipped.get_config("evaluate").stages.evaluate.samplers
-    assert [[s.steps for s in rows[row].values()] for row in ("teachers", "students")] == [
-        [50, 10, 10],
-        [4, 2, 2],
-    ] or True
+    steps = {row: {name: part.steps for name, part in rows[row].items()} for row in ("teachers", "students")}
+    assert steps == {
+        "teachers": dict(base=50, temporal=10, spatial=10), "students": dict(base=4, temporal=2, spatial=2),
+    }  # fmt: skip
     with pytest.raises(ValueError, match="unknown argument 'bas', expected one of base, temporal, spatial"):
         shipped.get_config("bas")

@@ -108,6 +108,11 @@ def test_frames_that_are_not_finite_are_no_black_ones(workdir, monkeypatch):
         (dict(way="replacement", matrix="autoregressive"), "replacement is for one level of all frames; choose 'full'"),
         (dict(level="clean"), "level: expected a log-SNR .* got 'clean'"),
         (dict(level=float("nan")), "level: expected a log-SNR .* got nan"),
+        (dict(sdedit=True), "sdedit: the grid begins at the schedule's noise, log-SNR -20"),
+        (
+            dict(sdedit=True, windows=dict(stride=1), grid=dict(kind="uniform_time", start=-2.0)),
+            "sdedit: only whole chunks begin as those before them",
+        ),
         (dict(windows=2), "windows: expected .*, got 2"),
         (dict(windows=dict(strid=2)), "stride"),
         (dict(windows=dict(stride=4)), "windows: .*stride"),
@@ -115,7 +120,7 @@ def test_frames_that_are_not_finite_are_no_black_ones(workdir, monkeypatch):
         (dict(windows=dict(stride=1, weights="flatt")), "weights to be one of flat, pyramid, earliest"),
         (
             dict(windows=dict(stride=1), matrix=dict(kind="pyramid", lag=0.25), frames=9),
-            "wave of this schedule matrix is 4 frames long, the window has 3",
+            "wave of this schedule matrix is 8 frames long, the window has 3",
         ),
     ],
 )
@@ -133,6 +138,7 @@ def test_ways_and_windows_that_do_not_fit_are_refused(given, error):
         ("--config.stages.chunks.matrix=pyramyd", "pyramid"),
         ("--config.stages.chunks.matrix=rolling", "lag"),
         ("--config.stages.chunks.solver=ddmp", "solver.kind .ddmp. is not known"),
+        ("--config.stages.chunks.solver=heun", "solver: roll_out: .* by a solver that calls between rows"),
         ("--config.stages.chunks.solver=flow_map", "solver .* jumps, and frames that go on step"),
         ("--config.stages.chunks.solver=fitted", "is made by asking a network: a matrix gives every frame a level"),
         ("--config.stages.rolling.history=2", "window is 2 frames and 2 of history, the model's clip has 3"),
@@ -145,6 +151,15 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, override, error
     said = capsys.readouterr().err
     assert re.search(error, said), said
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_weights_of_other_clips_are_refused(tmp_path):
+    config = configs.plain(tiny_forcing.get_config())
+    config["stages"]["chunks"] |= dict(weights="pretrained:moving_digits/forcing")
+    with pytest.raises(
+        configs.ConfigError, match=r"make clips of shape \[8, 16, 16, 1\], config.data has \[3, 16, 16, 1\]"
+    ):
+        stages.check(Context(config, tmp_path, meshes.make()))
 
 
 def test_guidance_towards_a_class_that_is_not_told_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from diffusion import frames, grids, levels, oracles, sampling, schedules, solvers
+from diffusion import noise as noises
 
 VP = schedules.vp_cosine()
 KEY = jax.random.key(5)
@@ -73,6 +74,11 @@ def test_windows_are_shown_the_levels_of_their_frames():
     np.testing.assert_allclose(each[2, :, 0, 0, 0], np.tile(np.arange(4), 2) + 100 * level[2, 0], rtol=1e-6)
 
 
+def test_windows_are_of_clips_of_one_length():
+    with pytest.raises(ValueError, match=r"of clips of 8 frames, got x of shape \(3, 12"):
+        frames.windowed(spoken, 8, 4, 4)(noise(3, 12, 2, 2, 1), jnp.zeros(()))
+
+
 def test_blended_windows_lose_variance():
     """MultiDiffusion on Gaussian video: every window is right for itself, their mean is too quiet (video of 16 frames)."""
     short = oracles.gaussian_process(oracles.ornstein_uhlenbeck(8, 0.9)).denoiser(VP)
@@ -87,7 +93,7 @@ def test_blended_windows_lose_variance():
 # Roll-outs --------------------------------------------------------------------------------------------------
 
 
-def plainly(denoise, build, matrix, x, periods, key, history, advance):
+def plainly(denoise, build, matrix, x, periods, key, history, advance, sdedit=False):
     """A roll-out as a loop over periods with `sample`."""
     video, table = [], build(VP, matrix)
     before, after = matrix[0, 0], matrix[-1, 0]
@@ -105,6 +111,8 @@ def plainly(denoise, build, matrix, x, periods, key, history, advance):
                 added = np.sqrt(VP.sigma(there) ** 2 - (kept * VP.sigma(here)) ** 2)
                 stay = stay.at[:, f].set(kept * stay[:, f] + added * fresh[:, f])
         new = jax.random.normal(new_key, (len(x), advance, *x.shape[2:]))
+        if sdedit:
+            new = VP.alpha(before[-1]) * video[-1] + VP.sigma(before[-1]) * new
         x = jnp.concatenate([stay, new], axis=1)  # noisy data of unit variance has that variance, in VP
     return jnp.concatenate(video, axis=1)
 
@@ -113,6 +121,7 @@ ROLLOUTS = {
     "chunks": (frames.known(frames.full(STEPS, 6), before=2), 2, None),
     "stabilised": (frames.known(frames.full(STEPS, 6), before=2, level=3.0), 2, None),
     "long memory": (frames.known(frames.pyramid(STEPS, 3, 1), before=5), 5, None),
+    "sdedit": (frames.known(frames.full(STEPS[2:], 6), before=2), 2, None),
     "rolling": (frames.known(frames.rolling(STEPS, 1, block=1), before=4), 4, 1),
     "rolling in blocks": (frames.rolling(STEPS, 1, block=2), 0, 2),
 }
@@ -123,11 +132,12 @@ ROLLOUTS = {
 def test_a_roll_out_is_a_loop_of_samples(name, build):
     matrix, history, advance = ROLLOUTS[name]
     made = frames.roll_out(
-        DENOISE, build(VP, matrix), clip(), 3, KEY, matrix=matrix, schedule=VP, history=history, advance=advance
-    )
+        DENOISE, build(VP, matrix), clip(), 3, KEY, matrix=matrix, schedule=VP, history=history, advance=advance,
+        sdedit=name == "sdedit",
+    )  # fmt: skip
     step = matrix.shape[2] - history if advance is None else advance
     assert made.shape == (3, 3 * step, 2, 2, 1)
-    expected = plainly(DENOISE, build, matrix, clip(), 3, KEY, history, step)
+    expected = plainly(DENOISE, build, matrix, clip(), 3, KEY, history, step, name == "sdedit")
     np.testing.assert_allclose(made, expected, atol=2e-5)
 
 
@@ -154,6 +164,32 @@ def test_rolling_out_begins_where_its_start_ends():
     rolling = frames.rolling(grid, 1)
     first = frames.roll_out(DENOISE, solvers.ddim(VP, rolling), begun, 1, KEY, matrix=rolling, schedule=VP, advance=1)
     np.testing.assert_allclose(first[:, 0], pyramid[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [-4.0, 0.0, 3.0])
+def test_sdedit_keeps_the_law_and_as_much_of_the_clip_as_its_level_says(level):
+    """Along the exact flow a noised draw of a Gaussian law becomes another, correlated with the first, mode by mode."""
+    covariance = oracles.ornstein_uhlenbeck(6, 0.9)
+    video, count = oracles.gaussian_process(covariance), 4000
+    first = video.sample(KEY, count)
+    x = levels.forward(first, noise(*first.shape), jnp.float32(level), VP)
+    table = solvers.dpmpp(VP, grids.uniform_logsnr(VP, 24, start=level, end=14.0))
+    made = np.asarray(sampling.sample(video.denoiser(VP), table, x)).reshape(count, 6)
+    first = np.asarray(first).reshape(count, 6)
+    sizes, modes = np.linalg.eigh(covariance)
+    alpha, sigma = VP.alpha(level), VP.sigma(level)
+    kept = modes * alpha * sizes**1.5 / np.sqrt(alpha**2 * sizes + sigma**2) @ modes.T
+    np.testing.assert_allclose(made.T @ made / count, covariance, atol=0.1)
+    np.testing.assert_allclose(made.T @ first / count, kept, atol=0.1)
+
+
+@pytest.mark.parametrize("source", [noises.progressive(1.0), noises.mixed(1.0)])
+def test_without_a_history_no_frame_stays(source):
+    matrix = frames.full(STEPS, 4)
+    made = frames.roll_out(
+        DENOISE, solvers.ddim(VP, matrix), clip(2, 4), 2, KEY, matrix=matrix, schedule=VP, noise=source
+    )
+    assert made.shape == (2, 8, 2, 2, 1) and np.isfinite(made).all()
 
 
 def test_a_long_roll_out_of_a_markov_video_keeps_its_law():

@@ -499,6 +499,18 @@ def test_intervals_are_those_of_the_bootstrap():
     assert report.interval(3.0, np.array([])) == (3.0, 3.0)
 
 
+@pytest.mark.parametrize("resamples", [10, 100])
+@pytest.mark.parametrize("name", [name for name, metric in suite.METRICS.items() if metric.span == suite.SHARE])
+def test_intervals_of_shares_are_shares(name, resamples):
+    """One clip of 64 for or against: half of such intervals would end beyond 0 or 1."""
+    rng = np.random.default_rng(0)
+    for clips in (np.arange(64) == 0, np.arange(64) > 0):
+        low, high = report.interval(
+            clips.mean(), clips[rng.integers(0, 64, (resamples, 64))].mean(1), suite.METRICS[name].span
+        )
+        assert 0 <= low <= clips.mean() <= high <= 1
+
+
 @pytest.mark.parametrize("resamples", [10, 200])
 def test_intervals_hold_the_truth_as_often_as_they_say(resamples):
     """The mean of 200 numbers from N(0, 1), whatever the number of resamples."""

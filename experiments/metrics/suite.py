@@ -68,14 +68,18 @@ def take(sample: Sample, rows: slice | np.ndarray) -> Sample:
 Statistic = Callable[[Sample, Sample, distances.Weights], distances.Values]
 
 
+SHARE = (0.0, 1.0)
+
+
 class Metric(NamedTuple):
-    """statistic(sample, reference, weights [k, n]) -> [k]; see distances.py for the weights."""
+    """statistic(sample, reference, weights [k, n]) -> [k]; see distances.py for the weights. span: the values it can have."""
 
     statistic: Statistic
     better: str | None
     unit: str = ""
     needs_labels: bool = False
     needs_training: bool = False
+    span: tuple[float, float] = (-np.inf, np.inf)
 
 
 def confidence(sample: Sample) -> Float[np.ndarray, " n"]:
@@ -146,16 +150,16 @@ def _memorisation(sample: Sample, reference: Sample, weights: distances.Weights)
 
 
 METRICS: dict[str, Metric] = {
-    "confidence": Metric(_mean(confidence), "higher"),
-    "label_accuracy": Metric(_mean(label_accuracy), "higher", needs_labels=True),
-    "identity_kept": Metric(_mean(identity_kept), "higher"),
+    "confidence": Metric(_mean(confidence), "higher", span=SHARE),
+    "label_accuracy": Metric(_mean(label_accuracy), "higher", needs_labels=True, span=SHARE),
+    "identity_kept": Metric(_mean(identity_kept), "higher", span=SHARE),
     "identity_correlation": Metric(_mean(lambda s: appearance.identity_correlation(s.light, s.track)), "higher"),
     "objects": Metric(_mean(lambda s: motion.objects(s.light)), None),
     "mass": Metric(_ratio(lambda s: s.mass.mean(1)), None),
     "mass_variation": Metric(_mean(lambda s: motion.mass_variation(s.mass)), "lower"),
     "mass_drift": Metric(_mean(lambda s: motion.mass_drift(s.mass)), "lower"),
     "law_residual": Metric(_mean(lambda s: motion.law_residual(s.bounce)), "lower", "px"),
-    "law_kept": Metric(_mean(lambda s: motion.law_kept(s.bounce, s.mass)), "higher"),
+    "law_kept": Metric(_mean(lambda s: motion.law_kept(s.bounce, s.mass)), "higher", span=SHARE),
     "position_distance": Metric(_position, "lower", "px"),
     "heading_distance": Metric(
         _against(distances.circular_wasserstein, lambda s: motion.heading(s.track)), "lower", "degrees"
@@ -175,8 +179,8 @@ METRICS: dict[str, Metric] = {
     "frechet_frame": Metric(_frechet_frame, "lower"),
     "frechet_clip": Metric(_frechet_clip, "lower"),
     "mmd_clip": Metric(_against(distances.mmd, clip_features), "lower"),
-    "precision": Metric(_against(distances.precision, clip_features), "higher"),
-    "recall": Metric(_against(distances.recall, clip_features), "higher"),
+    "precision": Metric(_against(distances.precision, clip_features), "higher", span=SHARE),
+    "recall": Metric(_against(distances.recall, clip_features), "higher", span=SHARE),
     "memorisation": Metric(_memorisation, None, needs_training=True),
 }
 """name -> what is measured; the function behind a name tells what it means. `change` and `sharpness` are
