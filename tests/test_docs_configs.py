@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import distill
-from diffusion import predictions
+from diffusion import draws, predictions
 from experiments import (
     autoencoder,
     cascade,
@@ -62,6 +62,7 @@ NAMES = {
     "noise": configs.NOISES,
     "method": distill.METHODS,
     "law": configs.LAWS,
+    "draw": {**draws.DRAWS, **draws.MADE},
     "weight": configs.WEIGHTS,
     "solver": tables.SOLVERS,
     "grid": tables.GRIDS,

@@ -4,7 +4,7 @@
     python -m experiments.run --config=configs/video/dit_100m.py --workdir=runs/video/dit_100m
 
 It learns on latents that an `encode` stage left in runs/video/latents: of 256x256 clips of 33 frames, say, by an autoencoder of
-factors 8 and 4 with 16 channels.
+factors 8 and 4 with 16 channels, in 10 classes (of clips without any set config.model.num_classes=0).
 """
 
 from ml_collections import ConfigDict
