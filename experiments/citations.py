@@ -98,6 +98,7 @@ PAPERS = {
     "chang2024warped": Paper("Pascal Chang and Jingwei Tang and Markus Gross and Vinicius C. Azevedo", "How I Warped Your Noise: a Temporally-Correlated Noise Prior for Diffusion Models", 2024, "2504.03072"),
     "jin2024pyramidal": Paper("Yang Jin and others", "Pyramidal Flow Matching for Efficient Video Generative Modeling", 2024, "2410.05954"),
     "yin2024causvid": Paper("Tianwei Yin and others", "From Slow Bidirectional to Fast Autoregressive Video Diffusion Models", 2024, "2412.07772"),
+    "meng2021sdedit": Paper("Chenlin Meng and Yutong He and Yang Song and Jiaming Song and Jiajun Wu and Jun-Yan Zhu and Stefano Ermon", "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations", 2021, "2108.01073"),
     "song2025history": Paper("Kiwhan Song and Boyuan Chen and Max Simchowitz and Yilun Du and Russ Tedrake and Vincent Sitzmann", "History-Guided Video Diffusion", 2025, "2502.06764"),
     "sun2025ardiffusion": Paper("Mingzhen Sun and others", "AR-Diffusion: Asynchronous Video Generation with Auto-Regressive Diffusion", 2025, "2503.07418"),
     "zhang2025framepack": Paper("Lvmin Zhang and Maneesh Agrawala", "Packing Input Frame Context in Next-Frame Prediction Models for Video Generation", 2025, "2504.12626"),
@@ -279,6 +280,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "heads": ("miyato2018projection", "zhang2024sfv", "sauer2023stylegant"),
         "augmentation": ("ho2021cascaded",),
         "per_frame": ("chen2024forcing",),
+        "sdedit": ("meng2021sdedit",),
     },
 }
 """kind of part -> its name in a config -> keys of PAPERS; () for what no paper is known for."""

@@ -85,8 +85,9 @@ def _stage(block: Mapping[str, Any], workdir: Any) -> Iterator[Part]:
                 yield key, _kind(sampler[key])
         if sampler.get("guidance", 1.0) != 1.0:
             yield "key", "guidance"
-    if "heads" in block:
-        yield "key", "heads"
+    for key in ("heads", "sdedit"):
+        if block.get(key):
+            yield "key", key
 
 
 def _samplers(block: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

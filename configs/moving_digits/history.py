@@ -3,8 +3,9 @@
     python -m experiments.run --config=configs/moving_digits/history.py --workdir=runs/history
 
 Shown clean, shown at log-SNR 6.9, and under history guidance (vanilla, fractional, temporal: Song et al. 2025, arXiv
-2502.06764); replaced, and guided towards (Ho et al. 2022, arXiv 2204.03458), with the teacher that knows one level for all
-frames; then long videos: blended windows (MultiDiffusion), and FIFO-Diffusion's diagonal with and without its lookahead.
+2502.06764); begun as the frame before, noised (SDEdit: Meng et al. 2021, arXiv 2108.01073); replaced, and guided towards (Ho
+et al. 2022, arXiv 2204.03458), with the teacher that knows one level for all frames; then long videos: blended windows
+(MultiDiffusion), and FIFO-Diffusion's diagonal with and without its lookahead.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ WAYS = {
     "vanilla": dict(way=dict(kind="vanilla", scale=1.5)),
     "fractional": dict(way=dict(kind="fractional", scale=2.0, partly=-2.0)),
     "temporal": dict(way=dict(kind="temporal", memories=[[0.5, [0]], [0.5, [1]]])),
+    "sdedit": dict(sdedit=True, grid=dict(kind="uniform_time", start=-3.0)),
     "replaced": dict(weights=TEACHER, way="replacement"),
     "reconstructed": dict(weights=TEACHER, way=dict(kind="reconstruction", weight=2.0)),
 }
