@@ -50,7 +50,7 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
         "shape": list(config["model"]["shape"]), "num_classes": network.num_classes,
         "schedule": schedules.record(network.schedule),
     }  # fmt: skip
-    weights.check_fits(record, ours, f"{where}.teacher {reference!r}")
+    check_fits(record, ours, f"{where}.teacher {reference!r}")
     if not block.get("init"):
         raise ConfigError(
             f"{where} lacks the key 'init': teacher {reference!r} is a {record['model']['kind']!r} of prediction"
@@ -62,6 +62,23 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
     definition, of = configs.network({**config, "model": model, "prediction": record["prediction"]})
     of = of._replace(forced=network.forced and "history" in definition.cond_keys)
     return Own(definition, of, {"model": model, "prediction": record["prediction"]})
+
+
+def check_fits(record: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """As `weights.check_fits`, but that a schedule may have a clock of its own. A network is told log-SNRs, and no times: it
+    answers on any clock where data are scaled as those that it has seen, and neither noisier nor cleaner.
+    """
+    own, ours = record.get("schedule", expected["schedule"]), expected["schedule"]
+    if own["scaling"] == ours["scaling"]:
+        ends = ("logsnr_start", "logsnr_end")
+        (noisy, clean), (start, end) = ([float(one[name]) for name in ends] for one in (own, ours))
+        if not noisy <= start < end <= clean:
+            raise ConfigError(
+                f"{what} does not fit: it has seen log-SNRs from {noisy:g} to {clean:g}, config.schedule goes from {start:g} to"
+                f" {end:g}"
+            )
+        record = {**record, "schedule": ours}
+    weights.check_fits(record, expected, what)
 
 
 def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +171,7 @@ def feature_network(context: Context, reference: str, where: str) -> Features:
         config, what = context.config, f"{where}.features {reference!r}"
         ours = {"schedule": schedules.record(configs.schedule(config))}
         ours |= {"shape": list(config["model"]["shape"]), "num_classes": config["model"]["num_classes"]}
-        weights.check_fits(record, ours, what)
+        check_fits(record, ours, what)
         codec = latents.of(configs.source(config, "train"), context.workdir, what)
         drawing.check_space(record, codec and codec.record, what)
     network = configs.model({"model": record["model"]})
@@ -172,7 +189,7 @@ def load_fitting(
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
     keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
-    weights.check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
+    check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
     drawing.check_space(record, expected["latent"], f"{reference} ({path})")
     try:
         return meshes.put(inherit(params, definition, key), context.mesh)

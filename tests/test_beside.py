@@ -45,3 +45,31 @@ def test_another_network_is_told_by_what_differs(tmp_path):
     record |= {"schedule": schedules.record(network.schedule), "shape": list(definition.shape)}
     with pytest.raises(ConfigError, match="its model.embed is 128, this stage needs 64"):
         beside.load_fitting(context, "pretrained:moving_digits/teacher", definition, record, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "schedule, said",
+    [
+        (dict(kind="vp_cosine", logsnr_min=-15.0, logsnr_max=12.0, shift=3.0), None),
+        (
+            dict(kind="vp_cosine", shift=3.0),
+            r"has seen log-SNRs from -20 to 20, config.schedule goes from -22.\d* to 17",
+        ),
+        (dict(kind="laplace"), None),
+        (dict(kind="flow"), "its schedule.scaling is"),
+    ],
+)
+def test_a_clock_is_a_students_own(schedule, said, tmp_path):
+    """Levels are told, and no times: what the teacher has seen it knows on any clock."""
+    config = shipped_student()
+    config["schedule"] = schedule
+    context = stages.Context(config, tmp_path, meshes.make(devices=jax.devices()[:1]))
+    definition, network = configs.network(config)
+    record = {"kind": "denoiser", "model": config["model"], "prediction": "v", "latent": None, "num_classes": 10}
+    record |= {"schedule": schedules.record(network.schedule), "shape": list(definition.shape)}
+    given = "pretrained:moving_digits/teacher", definition, record, jax.random.key(0)
+    if said is None:
+        beside.load_fitting(context, *given)
+        return
+    with pytest.raises(ConfigError, match=said):
+        beside.load_fitting(context, *given)

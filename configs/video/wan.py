@@ -5,7 +5,8 @@
 
 The argument is SIZE,STUDENT,SLICE: 1.3b or 14b; teacher, scm, dmd2 or self_forcing; v5p-64, v5p-256, v6e-256, v5e-256 or
 2xv5e-256. The clips are latents that an `encode` stage left in runs/video/latents, of an autoencoder of factors 4 in time and 8
-in space with 16 channels, and of 1000 classes. All train in bfloat16 on float32 weights, with every layer computed again in the backward pass.
+in space with 16 channels, and of 1000 classes. All train in bfloat16 on float32 weights, with every layer computed again in the
+backward pass.
 
 The teacher of `self_forcing` is causal, as its student: for one that sees whole clips train `teacher` alone and name its
 weights with --config.stages.student.teacher=FILE. Nothing here was trained; docs/scale.md has what the plan says.

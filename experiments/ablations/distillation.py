@@ -32,7 +32,8 @@ def introduction() -> str:
         f"`--only=NAME` makes one section again: {', '.join(sections(RUNS))}. The page is made from finished runs, "
         "RUNS/mixture/LAW_SEED, RUNS/games/LAW_SEED, RUNS/digits/METHOD and RUNS/digits_64/METHOD (of students of a critic "
         f"METHOD_CALLS) with RUNS given by `--runs` (`{RUNS}`), and trains nothing: what was read of a run is kept beside the "
-        "page, of digits and digits_64 in distillation_SECTION.json, and runs that are missing are listed with the command that makes them. "
+        "page, of digits and digits_64 in distillation_SECTION.json, and runs that are missing are listed with the command "
+        "that makes them. "
         f"Python {platform.python_version()}, jax {jax.__version__}."
     )
     return textwrap.fill(text, 125, break_on_hyphens=False)
