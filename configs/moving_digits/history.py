@@ -6,6 +6,9 @@ Shown clean, shown at log-SNR 6.9, and under history guidance (vanilla, fraction
 2502.06764); begun as the frame before, noised (SDEdit: Meng et al. 2021, arXiv 2108.01073); replaced, and guided towards (Ho
 et al. 2022, arXiv 2204.03458), with the teacher that knows one level for all frames; then long videos: blended windows
 (MultiDiffusion), and FIFO-Diffusion's diagonal with and without its lookahead.
+
+What begins as the frame before stays near it: the sixth frame is 1.8 pixels off where it begins at log-SNR -3, and 3.5 at 0, of
+1.2 from -6 and from noise.
 """
 
 from ml_collections import ConfigDict
