@@ -89,6 +89,16 @@ def test_a_history_is_guided_by_and_a_long_video_blended_or_queued(workdir):
     assert queued.shape[1] == 6 and (advance, calls, evaluations) == (1, 1, 2)
 
 
+def test_frames_that_begin_as_those_before_them_keep_what_little_noise_leaves(workdir):
+    """Nearly clean every chunk stays the frame before it; from noise no chunk is."""
+    real = data.Batches(data.build(configs.read_json(workdir / "config.json")["data"], "test"), 8).batch_at(0)["video"]
+    last = real[:, 1:2].astype(int)
+    grid = dict(kind="uniform_time", start=14.0)
+    kept, advance, *_ = held(workdir, frames=3, sdedit=True, grid=grid)
+    assert advance == 1 and np.abs(kept.astype(int) - last).max() <= 2
+    assert np.abs(held(workdir, frames=3)[0].astype(int) - last).max() > 100
+
+
 def test_frames_that_are_not_finite_are_no_black_ones(workdir, monkeypatch):
     """Clipped to bytes nan is black, and black moves without a fault."""
     monkeypatch.setattr(continuation.frames, "roll_out", lambda *given, **options: np.full((8, 3, 16, 16, 1), np.nan))
