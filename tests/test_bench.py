@@ -46,7 +46,7 @@ def test_a_roll_out_counts_every_call_of_every_chunk(tmp_path, steps):
 
     def forwards(chunks):
         options = dict(source="rolled_out", steps=steps, chunk=4 // chunks, adversarial=0.0, discriminative=0.0)
-        block = dict(kind="train", method="dmd2", teacher="teacher", steps=4, batch_size=4, options=options)
+        block = dict(kind="train", method="dmd2", teacher="teacher", steps=5, batch_size=4, options=options)
         counts, forward = bench.counted(context, "student", block)
         return {phase: count / forward for phase, count in counts.items()}
 
