@@ -15,6 +15,7 @@ from configs.moving_digits import games
 from configs.moving_digits.games import HALVED
 from configs.moving_digits.students import GUIDANCE, HALVINGS, STUDENTS, train_stage
 from configs.moving_digits_64.base import TEACHER, latents, on_latents
+from configs.moving_digits_64.students import CLOCK
 
 # A head on the map after every level of the teacher, told the level and class, that judges every place.
 HEADS = dict(width=64, depth=1, level=True, places=True, layers="all")
@@ -32,7 +33,12 @@ def get_config(argument: str = "ladd") -> ConfigDict:
     if name != "ladd":
         if name == "add":
             raise ValueError("add: its features are those of a classifier of pixels; on latents choose 'ladd'")
-        return on_latents(games.get_config(argument))
+        config = on_latents(games.get_config(argument))
+        if (
+            name == "dmd"
+        ):  # its regression's goals are few calls of the teacher: on the cosine's clock nearly empty frames
+            config.schedule = ConfigDict(CLOCK)
+        return config
     config = latents()
     config.stages = ConfigDict()
     config.stages.synthetic = dict(
