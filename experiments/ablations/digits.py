@@ -167,7 +167,10 @@ class Run(NamedTuple):
 
 ITSELF = "ddim_50"
 """The row of the teacher's run at few steps that is the teacher of the students."""
-SAMPLERS = {"ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "best": "`best`, chosen by asking", "fitted": "a fitted table"}
+SAMPLERS = {
+    "ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "shifted": "DPM-Solver++(2M), shifted", "best": "`best`, chosen by asking",
+    "fitted": "a fitted table",
+}  # fmt: skip
 
 
 class Undistilled(NamedTuple):
@@ -394,9 +397,9 @@ def draw(found: Mapping[str, Run], teacher: Mapping[str, Undistilled], folder: p
     looks = curves.looks(quality, TITLE)
     for index, solver in enumerate(
         SAMPLERS.values()
-    ):  # grey; there is a kind of dash too few, so the last has another marker
+    ):  # grey; kinds of dashes are too few, so the last have another marker
         dashes = dict(linestyle=curves.DASHES[index % len(curves.DASHES)], linewidth=1.3)
-        looks[f"teacher, {solver}"] = dict(color="0.5", marker="xxx+"[index], **dashes)
+        looks[f"teacher, {solver}"] = dict(color="0.5", marker="xxx++"[index], **dashes)
     for axes, points in ((left, ratios), (right, quality)):
         known = [point for curve in points.values() for point in curve.items()]
         axes.plot(*zip(*front(known), strict=True), color="0.85", linewidth=7, zorder=0, solid_capstyle="round")
