@@ -324,7 +324,7 @@ def test_digits_table(tmp_path, counted):
         "- 2 calls, within 1.6 times the teacher's distance: 1 of 2: `progressive` 1.50; not: `shortcut` 1.75." in text
     )
     assert (
-        "- 4 calls, identity and motion at most 10% worse than the teacher's: 2 of 2: `progressive`, `shortcut`."
+        "- 4 calls, class, identity and motion at most 10% worse than the teacher's: 2 of 2: `progressive`, `shortcut`."
         in text
     )
     assert "- `progressive`: 273 updates a round" in text and "- `shortcut`: not explained." in text
@@ -534,15 +534,19 @@ def test_a_students_budget_is_what_the_compiler_counts(config, name):
     assert 0.85 * digits_config.BUDGET < total < 1.1 * digits_config.BUDGET
 
 
-@pytest.mark.parametrize("identity, residual, kept", [(0.46, 0.54, True), (0.44, 0.5, False), (0.5, 0.56, False)])
-def test_identity_and_motion_are_kept_within_a_tenth(identity, residual, kept):
-    """The teacher has .5 of both: .45 and .55 are the limits."""
+@pytest.mark.parametrize(
+    "identity, residual, accuracy, kept",
+    [(0.46, 0.54, 0.46, True), (0.44, 0.5, 0.5, False), (0.5, 0.56, 0.5, False), (1.0, 0.0, 0.07, False)],
+    ids=["near", "identity", "motion", "an empty frame"],
+)
+def test_class_identity_and_motion_are_kept_within_a_tenth(identity, residual, accuracy, kept):
+    """The teacher has .5 of all: .45 and .55 are the limits."""
 
-    def row(identity, residual):
-        entries = {"identity_kept": identity, "law_residual": residual}
+    def row(identity, residual, accuracy):
+        entries = {"identity_kept": identity, "law_residual": residual, "label_accuracy": accuracy}
         return digits.Row(4, 0.1, {k: digits.Measure(v, v, v, v, None) for k, v in entries.items()})
 
-    run = digits.Run(row(0.5, 0.5), {4: row(identity, residual)}, {}, {}, 1.0, 16, None, {})
+    run = digits.Run(row(0.5, 0.5, 0.5), {4: row(identity, residual, accuracy)}, {}, {}, 1.0, 16, None, {})
     assert digits.keeps(run, 4) == kept
 
 

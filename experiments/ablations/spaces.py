@@ -35,9 +35,9 @@ class Step(NamedTuple):
 
 def configured() -> dict[str, dict[str, Any]]:
     """A stage of ADD on pixels, and one of LADD on latents."""
-    stage = dict(kind="train", steps=1, batch_size=BATCH, teacher="teacher", guidance=1.5, options={"steps": 4})
+    stage = dict(kind="train", steps=1, batch_size=BATCH, teacher="teacher", options={"steps": 4})
     common = dict(seed=0, schedule="vp_cosine", prediction="v")
-    add = dict(**stage, method="add", features=FEATURES)
+    add = dict(**stage, method="add", guidance=1.5, features=FEATURES)
     ladd = dict(**stage, method="ladd", heads={"level": True, "places": True, "layers": "all"})
     return {
         "add, pixels": common | dict(data=CLIPS, model=PIXELS, stages={"student": add}),
@@ -59,7 +59,7 @@ def measure(config: Mapping[str, Any], repeats: int = 3) -> Step:
         )
     video = jax.random.normal(jax.random.key(2), (BATCH, *definition.shape))
     batch = {"video": video, "label": jnp.arange(BATCH) % network.num_classes}
-    arguments = (frozen, batch, jax.random.key(3), {"learning_rate_scale": 1.0, "guidance": block["guidance"]})
+    arguments = (frozen, batch, jax.random.key(3), {"learning_rate_scale": 1.0, "guidance": block.get("guidance", 1.0)})
     operations, seconds, temporaries = 0.0, 0.0, 0.0
     for phase in method.phases.values():
         compiled = jax.jit(phase).lower(state, *arguments).compile()
