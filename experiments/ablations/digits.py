@@ -108,6 +108,8 @@ as the other students of critics and the teacher's own 50 steps do.
         "steps that begin at more noise).",
         "multistep_consistency": "its four segments are of one length in the cosine's time: the first ends, as the first step "
         "of `tract`, at log-SNR -1.8.",
+        "progressive": "273 updates a round are few, and every round inherits the errors of the last; in the cosine's time, "
+        "though, it was at 5.11 in 4 calls and at 7.22 in 2.",
         "latent_consistency": "of its 50 levels one is pure noise: some 160 clips teach its first call.",
         "rcm": "after the 100 updates of its warm-up it has 80, of 8 clips each, in which distribution matching says anything.",
         "reflow": "its pairs are what 8 calls of the teacher make, faint digits, and 316 updates of 8 clips don't teach it "
