@@ -34,9 +34,8 @@ def get_config(argument: str = "ladd") -> ConfigDict:
         if name == "add":
             raise ValueError("add: its features are those of a classifier of pixels; on latents choose 'ladd'")
         config = on_latents(games.get_config(argument))
-        if (
-            name == "dmd"
-        ):  # its regression's goals are few calls of the teacher: on the cosine's clock nearly empty frames
+        # Its regression's goals are few calls of the teacher: on the cosine's clock nearly empty frames.
+        if name == "dmd":
             config.schedule = ConfigDict(CLOCK)
         return config
     config = latents()

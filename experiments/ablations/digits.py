@@ -412,9 +412,8 @@ def draw(found: Mapping[str, Run], teacher: Mapping[str, Undistilled], folder: p
             quality.setdefault(title, {})[row.seconds / best.seconds] = row.distance
     figure, (left, right) = page.axes(2, 11.0, 5.4)
     looks = curves.looks(quality, TITLE)
-    for index, solver in enumerate(
-        SAMPLERS.values()
-    ):  # grey; kinds of dashes are too few, so the last have another marker
+    # Grey; kinds of dashes are too few, so the last have another marker.
+    for index, solver in enumerate(SAMPLERS.values()):
         dashes = dict(linestyle=curves.DASHES[index % len(curves.DASHES)], linewidth=1.3)
         looks[f"teacher, {solver}"] = dict(color="0.5", marker="xxx++"[index], **dashes)
     for axes, points in ((left, ratios), (right, quality)):
