@@ -1,6 +1,7 @@
 """Training an autoencoder of clips, and its round trip: what encoding and decoding alone cost, before any model samples."""
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -25,8 +26,12 @@ from experiments.training import finish_training
 from models.autoencoder import DEFAULTS as AUTOENCODER_DEFAULTS
 from models.autoencoder import Autoencoder, build_autoencoder
 
+log = logging.getLogger(__name__)
+
 STATISTICS = 256
 """Clips over which the mean and the variance of latents are taken."""
+EMPTY = 0.05
+"""Standard deviation of a latent channel's means, as a part of that of its noise, below which it says next to nothing."""
 NUM_CLIPS = 256
 """Clips of a round trip."""
 ROUND_TRIP = {"weights", "num_clips", "batch_size", "bootstrap", "shown"}
@@ -117,7 +122,7 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     clips = data.Batches(source, min(STATISTICS, len(source)), seed=context.config["seed"]).batch_at(0)["video"]
     path = weights.result_path(context.workdir, name)
     params, record = weights.load(path)
-    weights.save(path, params, record | statistics(params, built, clips))
+    weights.save(path, params, record | statistics(params, built, clips, f"config.stages.{name}"))
 
 
 def run_round_trip(context: Context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,11 +213,24 @@ def jumps(error: Float[np.ndarray, "n f h w c"], axis: int, period: int) -> list
     return [np.compress(side, change, axis).mean((1, 2, 3, 4)) for side in sides]
 
 
-def statistics(params: Any, autoencoder: Autoencoder, clips: UInt8[np.ndarray, "n f h w c"]) -> dict[str, list[float]]:
-    """Mean and standard deviation of every latent channel over clips: what makes them of unit variance for a model."""
-    encode = jax.jit(lambda params, video: autoencoder.encode(params, clean({"video": video}))[0])
-    made = np.concatenate([np.asarray(encode(params, clips[i : i + 16])) for i in range(0, len(clips), 16)])
+def statistics(
+    params: Any, autoencoder: Autoencoder, clips: UInt8[np.ndarray, "n f h w c"], where: str
+) -> dict[str, list[float]]:
+    """Mean and standard deviation of every latent channel over clips: what makes them of unit variance for a model. A channel
+    that says next to nothing is named in a warning, and stays small.
+    """
+    encode = jax.jit(lambda params, video: autoencoder.encode(params, clean({"video": video})))
+    parts = [encode(params, clips[i : i + 16]) for i in range(0, len(clips), 16)]
+    means, log_variances = (np.concatenate(x) for x in zip(*parts, strict=True))
+    axes = (0, 1, 2, 3)
+    std, least = means.std(axes), EMPTY * np.sqrt(np.exp(log_variances).mean(axes))
+    if empty := np.flatnonzero(std < least).tolist():
+        log.warning(
+            "%s: of %d latent channels %s say next to nothing (below %g of their own noise): choose fewer model.channels, or a"
+            " smaller options.kl", where, len(std), empty, EMPTY,
+        )  # fmt: skip
     return {
-        "latent_mean": made.mean((0, 1, 2, 3)).astype(float).tolist(),
-        "latent_std": made.std((0, 1, 2, 3)).astype(float).tolist(),
+        "latent_mean": means.mean(axes).astype(float).tolist(),
+        # What says nothing isn't made loud: of a constant its rounding would be.
+        "latent_std": np.maximum(std, least).astype(float).tolist(),
     }

@@ -159,7 +159,9 @@ def _train(
                         + (f"{checkpoints.folder / str(last)}" if last is not None else "none: no step was saved yet")
                     )
         scalars = average(values)
-        writer.write_scalars(seen[-1][0], {**scalars, **validation, "steps_per_second": progress.speed(seen[-1][0])})
+        speed = progress.speed(seen[-1][0])
+        rate = {} if speed is None else {"steps_per_second": speed}
+        writer.write_scalars(seen[-1][0], {**scalars, **validation, **rate})
         writer.flush()
         if meshes.leads():
             progress.line(seen[-1][0], scalars)
@@ -241,19 +243,21 @@ class Progress:
         self._begun: float | None = None
         self._from = first
 
-    def speed(self, done: int) -> float:
-        """Steps per second, `done` of them by now, since the first report (the first one pays for compilation)."""
+    def speed(self, done: int) -> float | None:
+        """Steps per second, `done` of them by now, since the first report, which pays for compilation; None up to there."""
         if self._begun is None or done <= self._from:
-            return 0.0
+            return None
         return (done - self._from) / max(time.monotonic() - self._begun, 1e-9)
 
     def line(self, done: int, scalars: dict[str, float]) -> None:
         if self._begun is None:
             self._begun, self._from = time.monotonic(), done
         speed = self.speed(done)
-        left = f"{duration((self.total - done) / speed)} left" if speed else "time left not known yet"
+        pace = "time left not known yet"
+        if speed is not None:
+            pace = f"{speed:.2f} steps/s  {duration((self.total - done) / speed)} left"
         loss = next((v for k, v in scalars.items() if k.endswith("loss")), math.nan)
-        text = f"{self.name}: step {done}/{self.total}  loss {loss:.4g}  {speed:.2f} steps/s  {left}"
+        text = f"{self.name}: step {done}/{self.total}  loss {loss:.4g}  {pace}"
         terminal = self.stream.isatty()
         print(
             f"\r{text:<78}" if terminal else text,

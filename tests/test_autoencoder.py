@@ -360,6 +360,21 @@ def test_frames_that_a_clip_has_not_are_refused(frames):
         training.method(built()[0], optimiser=optax.adam(1e-3), frames=frames)
 
 
+def test_a_latent_channel_that_says_nothing_is_named_and_not_made_loud(caplog):
+    autoencoder, params, encode, _ = built()
+    video = bytes_of(3, 20, FRAMES, 8, 8, 1)
+    last = params["encoder"]["last"]
+    silent = {**last, "weight": last["weight"].at[:, 1].set(0.0), "bias": last["bias"].at[1].set(0.3)}
+    loud = {**silent, "weight": silent["weight"].at[:, [0, 2]].mul(50.0)}
+    params = {**params, "encoder": {**params["encoder"], "last": loud}}
+    found = training.statistics(params, autoencoder, video, "config.stages.autoencoder")
+    z = np.asarray(encode(params, video.astype(np.float32) / 127.5 - 1)[0])
+    z = (z - found["latent_mean"]) / found["latent_std"]
+    np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std((0, 1, 2, 3)), [1, 0, 1], atol=1e-4)
+    assert "config.stages.autoencoder: of 3 latent channels [1] say next to nothing" in caplog.text
+
+
 PATCH, GROUP = 4, 4
 CLIPS = (6, 17, 16, 16, 1)
 STILL = np.broadcast_to(np.uint8(128), CLIPS)

@@ -391,7 +391,7 @@ def test_speed_is_that_of_the_steps_done_by_now(monkeypatch):
         now[0] = float(step)
         speeds.append(progress.speed(step))
         progress.line(step, {"loss": 1.0})
-    assert speeds == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert speeds == [None, 1.0, 1.0, 1.0, 1.0]
     assert "1.00 steps/s  50 s left" in progress.stream.getvalue()
 
 
