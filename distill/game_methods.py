@@ -308,7 +308,8 @@ def diff_instruct(
     its authors' code does; of weighting "snr" it is that of the divergences themselves.
 
     law, critic_law: None is EDM's log-normal, of mean -1.2 and standard deviation 1.2. The authors' students of one call are
-    told log-SNR 0 for their noise, start=0; by default they are told the schedule's noisy end.
+    told log-SNR 0 for their noise, start=0, which is of variance 1 where `sources.noise` has 2; by default they are told the
+    schedule's noisy end.
     """
     law = law or levels.edm_lognormal(-1.2, 1.2)
     return _matching(
@@ -350,7 +351,8 @@ def sid(
     `critic_law`, unweighted, from the first step on; SiDA's authors take those of the score, weigh by them, and let it in late.
 
     The gradient goes through both estimates: twice the memory. Any kind of attention will do.
-    start: sigma = 2.5, which a sampler must then be told too. law: None is Karras' levels from .002 to 80, uniform in their
+    start: sigma = 2.5, which a sampler must then be told too; the noise is that of `sources.noise`, 2.69 to the authors' 2.5,
+    whose clips have half our deviation. law: None is Karras' levels from .002 to 80, uniform in their
     index, without the noisiest fifth.
     """
     choice(normaliser, NORMALISERS, "normaliser")
@@ -430,7 +432,8 @@ def rcm(
     makes them longer by the square root of a clip's numbers.
 
     While the tangent warms up, in its first `warmup` updates, the student moves alone and learns consistency only, as in the
-    authors' code. Their roll-outs take random times, these the levels of a sampler of `steps` steps.
+    authors' code, though the tangent's parts come in as in sCM; theirs, with r, weighs the teacher's by
+    cos sqrt(1 - r^2 sin^2). Their roll-outs take random times, these the levels of a sampler of `steps` steps.
 
     mean, std: of log(sigma/alpha) where consistency is asked for; law, critic_law: None is the flow's time with shift 5.
     Needs an attention that `jax.jvp` can take.
