@@ -254,8 +254,7 @@ def fit_recorded(
         nfe=nfe,
         shape=list(shape),
         schedule=schedules.record(schedule),
-        # JSON has no infinity.
-        **{name: value if math.isfinite(value) else str(value) for name, value in ends._asdict().items()},
+        **{name: schedules.plain(value) for name, value in ends._asdict().items()},
         fingerprint=fingerprint(denoise, schedule, shape),
         num_noises=sizes[0],
         num_held_out=sizes[1],

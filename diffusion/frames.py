@@ -196,7 +196,9 @@ def windowed(
     is that with stride = window / 2; with stride = window the windows don't overlap and the three are one).
 
     What averaging does: it never brings back what lies outside the windows, and it loses variance. All windows of a call are
-    one batch: (frames - window) / stride + 1 network evaluations. Raises ValueError for windows that leave frames over, and
+    one batch: (frames - window) / stride + 1 network evaluations. What a call hands on beside x and the level (a condition,
+    say, or a tree of them) is cut as x is where its second axis is of `frames`, else repeated; what `denoise` has bound for
+    each clip must have been, by jnp.repeat(value, windows). Raises ValueError for windows that leave frames over, and
     for a schedule `matrix`, if it is given, whose wave is longer than the window.
     """
     _whole("frames", frames, 1)
@@ -253,7 +255,7 @@ class _Windowed:
             parts = jnp.broadcast_to(parts, (b, *parts.shape[1:]))
             return parts.reshape(b * count, *parts.shape[2:])
 
-        answer = denoise(cut(x), cut(logsnr), *map(cut, rest))
+        answer = denoise(cut(x), cut(logsnr), *jax.tree.map(cut, rest))
         parts = answer.reshape(b, count, window, *answer.shape[2:])
         parts = parts * share.astype(parts.dtype).reshape(1, count, window, *(1,) * (x.ndim - 2))
         return jnp.zeros_like(answer, shape=x.shape).at[:, index].add(parts)

@@ -49,7 +49,10 @@ def step(denoise: Callable[..., Any], carry: Carry, row: Any, noise: Any) -> tup
     """
     point = predict(row.predict, carry, noise)
     jump = () if row.target is None else (row.target,)
-    denoised = denoise(point, row.logsnr, *jump).astype(point.dtype)
+    denoised = denoise(point, row.logsnr, *jump)
+    if jnp.shape(denoised) != point.shape:
+        raise ValueError(f"denoise answered with shape {jnp.shape(denoised)}, expected that of its x, {point.shape}")
+    denoised = denoised.astype(point.dtype)
     anchor, history = carry
     entry = expand(row.remember.point, point) * point + expand(row.remember.denoised, point) * denoised
     history = (entry, *history[:-1])
@@ -128,7 +131,8 @@ def sample(
     collect: (point, denoised, logsnr) -> what to return for every call, stacked; then (sample, collected) is returned.
     progress: called on the host with (calls done, calls in all). Both are static by identity: a new lambda compiles anew.
 
-    Raises ValueError, before anything is traced, for a table and an x that don't fit, or a missing key.
+    Raises ValueError, before anything is traced, for a table and an x that don't fit, or a missing key, and while it is traced
+    for a denoise that answers with another shape.
     """
     return _run(_sample_kept, denoise, table, x, key, noise, collect, progress)
 

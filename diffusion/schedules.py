@@ -317,19 +317,20 @@ def record(schedule: Schedule) -> dict[str, Any]:
 
     A clock or a scaling of somebody else's is named with its module, "my_module:MyClock".
     """
-
-    def plain(value):
-        if dataclasses.is_dataclass(value):
-            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            kind = type(value)
-            own = PARTS.get(kind.__name__) is kind
-            return {"kind": kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}", **fields}
-        if isinstance(value, tuple):
-            return [plain(part) for part in value]
-        # JSON has no infinity.
-        return str(value) if isinstance(value, float) and math.isinf(value) else value
-
     return plain(schedule)
+
+
+def plain(value: Any) -> Any:
+    """A schedule, or a value beside it in a record, as JSON has it."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kind = type(value)
+        own = PARTS.get(kind.__name__) is kind
+        return {"kind": kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}", **fields}
+    if isinstance(value, tuple):
+        return [plain(part) for part in value]
+    # JSON has no infinity.
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def restore(saved: dict[str, Any], find: Callable[[str], type] | None = None) -> Schedule:

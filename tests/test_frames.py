@@ -74,6 +74,17 @@ def test_windows_are_shown_the_levels_of_their_frames():
     np.testing.assert_allclose(each[2, :, 0, 0, 0], np.tile(np.arange(4), 2) + 100 * level[2, 0], rtol=1e-6)
 
 
+def test_a_tree_of_conditions_is_cut_as_clips_are():
+    def told(x, logsnr, cond):
+        shift = cond["frames"][..., None, None, None] + cond["label"][:, None, None, None, None]
+        return spoken(x, logsnr) + shift
+
+    cond = {"frames": 10.0 * jnp.arange(24.0).reshape(3, 8), "label": jnp.array([0.0, 1000.0, 2000.0])}
+    answer = frames.windowed(told, 8, 4, 4)(clip(), jnp.zeros(()), cond)
+    expected = np.tile(np.arange(4), 2) + cond["frames"] + cond["label"][:, None]
+    np.testing.assert_allclose(answer[:, :, 0, 0, 0], expected, rtol=1e-6)
+
+
 def test_windows_are_of_clips_of_one_length():
     with pytest.raises(ValueError, match=r"of clips of 8 frames, got x of shape \(3, 12"):
         frames.windowed(spoken, 8, 4, 4)(noise(3, 12, 2, 2, 1), jnp.zeros(()))

@@ -187,6 +187,12 @@ def test_bad_input_is_refused_before_anything_is_traced(call, words):
     assert not traces
 
 
+@pytest.mark.parametrize("answer", [lambda x: x[:, :1], lambda x: x.mean(0, keepdims=True), lambda x: x[..., 0]])
+def test_an_answer_of_another_shape_is_refused_where_it_would_broadcast(answer):
+    with pytest.raises(ValueError, match=r"denoise answered with shape \(.*\), expected that of its x, \(4, 3, 2\)"):
+        sampling.sample(lambda x, logsnr: answer(x), solvers.ddim(COSINE, grid(2)), X)
+
+
 def test_tables_are_saved_with_what_they_were_made_for(tmp_path):
     path = tmp_path / "table.npz"
     table = solvers.dpmpp(COSINE, grid(4))

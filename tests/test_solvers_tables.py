@@ -244,6 +244,29 @@ def test_2m_is_no_worse_than_ddim_where_the_clock_ends_in_a_long_step(steps):
     assert ours < 0.6 * ddim and ours < 0.5 * free
 
 
+EXPLICIT = (
+    "heun", "dpm_solver", "dpm_solver, multistep", "dpmpp", "dpmpp, singlestep", "exponential_adams",
+    "exponential_adams, noise", "unipc", "unipc, bh1 noise", "deis, t", "adams", "ipndm", "pndm",
+)  # fmt: skip
+"""Builders of samplers that draw no noise and follow the flow."""
+
+
+@pytest.mark.parametrize(("name", "order"), [one for one in ALL if one[0] in EXPLICIT])
+def test_no_sampler_is_worse_than_ddim_where_a_cosine_begins_in_noise_alone(name, order):
+    """At log-SNR -20 sigma/alpha is 22026 and the first of 8 steps ends at 5: the trapezoid in it was 400 off, here."""
+    cosine, mix = schedules.vp_cosine(), oracles.a1d()
+    denoise, x = mix.denoiser(cosine), jax.random.normal(jax.random.key(0), (256, 1))
+    exact = sampling.sample(denoise, solvers.dpmpp(cosine, grids.uniform_time(cosine, 400), 3), x)
+
+    def error(table):
+        return float(jnp.sqrt(jnp.mean((sampling.sample(denoise, table, x) - exact) ** 2)))
+
+    build = BUILDERS[name][1]
+    for steps in (1, 2, 4, 8):
+        grid = grids.uniform_time(cosine, steps)
+        assert error(build(cosine, grid, order)) < 1.15 * error(solvers.ddim(cosine, grid)), steps
+
+
 def test_calls_are_counted():
     finite, clean = grids.uniform_logsnr(VP, 6), grids.uniform_logsnr(VP, 6, end=np.inf)
     assert solvers.heun(VP, finite).nfe == 12 and solvers.heun(VP, clean).nfe == 11
@@ -404,6 +427,13 @@ def test_assemble_refuses_what_no_sampler_could_run():
         solvers.assemble([], row)
     with pytest.raises(ValueError, match="6 history entries, the table has 5 slots"):
         solvers.assemble([row], row._replace(history=[1.0] * 6))
+    aimed = row._replace(target=2.0)
+    for rows, first in (([row, aimed], 0), ([aimed, row], 1)):
+        with pytest.raises(ValueError, match=f"row {first} has none"):
+            solvers.assemble(rows, row)
+    for name in ("logsnr", "target"):
+        with pytest.raises(ValueError, match=f"row 1: its {name} is NaN"):
+            solvers.assemble([aimed, aimed._replace(**{name: np.nan})], row)
     for bad in (np.inf, np.nan, 1e39):
         with pytest.raises(ValueError, match="predict.noise of the table is not finite"):
             solvers.assemble([row._replace(noise=bad)], row)
@@ -434,11 +464,15 @@ def test_saved_tables_come_back_bit_by_bit(tmp_path):
 
 def test_files_that_are_no_table_or_another_models_are_refused(tmp_path):
     path = tmp_path / "table.npz"
-    solvers.save(path, solvers.ddim(VP, GRID), {"denoiser": "5f3a"})
+    made = {"denoiser": "5f3a", "shape": [2], "start": "-inf", "schedule": schedules.record(VP)}
+    solvers.save(path, solvers.ddim(VP, GRID), made)
+    assert solvers.load(path, shape=(2,), start=-np.inf, schedule=VP)[1] == made
     with pytest.raises(ValueError, match="was made for denoiser = '5f3a', not 'beef'"):
         solvers.load(path, denoiser="beef")
-    with pytest.raises(ValueError, match="was made for shape = None"):
-        solvers.load(path, shape=[2])
+    with pytest.raises(ValueError, match="was made for end = None"):
+        solvers.load(path, end=3.0)
+    with pytest.raises(ValueError, match="was made for shape = "):
+        solvers.load(path, shape=(3,))
     with pytest.raises(ValueError, match="no table at"):
         solvers.load(tmp_path / "none.npz")
     whole = path.read_bytes()

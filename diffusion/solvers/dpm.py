@@ -16,7 +16,7 @@ from diffusion.solvers.exponential import (
     half,
 )
 from diffusion.solvers.singlestep import Scheme, Stage, basis, eps, singlestep
-from diffusion.solvers.steps import steps_of
+from diffusion.solvers.steps import SILENT, steps_of
 from diffusion.solvers.table import Table
 
 
@@ -46,7 +46,7 @@ def dpm_solver(
         return exponential_table(steps, noise=True, second=half, damping=damping)
     here, there = steps.grid[:-1], steps.grid[1:]
     scheme = {2: _dpm_solver_2, 3: _dpm_solver_3}[order]
-    return singlestep(schedule, here, here, there, lambda s, t: scheme(schedule, s, t))
+    return singlestep(schedule, here, here, there, lambda s, t: scheme(schedule, s, t), least=SILENT)
 
 
 def _dpm_solver_2(schedule, here, there):

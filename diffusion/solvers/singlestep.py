@@ -75,15 +75,16 @@ def singlestep(
     scheme: Callable[[Levels, Levels], Scheme],
     *,
     s_noise: float = 1.0,
+    least: float = -EXTREME,
 ) -> Table:
     """The table of steps that each go from `before` up to noisier `here` (equal: no noise), then down to `there`.
 
-    scheme: (here, there) -> `Scheme`, for steps between finite levels. Steps from alpha = 0 or to sigma = 0 are one DDIM
-    step; where a level waits nothing happens. A step has one call if no level in it is regular, and otherwise those of
-    the scheme: levels that need fewer stay where they are meanwhile.
+    scheme: (here, there) -> `Scheme`, for steps between finite levels. Steps from alpha = 0, or from below the log-SNR
+    `least`, or to sigma = 0 are one DDIM step; where a level waits nothing happens. A step has one call if no level in it is
+    regular, and otherwise those of the scheme: levels that need fewer stay where they are meanwhile.
     """
     moves = there > here
-    regular = moves & (np.abs(here) < EXTREME) & (np.abs(there) < EXTREME)
+    regular = moves & (least < here) & (np.abs(here) < EXTREME) & (np.abs(there) < EXTREME)
     plan = scheme(np.where(regular, here, 0.0), np.where(regular, there, 1.0))
     calls = 1 + len(plan.stages)
     units = basis(calls, here)

@@ -5,6 +5,7 @@ first after a wait, because a history is only worth something along an unbroken 
 last steps. A level that waits does nothing at all.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,11 @@ from diffusion.schedules import Schedule
 
 EXTREME = 80.0
 """Beyond this log-SNR alpha or sigma is below rounding in any type: steps from or to there are first order."""
+
+SILENT = -8 * math.log(10)
+"""Below this log-SNR a clip is 1e-4 of its noise. A step in eps that asks again at its end weighs how the denoised estimate
+changes over it by half the ratio of sigma/alpha, there thousands and in float32 all digits: such steps are first order, too.
+"""
 
 FEW = 20
 """With fewer steps than this the last steps are of lower order unless told otherwise."""
@@ -39,7 +45,7 @@ class Steps(NamedTuple):
 
     grid: as given; nodes: its points but the last; here, there: the levels that each step joins. In these three the
         schedule's ends stand in for infinite points and steps that are not `regular`: formulas stay finite and are masked.
-    moves: the level changes. regular: it moves, between finite levels.
+    moves: the level changes. regular: it moves, between levels that its solver takes for finite.
     order: how many evaluations along an unbroken path each step may use, at most the order asked for.
     """
 
@@ -82,6 +88,7 @@ def steps_of(
     largest: int = 4,
     lower_order_final: bool | None = None,
     in_logsnr: bool = False,
+    least: float = -EXTREME,
     like: Float[ArrayLike, "same ..."] | None = None,
 ) -> Steps:
     """The steps of a grid for the builder `name`, after the checks that all builders share.
@@ -90,6 +97,7 @@ def steps_of(
         fewer than `FEW` steps, or some level waits while others move (measured on nearly singular Gaussian video: without it a
         staggered 2M on the cosine clock diverges in its last, longest steps), or `in_logsnr` and the last is `LONG`.
     in_logsnr: the solver's polynomial runs in log-SNR.
+    least: steps from a log-SNR below this are not `regular`; `SILENT` for solvers in eps that ask at a step's end.
     like: for a traced grid, a host grid of its shape that has its infinities and waits at the same places.
 
     Raises ValueError for a grid that `grids.validate` refuses, an order outside 1..largest, a schedule that is none, and
@@ -109,7 +117,7 @@ def steps_of(
             " or use a schedule whose alpha reaches 0"
         )
     moves = host[1:] > host[:-1]
-    finite = np.abs(host) < EXTREME
+    finite = (least < host) & (np.abs(host) < EXTREME)
     regular = moves & finite[:-1] & finite[1:]
     before = _run(regular)
     order = np.where(regular, np.minimum(order, before + 1), 1)

@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion import schedules
+
 SLOTS = 5
 """History slots of every table unless told otherwise: samplers of one number of calls then share one shape."""
 
@@ -116,8 +118,9 @@ def assemble(rows: Sequence[Row], final: Row, *, slots: int = SLOTS) -> Table:
     """A table from its rows. `final` gives the last predict (its level is where the sample stands).
 
     Weights have the level's shape, or a larger one where some weight has more axes (statistics per pixel, say). Weights
-    that are traced give a traced table. Raises ValueError where a history is longer than `slots`, or a weight is not
-    finite (or not in float32): an infinite level must have been turned into a first-order row by the builder.
+    that are traced give a traced table. Raises ValueError where a history is longer than `slots`, a level is NaN, some rows
+    have a target and others none, or a weight is not finite (or not in float32): an infinite level must have been turned
+    into a first-order row by the builder.
     """
     rows = list(rows)
     if not rows:
@@ -130,6 +133,16 @@ def assemble(rows: Sequence[Row], final: Row, *, slots: int = SLOTS) -> Table:
     values = [getattr(row, name) for row in (*rows, final) for name in singles]
     values += [w for row in (*rows, final) for name in histories for w in getattr(row, name)]
     values += [w for row in rows for w in row.remember]
+    aimed = [row.target is not None for row in rows]
+    if any(aimed) and not all(aimed):
+        raise ValueError(
+            f"either every row has a target or none, as flow maps are told one at each call; row {aimed.index(False)} has none"
+        )
+    for i, row in enumerate(rows):
+        for name in ("logsnr", "target"):
+            told = getattr(row, name)
+            if told is not None and not isinstance(told, jax.Array) and np.isnan(np.asarray(told, float)).any():
+                raise ValueError(f"row {i}: its {name} is NaN")
     level = np.broadcast_shapes(*{np.shape(row.logsnr) for row in rows})
     shape = np.broadcast_shapes(level, *{np.shape(value) for value in values})
 
@@ -164,7 +177,7 @@ def assemble(rows: Sequence[Row], final: Row, *, slots: int = SLOTS) -> Table:
             column(row.correct_bias for row in rows),
         ),
         final=Predict(*(part[0] for part in ends)),
-        target=None if rows[0].target is None else column((row.target for row in rows), level),
+        target=None if not aimed[0] else column((row.target for row in rows), level),
         stochastic=any(isinstance(noise, jax.core.Tracer) or bool(np.any(noise)) for noise in drawn),
     )
     for part in ("predict", "remember", "correct", "final"):
@@ -226,7 +239,10 @@ def save(path: str | pathlib.Path, table: Table, record: Mapping[str, Any]) -> N
 
 
 def load(path: str | pathlib.Path, **expected: Any) -> tuple[Table, dict[str, Any]]:
-    """The table and its record. Every keyword is held against the record: a table made for another model is refused."""
+    """The table and its record. Every keyword is held against the record: a table made for another model is refused.
+
+    A schedule, a tuple or an infinite end is meant as a record has them: by `schedules.record`, as a list, as text.
+    """
     path = pathlib.Path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -238,6 +254,7 @@ def load(path: str | pathlib.Path, **expected: Any) -> tuple[Table, dict[str, An
         raise ValueError(f"{path} is not a table written by solvers.save, or it is damaged: {error}") from None
     record = header["record"]
     for key, value in expected.items():
+        value = schedules.plain(value)
         if record.get(key) != value:
             raise ValueError(f"the table {path} was made for {key} = {record.get(key)!r}, not {value!r}")
     template = Table(
