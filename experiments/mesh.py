@@ -126,7 +126,18 @@ def check_batch(batch_size: int, mesh: Mesh, where: str, accumulate: int = 1) ->
 
 def put(tree: PyTree, mesh: Mesh) -> PyTree:
     """A tree of weights, in host or device arrays, onto the mesh by `RULES`; every process holds the same values."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    places = shardings(tree, mesh)
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, places)
+
+    def of(leaf: Any, place: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, place)
+        # Here device_put would first compare what the processes hold, all of it on every device.
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+    return jax.tree.map(of, tree, places)
 
 
 def made(make: Callable[..., PyTree], mesh: Mesh, *given: PyTree) -> PyTree:

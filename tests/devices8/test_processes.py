@@ -1,4 +1,6 @@
-"""Two real processes over the loopback, four devices each: one run, whose checkpoints any number of processes goes on from."""
+"""Two real processes over the loopback, of four devices or of one each: one run, whose checkpoints any number of processes goes
+on from.
+"""
 
 import json
 import os
@@ -19,22 +21,28 @@ from tests.devices8.test_mesh import config_of
 from ml_collections import ConfigDict
 
 def get_config():
-    return ConfigDict(config_of(mesh=dict(data={data}, fsdp={fsdp}, context={context}, tensor=1)))
+    config = config_of(mesh=dict(data={data}, fsdp={fsdp}, context={context}, tensor=1))
+    config["stages"] |= {more}
+    return ConfigDict(config)
 """
 
 
-def start(workdir, devices, mesh, processes=None):
+def start(workdir, devices, mesh, processes=None, more=()):
     config = workdir.with_name(f"{workdir.name}.py")
-    config.write_text(CONFIG.format(**mesh), encoding="utf-8")
+    config.write_text(CONFIG.format(**mesh, more=dict(more)), encoding="utf-8")
+    command = ["-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"]
+    return python(command + ([f"--processes={processes}"] if processes else []), devices)
+
+
+def python(command, devices):
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"]
-    command += [f"--processes={processes}"] if processes else []
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, *command],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
 def finish(process):
@@ -43,11 +51,29 @@ def finish(process):
     return output
 
 
-def together(workdir, mesh):
+def together(workdir, mesh, devices=4, more=()):
+    return pair(lambda processes: start(workdir, devices, mesh, processes, more))
+
+
+def called(name, *given):
+    """What two processes of one device each print that call a function of this file."""
+    code = "import sys; from tests.devices8 import test_processes as here; here.join_and_call(*sys.argv[1:])"
+    return pair(lambda processes: python(["-c", code, processes, name, *map(str, given)], 1))
+
+
+def join_and_call(processes, name, *given):
+    from experiments import run
+
+    run.join(processes)
+    globals()[name](*given)
+
+
+def pair(begin):
+    """What two processes print that `begin` starts. It is given what --processes says to each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    both = [start(workdir, 4, mesh, f"{address},2,{i}") for i in range(2)]
+    both = [begin(f"{address},2,{i}") for i in range(2)]
     try:
         return [finish(process) for process in both]
     finally:
@@ -100,3 +126,25 @@ def test_two_processes_with_parts_of_the_same_clips(mesh, tmp_path):
     together(tmp_path / "two", mesh)
     finish(start(tmp_path / "alone", 1, dict(data=1, fsdp=1, context=1)))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-5)
+
+
+def puts_weights():
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import multihost_utils
+
+    from experiments import mesh as meshes
+
+    mesh = meshes.make(dict(fsdp=2))
+    rows = np.arange(24, dtype=np.float32).reshape(4, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        # Each device can be given its part without a word between the processes.
+        patch.delattr(multihost_utils, "process_allgather")
+        tree = meshes.put({"weight": rows, "bias": rows[0], "half": np.ones(3, jnp.bfloat16), "number": 2.0}, mesh)
+    (part,) = tree["weight"].addressable_shards
+    np.testing.assert_array_equal(part.data, rows[2 * jax.process_index() :][:2])
+    assert tree["number"].dtype == np.float32 and tree["half"].dtype == jnp.bfloat16
+
+
+def test_weights_are_put_without_a_word_between_processes():
+    called("puts_weights")
