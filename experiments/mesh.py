@@ -131,7 +131,7 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
         return jax.device_put(tree, places)
 
     def of(leaf: Any, place: NamedSharding) -> jax.Array:
-        if isinstance(leaf, jax.Array):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, place)
         # Here device_put would first compare what the processes hold, all of it on every device.
         host = np.asarray(leaf)

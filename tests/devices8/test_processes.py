@@ -133,6 +133,7 @@ def puts_weights():
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
 
+    from experiments import checkpoints
     from experiments import mesh as meshes
 
     mesh = meshes.make(dict(fsdp=2))
@@ -140,11 +141,31 @@ def puts_weights():
     with pytest.MonkeyPatch.context() as patch:
         # Each device can be given its part without a word between the processes.
         patch.delattr(multihost_utils, "process_allgather")
-        tree = meshes.put({"weight": rows, "bias": rows[0], "half": np.ones(3, jnp.bfloat16), "number": 2.0}, mesh)
+        tree = meshes.put({"weight": rows, "bias": rows[0], "half": jnp.bfloat16(3), "number": 2.0}, mesh)
     (part,) = tree["weight"].addressable_shards
     np.testing.assert_array_equal(part.data, rows[2 * jax.process_index() :][:2])
     assert tree["number"].dtype == np.float32 and tree["half"].dtype == jnp.bfloat16
+    # What is there already stays; what a process made for itself, as a new optimiser's count, is one for all.
+    again = meshes.put(tree | {"count": jnp.zeros((), jnp.int32), "own": jax.device_put(rows)}, mesh)
+    assert again["weight"] is tree["weight"] and again["count"].sharding == meshes.replicated(mesh)
+    host = meshes.whole(again)
+    assert checkpoints.digest(again) == checkpoints.digest(host)
+    np.testing.assert_array_equal(host["own"], rows)
 
 
 def test_weights_are_put_without_a_word_between_processes():
     called("puts_weights")
+
+
+@pytest.mark.slow  # three processes more, each of which compiles a teacher and a student
+def test_two_processes_of_one_device_begin_another_round(tmp_path):
+    """The student of two steps becomes the teacher of that of one, with an optimiser begun anew."""
+    mesh = dict(data=-1, fsdp=1, context=1)
+    student = dict(
+        kind="train", method="progressive", teacher="teacher", student_steps=[2, 1], steps=2, batch_size=8, log_every=1,
+        checkpoint_every=1, optimiser=dict(learning_rate=3e-3), tensorboard=False,
+    )  # fmt: skip
+    together(tmp_path / "two", mesh, 1, {"student": student})
+    finish(start(tmp_path / "alone", 1, mesh, more={"student": student}))
+    assert len(losses(tmp_path / "two")) == 4 + 2 * 2
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-5)
