@@ -53,7 +53,7 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any], dict[str, Any]] | None:
-        """(step, state, data position, record) of the newest readable checkpoint, or None where there is none.
+        """(step, state, data position, record) of the newest checkpoint that all processes can read; None where there is none.
 
         like: a tree of arrays or ShapeDtypeStructs with shardings. Raises ConfigError if there are checkpoints and none
         can be read: then it may be that the system refuses, or that they are of another version of the program, and all stay
@@ -61,28 +61,23 @@ class Checkpoints:
         """
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
         damaged: dict[int, str] = {}
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        left = set(self.manager.all_steps())
+        # Several processes try the newest that any sees, and take none that one can't read: all must go on from the same.
+        while step := max(meshes.each(max(left, default=0))):
+            left.discard(step)
+            found, why = None, None  # there may be no room for two
             try:
-                found = self.manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract),
-                        data=ocp.args.JsonRestore(),
-                        record=ocp.args.JsonRestore(),
-                    ),
-                )
-                record = dict(found["record"])
-                sums = record.pop("sums", None)  # checkpoints of older versions have none
-                if sums and sums["told"] != _digest_of_text(found["data"], record):
-                    raise ValueError("its record or its data position is not the one that was saved")
-                if sums and sums["state"] != digest(found["state"]):
-                    raise ValueError("its numbers are not those that were saved")
+                found, saved = self._read(step, abstract)
             # Orbax raises whatever its storage layer met: a damaged file shows up as ValueError, KeyError, OSError, ...
             except Exception as error:  # noqa: BLE001
-                damaged[step] = _line(error)
-                continue
-            self._set_aside(damaged)
-            return step, found["state"], found["data"], record
+                why = _line(error)
+            if not meshes.agreed(why is not None):
+                total = digest(found[0])
+                if not meshes.agreed(saved not in (None, total)):
+                    self._set_aside(damaged)
+                    return step, *found
+                why = "its numbers are not those that were saved"
+            damaged[step] = why or "another process can't read it"
         if damaged:
             raise ConfigError(
                 f"no checkpoint under {self.folder} can be read (of {max(damaged)}: {damaged[max(damaged)]}); they stay as they"
@@ -90,18 +85,39 @@ class Checkpoints:
             )
         return None
 
+    def _read(self, step: int, abstract: PyTree) -> tuple[tuple[PyTree, dict[str, Any], dict[str, Any]], int | None]:
+        """((state, data position, record), the digest that the state was saved with), as this process finds them: the manager's
+        own `restore` would wait for the others, of which one may have met damage and never come.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as reader:
+            found = reader.restore(
+                self.folder / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    data=ocp.args.JsonRestore(),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+        record = dict(found["record"])
+        sums = record.pop("sums", None)  # checkpoints of older versions have none
+        if sums and sums["told"] != _digest_of_text(found["data"], record):
+            raise ValueError("its record or its data position is not the one that was saved")
+        return (found["state"], found["data"], record), sums["state"] if sums else None
+
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Renames steps that could not be read, where one before them could."""
         if not damaged:
             return
         self.manager.close()
-        meshes.meet(f"{self.folder} has damaged checkpoints")
+        meshes.meet("damaged checkpoints are set aside")
         for step, why in damaged.items():
             aside = _free(self.folder / f"{step}.damaged")
             log.error("checkpoint %s can't be read (%s); kept aside as %s", self.folder / str(step), why, aside.name)
-            if meshes.leads():
+            if meshes.leads() and (self.folder / str(step)).exists():
                 (self.folder / str(step)).rename(aside)
-        meshes.meet(f"{self.folder} has none any more")
+        meshes.meet("damaged checkpoints are aside")
         self.manager = self._open(self._keep)
 
     def latest(self) -> int | None:

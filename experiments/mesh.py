@@ -195,13 +195,18 @@ def meet(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
+def each(value: int) -> list[int]:
+    """A whole number from 0 up, below 2^32, of every process; all must ask."""
+    if jax.process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.asarray(value, np.uint32)).tolist()
+
+
 def total(value: int) -> int:
     """The sum over processes of a number below 2^32; all must ask."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.process_allgather(np.asarray(value, np.uint32)).astype(np.uint64).sum())
+    return sum(each(value))
 
 
 def agreed(flag: bool) -> bool:
     """Whether it is true on any process; all must ask."""
-    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+    return any(each(flag))

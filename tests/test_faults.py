@@ -149,7 +149,7 @@ def test_what_the_system_refuses_or_another_version_saved_is_no_damage(two, tmp_
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="Too many open files"):
-        patch.setattr(made.manager, "restore", refused)
+        patch.setattr(store.ocp.Checkpointer, "restore", refused)
         made.restore(tree(0))
     with pytest.raises(ConfigError, match="they stay as they are"):
         made.restore({**tree(0), "one more": jnp.zeros(3)})

@@ -1,5 +1,5 @@
 """Two real processes over the loopback, of four devices or of one each: one run, whose checkpoints any number of processes goes
-on from.
+on from, and of which damage to one process's files is damage to both.
 """
 
 import json
@@ -169,3 +169,60 @@ def test_two_processes_of_one_device_begin_another_round(tmp_path):
     finish(start(tmp_path / "alone", 1, mesh, more={"student": student}))
     assert len(losses(tmp_path / "two")) == 4 + 2 * 2
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-5)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "nothing": lambda step: None,
+    "missing": shutil.rmtree,
+    "empty": lambda step: (step / "state/_METADATA").write_bytes(b""),
+    "a bit of what is told": lambda step: flip(step / "data/metadata"),
+    "bits of numbers": lambda step: [flip(p) for p in step.rglob("*") if p.is_file() and p.stat().st_size > 2000],
+}
+
+
+def goes_back(folder):
+    import jax
+
+    from experiments import mesh as meshes
+    from experiments.checkpoints import Checkpoints
+    from experiments.config import ConfigError
+
+    folder, mesh = pathlib.Path(folder), meshes.make(dict(fsdp=2))
+
+    def tree(step):
+        return meshes.put({"weight": np.random.default_rng(step).standard_normal((60, 40), np.float32)}, mesh)
+
+    saved = Checkpoints(folder / "both")
+    for step in (1, 2):
+        saved.save(step, tree(step), {"step": step, "source": "clips"}, {"step": step})
+    saved.wait()
+    saved.close()
+    for how, whose, steps in [*((how, whose, [2]) for how in DAMAGE for whose in (0, 1)), ("empty", 1, [1, 2])]:
+        # Each process with files of its own, of which those of one are damaged.
+        own = folder / f"{how} {whose} {steps} of {jax.process_index()}"
+        shutil.copytree(folder / "both", own)
+        for step in steps if whose == jax.process_index() else []:
+            DAMAGE[how](own / str(step))
+        meshes.meet(own.name.split(" of ")[0])
+        made = Checkpoints(own)
+        if steps == [1, 2]:
+            with pytest.raises(ConfigError, match="they stay as they are"):
+                made.restore(tree(0))
+        else:
+            step, state, *told = made.restore(tree(0))
+            assert step == (2 if how == "nothing" else 1), (how, whose)
+            assert told == [{"step": step, "source": "clips"}, {"step": step}]
+            np.testing.assert_array_equal(meshes.whole(state)["weight"], meshes.whole(tree(step))["weight"])
+            # The first process keeps for all aside what is damaged for one.
+            assert not meshes.leads() or (own / "2").exists() == (how == "nothing"), (how, whose)
+        made.close()
+
+
+def test_damage_that_one_process_sees_sends_both_to_the_step_before(tmp_path):
+    called("goes_back", tmp_path)
