@@ -27,6 +27,9 @@ from experiments.writers import Writer
 
 log = logging.getLogger(__name__)
 
+ASK_EVERY = 5.0
+"""Seconds after which several processes ask one another whether SIGTERM came: a spot machine leaves some 30 to save in."""
+
 
 class Stopped(BaseException):
     """SIGTERM came: what there was to save is saved, and the run may be continued. As KeyboardInterrupt it is no Exception: no
@@ -171,7 +174,7 @@ def _train(
             log.warning("%s: step %d: %s", name, seen[-1][0], line)
         seen.clear()
 
-    stop = False
+    stop, asked, since, ask = False, first, time.monotonic(), first + 1
     for step in range(first, total):
         batch = meshes.put_batch(next(batches), mesh, batches.batch_size)
         hyper = {k: np.float32(v) for k, v in run.hyper.items()}
@@ -183,8 +186,14 @@ def _train(
         done = step + 1
         end_of_round = done % run.steps == 0
         pause = end_of_round or done % log_every == 0 or done % checkpoint_every == 0
-        # Several processes must leave at the same step: they ask each other, but not at every one.
-        stop = stopping() if jax.process_count() == 1 else pause and meshes.agreed(stopping())
+        if jax.process_count() == 1:
+            stop = stopping()
+        elif pause or done == ask:
+            # Several processes must leave at the same step. They tell one another in how many steps to ask again; 0: to stop.
+            jax.block_until_ready(metrics)
+            seconds = (time.monotonic() - since) / (done - asked)
+            steps = min(meshes.each(0 if stopping() else max(1, int(ASK_EVERY / max(seconds, 1e-6)))))
+            stop, asked, since, ask = steps == 0, done, time.monotonic(), done + steps
         due = end_of_round or done % checkpoint_every == 0
         save = due or stop
         if pause or stop:

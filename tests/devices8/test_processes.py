@@ -1,14 +1,16 @@
 """Two real processes over the loopback, of four devices or of one each: one run, whose checkpoints any number of processes goes
-on from, and of which damage to one process's files is damage to both.
+on from, of which damage to one process's files is damage to both, and which a signal to one stops.
 """
 
 import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -226,3 +228,61 @@ def goes_back(folder):
 
 def test_damage_that_one_process_sees_sends_both_to_the_step_before(tmp_path):
     called("goes_back", tmp_path)
+
+
+class Slow:
+    """Batches of a hundredth of a second each. With the fortieth the second process is told to stop."""
+
+    batch_size = 2
+
+    def __init__(self):
+        self.begun, self.made = time.monotonic(), 0
+
+    def __next__(self):
+        import jax
+
+        time.sleep(0.01)
+        self.made += 1
+        if self.made == 40 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert time.monotonic() < self.begun + 60, "nobody asked"
+        return {"video": np.ones((1, 3), np.float32)}
+
+    def get_state(self):
+        return {"made": self.made}
+
+
+def stops(folder):
+    import jax
+    import jax.numpy as jnp
+
+    from distill.method import Method
+    from experiments import loop
+    from experiments import mesh as meshes
+    from experiments.checkpoints import Checkpoints
+    from experiments.writers import MultiWriter
+
+    def phase(state, frozen, batch, key, hyper):
+        return {"sum": state["sum"] + batch["video"].sum()}, {"loss": state["sum"]}
+
+    asked, each = [], meshes.each
+    batches, checkpoints = Slow(), Checkpoints(pathlib.Path(folder))
+    run = loop.Run(Method(None, {"train": phase}, lambda step: ("train",)), {"sum": jnp.zeros(())}, {}, {}, 10**6)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.Stopped):
+        patch.setattr(loop, "ASK_EVERY", 0.5)
+        patch.setattr(meshes, "each", lambda value: asked.append(each(value)) or asked[-1])
+        loop.train(
+            run, batches, jax.random.key(0), meshes.make(), name="slow", checkpoints=checkpoints,
+            make_writer=lambda step: MultiWriter([]), record={}, log_every=10**6, checkpoint_every=10**6,
+            on_round=lambda run: None,
+        )  # fmt: skip
+    assert checkpoints.latest() == batches.made and float(run.state["sum"]) == 6 * batches.made
+    assert len(asked) < batches.made / 2  # not at every step
+    checkpoints.close()
+    print(f"stopped at {batches.made}")
+
+
+def test_a_signal_to_one_process_stops_both_soon_and_at_the_same_step(tmp_path):
+    """With no line of metrics and no checkpoint due before."""
+    one, two = (output.splitlines()[-1] for output in called("stops", tmp_path))
+    assert one == two and one.startswith("stopped at ")
