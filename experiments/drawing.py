@@ -23,7 +23,9 @@ THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_t
 
 
 def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str, Any], Network, dict[str, Any]]:
-    """(params, network, record) of a denoiser's weights, rebuilt from its own record. upsamples: it may be one of a cascade."""
+    """(params, network, record) of a denoiser's weights, rebuilt from its own record, the params on the device: every call that
+    they are given to as NumPy arrays would copy them there. upsamples: it may be one of a cascade.
+    """
     params, record = weights.load(path)
     if record.get("kind") != "denoiser":
         raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
@@ -36,7 +38,7 @@ def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str,
         definition.apply, schedule, record["prediction"], definition.num_classes, definition.cond_keys,
         augmentation=augmentation and tuple(augmentation), noise=configs.noise(record, definition.shape),
     )  # fmt: skip
-    return params, network, record
+    return jax.tree.map(jnp.asarray, params), network, record
 
 
 def check_space(record: Mapping[str, Any], expected: Mapping[str, str] | None, what: str) -> None:

@@ -155,9 +155,9 @@ def table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_classifier(path: pathlib.Path) -> metrics.Classify:
-    """The frozen metric network."""
+    """The frozen metric network, its weights on the device."""
     params, record = weights.load(path)
-    return classifier_training.classify_fn(build_classifier(record["model"]), params)
+    return classifier_training.classify_fn(build_classifier(record["model"]), jax.tree.map(jax.numpy.asarray, params))
 
 
 def run(context, name: str, block: Mapping[str, Any]) -> None:
@@ -188,6 +188,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         if path not in networks:
             networks[path] = drawing.load_network(path)
         params, network, record = networks[path]
+        if path not in [*paths.values()][index + 1 :]:  # the device need have no room for all networks at once
+            del networks[path]
         where, folder = f"{name}.samplers.{row}", context.workdir / name / "tables"
         drawing.check_space(record, codec and codec.record, where)
         if sampler["weights"] not in losses:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -67,6 +68,7 @@ class Preview:
         params = meshes.whole(run.state.ema)
         if not meshes.leads():
             return {}
+        params = jax.tree.map(jnp.asarray, params)  # on the device once, and not with every call
         scale, steps = self.given.get("guidance", 1.0), self.given.get("steps") or round(run.hyper["steps"])
         asked = drawing.classes_in_turn(self.network, params, scale)
         model = tables.Model(asked, self.source.shape, self.key, self.network.noise)

@@ -98,7 +98,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     expected = {"schedule": schedules.record(configs.schedule(config))} if known else {}
     weights.check_fits(record, {"shape": list(source.shape)} | expected, f"{where}.weights")
     keys = jax.random.split(jax.random.fold_in(context.key(name), APART))
-    num, params = block.get("num_clips", 1024 if known else 256), jax.tree.map(jnp.asarray, params)
+    num = block.get("num_clips", 1024 if known else 256)
 
     def table_of(levels: Levels) -> solvers.Table:
         made = {"solver": block.get("solver", "ddim"), "grid": {"kind": "levels", "levels": levels.tolist()}}

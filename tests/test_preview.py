@@ -1,6 +1,7 @@
 """Clips beside a training: those of the weights that are left, the same after a stop, without effect on what is learnt."""
 
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -9,10 +10,11 @@ from safetensors.numpy import load_file
 
 from diffusion import grids, sampling, solvers
 from experiments import config as configs
-from experiments import drawing, figures, preview, report, stages, weights
+from experiments import drawing, evaluation, figures, preview, report, stages, weights
 from experiments import mesh as meshes
 from experiments import run as program
 from experiments.config import ConfigError
+from experiments.metrics import classifier_training
 from tests.configs import tiny, tiny_cascade, tiny_chaos
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -65,6 +67,22 @@ def test_the_last_clips_are_those_of_the_weights_that_are_left(seen, stage, refe
     assert made.shape == expected.shape and made.std() > 1
     # A rounded byte may fall to either side.
     assert np.abs(made.astype(float) - (expected + 1) * 127.5).max() < 1.01
+
+
+def test_weights_are_on_the_device_before_anything_is_drawn(seen, tmp_path, monkeypatch):
+    """As NumPy arrays every call of a compiled program would copy them there."""
+    config, given = configs.read_json(seen / "config.json"), []
+    params, network, _ = drawing.load_network(weights.find("teacher", seen))
+    made = np.zeros((CLIPS, 3, 16, 16, 1), np.float32), 0.0
+    monkeypatch.setattr(drawing, "draw", lambda network, params, *_, **__: given.append(params) or made)
+    context = stages.Context(config, tmp_path, meshes.make(devices=jax.devices()[:1]))
+    source = configs.source(config, "train")
+    look = preview.Preview(context, "teacher", config["stages"]["teacher"], network, source, None)
+    look(types.SimpleNamespace(state=types.SimpleNamespace(ema=params), hyper={}), 1)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(classifier_training, "classify_fn", lambda classifier, params: given.append(params))
+    evaluation.load_classifier(weights.find(evaluation.CLASSIFIERS[16], seen))
+    for tree in (params, *given):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
 
 
 def test_clips_of_every_checkpoint_are_kept_and_shown(seen):
