@@ -97,6 +97,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     source, known = configs.source(config, "train"), config["data"]["kind"] == "exact"
     expected = {"schedule": schedules.record(configs.schedule(config))} if known else {}
     weights.check_fits(record, {"shape": list(source.shape)} | expected, f"{where}.weights")
+    codec = latents.of(source, context.workdir, where)
+    drawing.check_space(record, codec and codec.record, f"{where}.weights")
     keys = jax.random.split(jax.random.fold_in(context.key(name), APART))
     num = block.get("num_clips", 1024 if known else 256)
 
@@ -109,7 +111,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         measure, distance = ("energy", exact.energy) if noisy else ("wasserstein", exact.wasserstein)
         quality = to_the_law(distance, num, source, params, network, keys)
     else:
-        measure, quality = evaluation.QUALITY, to_real_clips(context, block, num, source, params, network, keys)
+        measure, quality = evaluation.QUALITY, to_real_clips(context, block, num, source, codec, params, network, keys)
     sampler, sweeps, evaluations = tables.sampler_name(block), block.get("sweeps", 1), block.get("evaluations", 8)
     file, own = context.workdir / name / "report.json", weights.fingerprint(path)
     report = configs.read_json(file) if file.is_file() else {}
@@ -228,14 +230,22 @@ def to_the_law(
     return quality
 
 
-def to_real_clips(context, block: Mapping[str, Any], num: int, source: Source, params, network, keys: Array) -> Quality:
+def to_real_clips(
+    context,
+    block: Mapping[str, Any],
+    num: int,
+    source: Source,
+    codec: latents.Codec | None,
+    params,
+    network,
+    keys: Array,
+) -> Quality:
     """Frechet distance of clip features, as `evaluate` measures it, but to clips of the train split: those that the verdict
     falls by are never looked at. Labels are those of further train clips.
     """
     scale = block.get("guidance", 1.0)
     clips_of = data.build(latents.pixels(context.config), "train")
     clips = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=context.config["seed"]).batch_at(0)
-    codec = latents.of(source, context.workdir, f"config.stages.{block['weights']}")
     labels, real = clips["label"][:num], clips["video"][num:]
     path = weights.find(evaluation.classifier(block, context.config), context.workdir)
     classify = evaluation.load_classifier(path)

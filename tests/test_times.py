@@ -382,6 +382,16 @@ def test_mistakes_with_clips(tiny, change, message):
         times.check(DIGITS | change, tiny[0].config, "here")
 
 
+def test_weights_of_other_clips_than_the_runs_are_refused(tiny, tmp_path):
+    """Of latents of the same shape, say, which this run's codec would decode to clips all the same."""
+    context, folder = tiny
+    params, record = weights.load(folder / "student/weights.safetensors")
+    other = tmp_path / "other.safetensors"
+    weights.save(other, params, record | {"latent": {"autoencoder": "theirs", "fingerprint": "0"}})
+    with pytest.raises(ConfigError, match="weights: its weights are a model of latents of theirs .* clips are pixels"):
+        times.run(context, "elsewhere", DIGITS | dict(weights=str(other)))
+
+
 def test_published_weights_take_their_times_along_and_sample_uses_them(tiny, tmp_path, monkeypatch, capsys):
     _, folder = tiny
     path = folder / "student/weights.safetensors"
