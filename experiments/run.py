@@ -181,9 +181,10 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
 
 def forget(folder: pathlib.Path) -> None:
     """Takes back that a stage has begun, if it has left no result: refused at its start, it must not stand in the way of the
-    config that mends it.
+    config that mends it. TensorBoard's file is there before the first step, and alone is no result either.
     """
-    if {path.name for path in folder.rglob("*") if path.is_file()} <= {"config.json", "parameters.txt"}:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent != folder / "tensorboard")
+    if {path.name for path in files} <= {"config.json", "parameters.txt"}:
         shutil.rmtree(folder)
 
 

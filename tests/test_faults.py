@@ -256,6 +256,27 @@ def test_a_clip_that_becomes_unreadable_is_one_line_and_the_run_goes_on_when_it_
     assert (tmp_path / "run/teacher/weights.safetensors").exists()
 
 
+def test_a_stage_that_is_refused_in_its_first_step_is_not_in_the_way_of_the_config_that_mends_it(
+    tmp_path, monkeypatch, capsys
+):
+    """TensorBoard's file is there by then, and no result; a checkpoint is one."""
+
+    def refused(*given):
+        raise ConfigError("not so")
+
+    folder, given = tmp_path / "run/teacher", "--config.stages.teacher.tensorboard=True"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compile_phases", lambda method, mesh: {"train": refused})
+        assert main(tmp_path / "run", given) == 2
+    assert "not so" in capsys.readouterr().err and not folder.exists()
+    assert main(tmp_path / "run", given, "--config.stages.teacher.steps=2") == 0
+    assert list(folder.glob("tensorboard/*"))
+    for name in ("done.json", "weights.safetensors"):
+        (folder / name).unlink()
+    program.forget(folder)
+    assert (folder / "checkpoints/2").exists()
+
+
 def test_a_signal_in_a_place_that_forgets_exceptions_comes_again():
     """Python prints what is raised in `__del__` and goes on."""
 
