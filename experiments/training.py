@@ -23,6 +23,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError
 from experiments.context import Context
 from experiments.data.latents import INDEX
+from experiments.data.source import Damaged
 from experiments.metrics import classifier_training
 from experiments.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 from models import JVP_KINDS, ModelDef
@@ -452,8 +453,8 @@ def finish_training(
             return MultiWriter([])
         try:
             writers: list[Writer] = [JsonlWriter(context.workdir / "metrics.jsonl", name, resume_step=step)]
-        except ValueError as error:
-            raise ConfigError(f"{error}; remove that line, or the file") from None
+        except Damaged as error:
+            raise Damaged(f"{error}; remove that line, or the file") from None
         if block.get("tensorboard", True):
             writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=step))
         return MultiWriter(writers)

@@ -277,6 +277,17 @@ def test_a_stage_that_is_refused_in_its_first_step_is_not_in_the_way_of_the_conf
     assert (folder / "checkpoints/2").exists()
 
 
+def test_a_damaged_line_of_the_metrics_is_named_and_the_run_goes_on_without_it(tmp_path, capsys):
+    path = tmp_path / "run/metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text("not a row\n")
+    assert main(tmp_path / "run") == 4
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+    assert f"{path}, line 1: not a JSON object" in error and error.endswith("; remove that line, or the file")
+    path.unlink()
+    assert main(tmp_path / "run") == 0
+
+
 def test_a_signal_in_a_place_that_forgets_exceptions_comes_again():
     """Python prints what is raised in `__del__` and goes on."""
 
