@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 
 from diffusion import schedules
-from distill import FORWARD, SELF_GUIDED, STUDENTS, Network, flow_maps, games
+from distill import FORWARD, METHODS, SELF_GUIDED, STUDENTS, Network, flow_maps, games
 from distill.method import Method, accumulating
 from experiments import beside, data, exact, latents, loop, preview, validation, weights
 from experiments import config as configs
@@ -91,6 +91,12 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     if block["method"] == "truncated_consistency" and not block.get("previous"):
         raise ConfigError(
             f"{where} lacks the key 'previous': the finished consistency model that takes over at the cut"
+        )
+    # A method from outside may ask for one, too.
+    if block.get("previous") and block["method"] in METHODS and block["method"] != "truncated_consistency":
+        raise ConfigError(
+            f"{where}.previous: {block['method']} has no use for a finished consistency model; remove it, or choose method"
+            " 'truncated_consistency'"
         )
     if block["method"] in FORWARD and not definition.jvp:
         raise ConfigError(

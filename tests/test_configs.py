@@ -377,6 +377,11 @@ def test_wrong_pairs_are_refused_by_name(override, message, tmp_path, capsys):
         ("progressive", dict(guidance=2.0), "unconditional"),
         ("consistency_distillation", dict(teacher=None), "lacks the key 'teacher'"),
         ("truncated_consistency", dict(previous=None), "lacks the key 'previous'"),
+        (
+            "consistency_distillation",
+            dict(previous="denoiser"),
+            "stages.consistency_distillation.previous: .* has no use for",
+        ),
         ("tract", dict(student_steps=(16, 1)), "student_steps must be options.rounds"),
         ("shortcut", dict(options=dict(law="uniform_time", weight="velocity", finest=100)), "finest"),
         ("mean_flow", dict(steps=0), r"stages.mean_flow.steps must be at least 1, got 0"),
