@@ -72,6 +72,7 @@ class Checkpoints:
             except Exception as error:  # noqa: BLE001
                 why = _line(error)
             if not meshes.agreed(why is not None):
+                assert found is not None  # it was read, or there would be a reason
                 total = digest(found[0])
                 if not meshes.agreed(saved not in (None, total)):
                     self._set_aside(damaged)
