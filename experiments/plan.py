@@ -181,25 +181,43 @@ def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: i
         raise ConfigError(
             f"{where}: solver or grid of {name!r} ask the network first; plan it with another one, as 'ddim'"
         )
-    table = tables.make(asked, block["steps"], network.schedule, where)
-    scale = float(block.get("guidance", 1.0))
-
-    def draw(of: Any) -> Callable:
-        return lambda params, labels, noise, key: drawing.drawn(of, params, table, labels, noise, key, scale)
-
-    mesh = meshes.make(None, context.mesh.devices.flatten()[:1])
+    scale, chunk = float(block.get("guidance", 1.0)), block.get("stream")
     shapes = (
         jax.eval_shape(definition.init, jax.random.key(0)), jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32), context.key(name),
+        # A stream draws its own noise.
+        None if chunk is not None else jax.ShapeDtypeStruct((batch_size, *definition.shape), jnp.float32),
+        context.key(name),
     )  # fmt: skip
+    # Of the network the table learns the shape of its clips, which a matrix is made for.
+    model = tables.Model(drawing.classes_in_turn(real, shapes[0], scale), tuple(definition.shape), context.key(name))
+    table = tables.make(asked, block["steps"], network.schedule, where, model)
+    if chunk is not None:
+        drawing.check_stream(config["model"], chunk, length_of(context), f"{where}.stream", block["weights"])
+
+    def draw(of: Any, config: Mapping[str, Any]) -> Callable:
+        if chunk is None:
+            return lambda params, labels, noise, key: drawing.drawn(of, params, table, labels, noise, key, scale)
+        record = {**config, "shape": definition.shape}
+        streams = drawing.streamer(of, record, table, chunk, length_of(context), scale)
+        return lambda params, labels, noise, key: streams(params, labels, key)
+
+    mesh = meshes.make(None, context.mesh.devices.flatten()[:1])
     places = jax.tree.map(lambda leaf: shaped(leaf, NamedSharding(mesh, PartitionSpec())), shapes)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
 
     def count() -> tuple[float, float]:
-        return programs.operations(jax.make_jaxpr(draw(network))(*shapes)), bench.one_forward(counting, batch_size)
+        operations = programs.operations(jax.make_jaxpr(draw(network, counting))(*shapes))
+        return operations, bench.one_forward(counting, batch_size)
 
-    lower = functools.partial(jax.jit(draw(real)).lower, *places)
+    lower = functools.partial(jax.jit(draw(real, config)).lower, *places)
     return Program(name, lower, count, 1.0, held, on_one_device(places[:3]))
+
+
+def length_of(context: Context) -> int:
+    """The frames of the run's clips: its network's, where it has one, as the data need not be there."""
+    if "model" in context.config:
+        return context.config["model"]["shape"][0]
+    return configs.source(context.config, "test").shape[0]
 
 
 def record_of(context: Context, reference: str, where: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from experiments import bench, chips, mesh, plan, programs, training
 from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.context import Context
-from tests.configs import tiny
+from tests.configs import tiny, tiny_causal
 
 GIB = 2**30
 F32 = jnp.float32
@@ -505,6 +505,35 @@ def test_samplers_cost_a_forward_a_call_and_two_where_they_are_guided():
     assert found.fits and found.arguments > 4 * sum(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(configs.model(config).init, jax.random.key(0)))
     )
+
+
+def programs_of(config, samplers):
+    config["stages"]["evaluate"] = dict(kind="evaluate", batch_size=4, samplers=samplers)
+    return plan.sampling(Context(config, None, mesh.make()), "evaluate", 4)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_matrix_is_made_for_the_networks_own_frames():
+    """Of three, and not of the two that a block without a network is checked with: one by one, two calls for each."""
+    sampler = dict(weights="teacher", steps=2, matrix="autoregressive")
+    (made,) = programs_of(configs.plain(tiny.get_config()), {"one_by_one": sampler})
+    step, forward = made.count()
+    assert step / forward == pytest.approx(3 * 2, rel=1e-2)
+
+
+def test_a_stream_is_planned_with_its_cache():
+    """Of four frames, two at a time, each pair in three calls and one that remembers it; twice where it is guided."""
+    config = configs.plain(tiny_causal.get_config("nowhere"))
+    sampler = dict(weights="causal", steps=3, stream=2)
+    whole = {key: value for key, value in sampler.items() if key != "stream"}
+    plain, guided, clips = programs_of(config, {"a": sampler, "b": sampler | dict(guidance=2.0), "c": whole})
+    once, twice = plain.count()[0], guided.count()[0]
+    assert twice == pytest.approx(2 * once, rel=1e-3)
+    # Half a clip's tokens in each of six calls and in the two that remember, which need no answer.
+    assert 3 < once / clips.count()[1] < 4
+    found = plan.build(plain, 4, jax.devices()[:1], math.inf)
+    assert found.fits and plain.least < clips.least  # it draws its own noise
+    with pytest.raises(ConfigError, match="evaluate.stream: 'teacher' sees all frames at once"):
+        programs_of(configs.plain(tiny.get_config()), {"a": sampler | dict(weights="teacher")})
 
 
 def test_a_sampler_that_asks_the_network_cannot_be_planned():
