@@ -191,7 +191,7 @@ def tiny():
     # Zeros at the start: latents with a mean of their own, and decoded clips that leave the range.
     params["encoder"]["last"]["bias"] = params["encoder"]["last"]["bias"] + jax.numpy.array([0.5, -2.0, 0.0, 0.0])
     params["decoder"]["last"]["weight"] = 3 * params["decoder"]["last"]["weight"]
-    return autoencoder, params, training.statistics(params, autoencoder, pixels())
+    return autoencoder, params, training.statistics(params, autoencoder, pixels(), "here")
 
 
 @pytest.fixture
