@@ -1,8 +1,9 @@
 """Where sampling puts its steps: log-SNR grids [N+1] from noise to data, strictly rising, float64 NumPy.
 
-Every grid takes (schedule, num_steps, start=None, end=None, ...) with the ends as log-SNR, the schedule's own
-unless told otherwise, and has them exactly. Most are uniform in some coordinate of the log-SNR (or a warp of
-it), and that is how they are written. s = sigma/alpha = exp(-logsnr / 2) throughout, whatever the scaling.
+A grid takes (schedule, num_steps, start=None, end=None, ...) with the ends as log-SNR, the schedule's own unless told
+otherwise, and has them exactly; levels of a discrete chain, and a grid that asks the denoiser, say what they take. Most
+are uniform in some coordinate of the log-SNR (or a warp of it), and that is how they are written. s = sigma/alpha =
+exp(-logsnr / 2) throughout, whatever the scaling.
 
 Infinite ends. Where the coordinate reaches the infinite end (time on a schedule that gets there, u = s / (s +
 a)), the formula is used as it stands. Where it does not (log-SNR itself, Karras, ...), the grid runs between

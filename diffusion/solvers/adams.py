@@ -143,7 +143,7 @@ _BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -5
 def pndm(schedule: Schedule, grid: Float[ArrayLike, "points ..."], *, runge_kutta: bool = True) -> Table:
     """PNDM (Liu et al. 2022, arXiv 2202.09778, algorithm 2), for the record: three pseudo Runge-Kutta steps of four calls
     each, then pseudo linear multistep steps with the Adams-Bashforth weights of order 4; N + 9 calls (with fewer
-    than three steps, or infinite ends, which take one call: fewer).
+    than three steps, or with steps from noise alone or to infinity, which take one call: fewer).
 
     Made for grids uniform in time, where it is of order 2. runge_kutta: False starts with lower orders instead (N calls).
     Inner levels are halfway in the schedule's time. The history has 13 slots, as the first values are far back.

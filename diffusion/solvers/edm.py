@@ -81,7 +81,8 @@ def heun(
     a level where a clip is less than 1e-4 of its noise.
 
     Made for steps whose noise levels have small ratios, as Karras' grid has: a step from s to t weighs how the denoised
-    estimate changes over it by s / 2t. In few steps uniform in a cosine's time DDIM and DPM-Solver++ are far better.
+    estimate changes over it by s / 2t. Begun at log-SNR -9 to -14, say, few steps uniform in a cosine's time are worse than
+    DDIM's; from its noisy end or from -inf, where the first is of first order, better.
 
     churn, s_min, s_max, s_noise: S_churn, S_tmin, S_tmax, S_noise of the paper, levels as s = sigma/alpha, N the steps of
     the grid. Noise is added by the forward process, so in any scaling the marginals stay those of the data (s_noise = 1).
