@@ -31,6 +31,8 @@ def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str,
         raise ConfigError(f"{path} holds a {record.get('kind')}, not a denoiser")
     if not upsamples and "low" in record.get("cond_keys", ()):
         raise ConfigError(f"{path} upsamples clips and makes none of noise alone: a stage of kind 'cascade' samples it")
+    if isinstance(record.get("latent"), dict):
+        record["latent"] = latents.read_from(record["latent"], path.parent)
     definition = configs.model(record)
     schedule = schedules.restore(record["schedule"], configs.schedule_part)
     augmentation = record.get("augmentation")

@@ -29,7 +29,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Writes num_clips latents, the classes in turn, in the format of the `encode` stage."""
     where, folder = f"config.stages.{name}", context.workdir / name
     source = configs.source(context.config, "train")
-    codec = latents.codec_of(source.index, context.workdir, where)
+    codec = latents.of(source, context.workdir, where)
+    assert codec is not None  # check
     path = weights.find(block["weights"], context.workdir)
     params, network, record = drawing.load_network(path)
     drawing.check_space(record, codec.record, f"{where}.weights")

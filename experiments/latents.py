@@ -7,6 +7,7 @@ are unbounded: nothing here clips them.
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 import time
@@ -74,6 +75,12 @@ class Codec:
         """What the weights of a model of these latents must say of them."""
         return {"autoencoder": self.reference, "fingerprint": self.fingerprint}
 
+    def record_in(self, folder: pathlib.Path) -> dict[str, str]:
+        """The same, to be written into a folder: where the weights lie is said from there, as all may be moved together."""
+        if self.reference.startswith("pretrained:"):
+            return self.record
+        return self.record | {"autoencoder": os.path.relpath(self.reference, folder.resolve())}
+
 
 def load(reference: str, workdir: pathlib.Path, where: str) -> Codec:
     """The codec of an autoencoder's finished weights, by reference; ConfigError for anything else."""
@@ -93,7 +100,26 @@ def load(reference: str, workdir: pathlib.Path, where: str) -> Codec:
 
 def of(source: data.Source, workdir: pathlib.Path, where: str) -> Codec | None:
     """The codec of a source's latents; None for a source of pixels."""
-    return codec_of({**source.index}, workdir, where) if isinstance(source, Latents) else None
+    if not isinstance(source, Latents):
+        return None
+    told = read_from(source.index, pathlib.Path(source.path))
+    reference, index = told.get("autoencoder"), pathlib.Path(source.path) / INDEX
+    if is_path(reference) and not pathlib.Path(reference).is_file():
+        raise ConfigError(
+            f"{where}: {index} has the autoencoder of these latents at {reference}, where there is none; put its weights (with"
+            f" the fingerprint {told.get('fingerprint')}) there, or their path into that file"
+        )
+    return codec_of(told, workdir, where)
+
+
+def read_from(told: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """What `Codec.record_in` wrote into a folder, with the path from anywhere."""
+    reference = told.get("autoencoder")
+    return {**told, "autoencoder": str((folder / reference).resolve())} if is_path(reference) else {**told}
+
+
+def is_path(reference: Any) -> bool:
+    return isinstance(reference, str) and reference.endswith(".safetensors")
 
 
 def codec_of(told: Mapping[str, Any], workdir: pathlib.Path, where: str) -> Codec:
@@ -140,10 +166,10 @@ def run_encode(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     size, counts = block.get("batch_size", 16), {}
     # A whole split is kept if this autoencoder wrote it: after a retraining the old latents go.
     begun = folder / "encoding.json"
-    if not begun.is_file() or configs.read_json(begun) != codec.record:
+    if not begun.is_file() or configs.read_json(begun).get("fingerprint") != codec.fingerprint:
         for split in ("train", "test"):
             (folder / f"{split}.array_record").unlink(missing_ok=True)
-        configs.write_json(begun, codec.record)
+        configs.write_json(begun, codec.record_in(folder))
     for split in ("train", "test"):
         source = configs.source(context.config, split)
         counts[split] = block.get(f"{split}_clips", min(1024, len(source)))
@@ -173,7 +199,7 @@ def write_index(folder: pathlib.Path, codec: Codec, clips, pixels, num_classes: 
         "clips": dict(clips),
         "data": pixels,
     }
-    configs.write_json(folder / INDEX, index | codec.record | more)
+    configs.write_json(folder / INDEX, index | codec.record_in(folder) | more)
 
 
 class Progress:

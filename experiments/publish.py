@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from experiments import config as configs
-from experiments import tables, weights
+from experiments import latents, tables, weights
 from experiments.command import command
 from experiments.config import ConfigError
 from experiments.run import DONE
@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> None:
     source = weights.find(given.stage, given.workdir)
     params, record = weights.load(source)
+    if told := record.get("latent"):
+        record["latent"] = latents.read_from(told, source.parent)
     target = (weights.PRETRAINED / f"{given.name}.safetensors").resolve()
     if not target.is_relative_to(weights.PRETRAINED):
         raise ConfigError(f"--name {given.name!r} leads out of {weights.PRETRAINED}")

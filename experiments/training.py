@@ -333,7 +333,7 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
         "teacher": block.get("teacher"),
         "guidance": g if (g := block.get("guidance", 1.0)) != 1.0 or block.get("teacher") else None,
         "guidance_range": told(block),
-        "latent": codec and codec.record,
+        "latent": codec and codec.record_in(context.workdir / name),
     }
     if network.augmentation is not None:
         record["augmentation"] = network.augmentation

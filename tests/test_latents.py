@@ -9,8 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import data, evaluation, latents, sample, weights
+from experiments import data, drawing, evaluation, latents, publish, sample, weights
 from experiments import run as program
+from experiments.config import ConfigError
+from experiments.data.latents import Latents
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -50,8 +52,9 @@ def test_a_latent_run_leaves_all_it_promises(runs):
     )
     _, record = weights.load(model / "student/weights.safetensors")
     index = json.loads((pixels / "latents/latents.json").read_text())
-    assert record["latent"] == {k: index[k] for k in ("autoencoder", "fingerprint")}
-    assert record["latent"]["fingerprint"] == weights.fingerprint(pixels / "autoencoder/weights.safetensors")
+    own = weights.fingerprint(pixels / "autoencoder/weights.safetensors")
+    assert index["autoencoder"] == "../autoencoder/weights.safetensors" and index["fingerprint"] == own
+    assert record["latent"] == {"autoencoder": "../../pixels/autoencoder/weights.safetensors", "fingerprint": own}
 
 
 def test_memorisation_is_held_against_the_clips_that_were_encoded(runs):
@@ -92,6 +95,32 @@ def test_a_moved_autoencoder_can_be_named(runs, tmp_path, capsys):
     assert sample.main([*arguments, f"--autoencoder={moved}"]) == 0
     other = f"--autoencoder={pixels / 'classifier/weights.safetensors'}"
     assert sample.main([*arguments, other]) == 2 and "holds a classifier, not an autoencoder" in capsys.readouterr().err
+
+
+def test_what_is_moved_together_leads_to_its_autoencoder(runs, tmp_path, monkeypatch):
+    """As from another mount; so do weights that are published from there. What is moved alone is told what to do."""
+    pixels, model = (shutil.copytree(folder, tmp_path / folder.name) for folder in runs)
+    moved = str(pixels / "autoencoder/weights.safetensors")
+
+    def found(folder):
+        codec = latents.of(Latents(str(folder)), tmp_path, "config.data")
+        return codec and codec.reference
+
+    assert found(pixels / "latents") == found(model / "synthetic") == moved
+    *_, record = drawing.load_network(weights.find("student", model))
+    assert record["latent"]["autoencoder"] == moved
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path / "pretrained")
+    assert publish.main([f"--workdir={model}", "--stage=student", "--name=tiny"]) == 0
+    *_, record = drawing.load_network(weights.find("pretrained:tiny", tmp_path))
+    assert record["latent"]["autoencoder"] == moved
+    alone, index = tmp_path / "alone", tmp_path / "alone/latents.json"
+    shutil.move(pixels / "latents", alone)
+    with pytest.raises(
+        ConfigError, match=f"{index} has the autoencoder of these latents at .* or their path into that"
+    ):
+        found(alone)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"autoencoder": moved}))
+    assert found(alone) == moved
 
 
 def changed(folder, argument, *statements):
