@@ -54,9 +54,10 @@ def expand(
 
 
 def forward(x0: Data, eps: Data, logsnr: Levels, schedule: Schedule) -> Data:
-    """x = alpha x0 + sigma eps at a level of any shape that `expand` takes, in at least float32."""
-    xp = namespace(x0)
+    """x = alpha x0 + sigma eps at a level of any shape that `expand` takes, in at least float32; NumPy where all three are."""
     level = expand(logsnr, x0)
+    xp = next((found for found in map(namespace, (x0, eps, level)) if found is not np), np)
+    x0, eps = xp.asarray(x0), xp.asarray(eps)
     dtype = xp.promote_types(xp.promote_types(x0.dtype, eps.dtype), np.float32)
     alpha, sigma = (xp.asarray(c, dtype=dtype) for c in (schedule.alpha(level), schedule.sigma(level)))
     return alpha * x0 + sigma * eps

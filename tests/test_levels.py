@@ -57,6 +57,16 @@ def test_forward_has_each_frames_own_level():
     assert half.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_forward_takes_clips_of_the_host_at_a_traced_level(dtype):
+    x0, eps = np.random.default_rng(0).normal(size=(2, 3, 2)).astype(dtype)
+    schedule, level = schedules.flow(), np.array([-1.0, 0.0, 2.0])
+    t = np.asarray(schedule.time(level))[:, None]
+    x = jax.jit(lambda level: levels.forward(x0, eps, level, schedule))(level)
+    np.testing.assert_allclose(x, (1 - t) * x0 + t * eps, rtol=1e-5, atol=1e-6)
+    assert isinstance(levels.forward(x0, eps, level, schedule), np.ndarray)
+
+
 # Laws -----------------------------------------------------------------------------------------------------
 
 

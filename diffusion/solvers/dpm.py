@@ -44,9 +44,15 @@ def dpm_solver(
         return ddim(schedule, steps.grid)
     if multistep:
         return exponential_table(steps, noise=True, second=half, damping=damping)
+    _check_unused("dpm_solver", damping, lower_order_final)
     here, there = steps.grid[:-1], steps.grid[1:]
     scheme = {2: _dpm_solver_2, 3: _dpm_solver_3}[order]
     return singlestep(schedule, here, here, there, lambda s, t: scheme(schedule, s, t), least=SILENT)
+
+
+def _check_unused(name, damping, lower_order_final):
+    if damping is not None or lower_order_final is not None:
+        raise ValueError(f"{name}: damping and lower_order_final are of multistep solvers; singlestep uses neither")
 
 
 def _dpm_solver_2(schedule, here, there):
@@ -99,6 +105,7 @@ def dpmpp(
     if order == 1:
         return ddim(schedule, steps.grid, eta=1.0 if sde else 0.0)
     if singlestep:
+        _check_unused("dpmpp", damping, lower_order_final)
         return _singlestep(schedule, steps.grid, order, sde)
     if not sde:
         return exponential_table(steps, second=half, damping=damping)

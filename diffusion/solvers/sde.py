@@ -34,7 +34,8 @@ def sa_solver(
     """
     if isinstance(corrector_order, bool) or not 0 <= corrector_order <= 5 or corrector_order != int(corrector_order):
         raise ValueError(f"sa_solver: corrector_order must be a whole number from 0 to 5, got {corrector_order!r}")
-    steps_of("sa_solver", schedule, grid, predictor_order, largest=4)
+    if isinstance(predictor_order, bool | float) or predictor_order not in (1, 2, 3, 4):
+        raise ValueError(f"sa_solver: predictor_order must be a whole number from 1 to 4, got {predictor_order!r}")
     deepest = max(predictor_order, corrector_order - 1)
     steps = steps_of("sa_solver", schedule, grid, deepest, lower_order_final=lower_order_final, in_logsnr=True)
     strength = _tau(tau, steps.nodes)
