@@ -45,7 +45,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     """Everything that a search needs, before any work."""
     known = config["data"]["kind"] == "exact"
     configs.check_keys(block, COMMON | {"kind"} | (set() if known else CLIPS), (), where)
-    least = dict(num_clips=2, sweeps=1, evaluations=2) | ({} if known else dict(num_reference=2, batch_size=1))
+    least = dict(num_clips=2, sweeps=1, evaluations=1) | ({} if known else dict(num_reference=2, batch_size=1))
     counts = block["counts"]
     if not isinstance(counts, list | tuple) or not counts:
         raise ConfigError(f"{where}.counts must be numbers of calls, as [2, 4], got {counts!r}")
@@ -122,7 +122,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
             continue
         start = tables.part(block, "grid", dict(schedule=network.schedule, num_steps=count), where)
         head = f"{name}: {sampler} at {count} calls"
-        found = find(lambda levels, part: quality(table_of(levels), part), start, sweeps, evaluations, head, measure)
+        judge = lambda levels, part: quality(table_of(levels), part)  # noqa: E731
+        found = find(judge, start, network.schedule, sweeps, evaluations, head, measure)
         report["times"][str(count)] = found | {"quality": measure, "noises": num}
         configs.write_json(file, report)
     tables.keep_times(path, sampler, report["times"])
@@ -130,7 +131,13 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
 
 
 def find(
-    quality: Callable[[Levels, int], float], start: Levels, sweeps: int, evaluations: int, head: str, measure: str
+    quality: Callable[[Levels, int], float],
+    start: Levels,
+    schedule: schedules.Schedule,
+    sweeps: int,
+    evaluations: int,
+    head: str,
+    measure: str,
 ) -> dict[str, Any]:
     """The levels to be kept for one number of calls, and what they and `start` were worth."""
     values, total = [], 1 + sweeps * (len(start) - 2) * evaluations
@@ -141,7 +148,7 @@ def find(
         print(f"{head}: {len(values)}/{total}: {said}", file=sys.stderr, flush=True)
         return values[-1]
 
-    levels, before, after = search(judge, start, sweeps=sweeps, evaluations=evaluations)
+    levels, before, after = search(judge, start, schedule, sweeps=sweeps, evaluations=evaluations)
     fresh = [quality(grid, 1) for grid in (start, levels)]
     changed = f"{before:.4g} at log-SNR {shown(start)}, {after:.4g} at {shown(levels)}"
     print(f"{head}: {measure} {changed}; {fresh[0]:.4g} and {fresh[1]:.4g} on fresh noises", flush=True)
@@ -156,51 +163,69 @@ def shown(levels: Levels) -> str:
     return ", ".join(f"{level:.3f}" for level in levels[1:-1])
 
 
+GOLDEN = (3 - math.sqrt(5)) / 2
+"""The shorter part of a golden section."""
+
+
 # The search -------------------------------------------------------------------------------------------------
 
 
 def search(
-    quality: Callable[[Levels], float], levels: Levels, *, sweeps: int, evaluations: int
+    quality: Callable[[Levels], float], levels: Levels, schedule: schedules.Schedule, *, sweeps: int, evaluations: int
 ) -> tuple[Levels, float, float]:
     """(the best grid seen, quality of `levels`, quality of the best) by coordinate search from `levels`, whose ends stay.
 
-    In the first sweep a level moves between its neighbours; in every further one in half the range of the one before,
-    around where it stands. 1 + sweeps * (N - 1) * evaluations calls of `quality`.
+    In the first sweep a level moves between the times of its neighbours; in every further one in half the range of the one
+    before, around where it stands. 1 + sweeps * (N - 1) * evaluations calls of `quality`.
     """
     best, before = levels, quality(levels)
     after = before
     for sweep in range(sweeps):
         for i in range(1, len(levels) - 1):
 
-            def moved(level: float, best=best, i=i) -> Levels:
-                return np.concatenate([best[:i], [level], best[i + 1 :]])
+            def moved(time: float, best=best, i=i) -> Levels:
+                return np.concatenate([best[:i], [float(schedule.logsnr(time))], best[i + 1 :]])
 
-            low, high = (best[i] + 0.5**sweep * (best[j] - best[i]) for j in (i - 1, i + 1))
-            value, level = golden_section(lambda level, moved=moved: quality(moved(level)), low, high, evaluations)
+            own, *others = (float(schedule.time(best[j])) for j in (i, i + 1, i - 1))
+            low, high = (own + 0.5**sweep * (other - own) for other in others)
+            value, time = minimum(lambda time, moved=moved: quality(moved(time)), low, high, (after, own), evaluations)
             if value < after:
-                best, after = moved(level), value
+                best, after = moved(time), value
     return best, before, after
 
 
-def golden_section(f: Callable[[float], float], low: float, high: float, evaluations: int) -> tuple[float, float]:
-    """(least value seen, where) in `evaluations` >= 2 calls of f inside (low, high); each call but the first two shrinks the
-    range by .618 around the smaller of the two inner points (Kiefer 1953): the minimum of a function with only one.
+def minimum(
+    f: Callable[[float], float], low: float, high: float, known: tuple[float, float], evaluations: int
+) -> tuple[float, float]:
+    """(least value seen, where) after `evaluations` calls of f inside (low, high), beside a `known` (value, point) there.
+
+    Half of them lie evenly, as f may have more than one minimum; the others close in on the best between its neighbours.
     """
-    ratio = (math.sqrt(5) - 1) / 2
+    even = np.linspace(low, high, evaluations // 2 + 2)[1:-1].tolist()
+    best = min([known, *((f(point), point) for point in even)])
+    points = [low, known[1], *even, high]
+    below, above = max(p for p in points if p < best[1]), min(p for p in points if p > best[1])
+    return golden_section(f, below, above, best, evaluations - len(even))
 
-    def ask(point: float) -> tuple[float, float]:
-        return f(point), point
 
-    left, right = ask(high - ratio * (high - low)), ask(low + ratio * (high - low))
-    best = min(left, right)
-    for _ in range(evaluations - 2):
-        if left[0] <= right[0]:
-            high, right = right[1], left
-            new = left = ask(high - ratio * (high - low))
-        else:
-            low, left = left[1], right
-            new = right = ask(low + ratio * (high - low))
-        best = min(best, new)
+def golden_section(
+    f: Callable[[float], float], low: float, high: float, known: tuple[float, float], evaluations: int
+) -> tuple[float, float]:
+    """(least value seen, where) after `evaluations` calls of f inside (low, high), begun with a `known` (value, point) there.
+
+    Every call asks in the longer part beside the best point, .382 of it away from there, and the range becomes that between
+    the two neighbours of the better point (Kiefer 1953): the minimum of a function with only one.
+    """
+    best = known
+    for _ in range(evaluations):
+        value, point = best
+        upwards = high - point >= point - low
+        asked = point + GOLDEN * ((high if upwards else low) - point)
+        new = f(asked), asked
+        inside, outside = (best, new) if best[0] <= new[0] else (new, best)
+        # The worse of the two is an end of the range from here on: the upper one where it lies above the better.
+        low, high = (low, outside[1]) if outside[1] > inside[1] else (outside[1], high)
+        best = inside
     return best
 
 

@@ -122,8 +122,8 @@ as the other students of critics and the teacher's own 50 steps do.
         "and they mend nothing.",
         "dmd": "the goals of its regression, four calls of the teacher, are nearly empty frames, and so are its clips, all "
         "alike from its 100th update on.",
-        "dmd2": "in one call it has 164 updates of 8 clips, a quarter of the forwards of the pixels' own; its discriminator gains "
-        "on it to the end, when it knows .86 of the clips for what they are.",
+        "dmd2": "in one call it has 164 updates of 8 clips, a quarter of the forwards of the pixels' own; its discriminator "
+        "gains on it to the end, when it knows .86 of the clips for what they are.",
         "sid": "262 updates, and no adversary: the class asked for is in .60 of the frames, but a digit is kept over all 32 of "
         "them in .07 of the clips.",
         "diff_instruct": "323 updates of the student, and no adversary: its clips are blurred still (.62 of real clips' "
