@@ -7,6 +7,7 @@ batch, or of the frames of a clip, hang together, whatever law each of them has 
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ def whole_frames(of: Named = "independent") -> Draw:
 def mixture(parts: Sequence[Sequence[Any]]) -> Draw:
     """Every clip drawn by one of `parts`, (weight, draw) each."""
     weights, draws = [float(weight) for weight, _ in parts], [named(draw) for _, draw in parts]
-    if not weights or min(weights) < 0 or sum(weights) <= 0:
+    if not weights or not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise ValueError(f"mixture: expected (weight, draw) pairs with weights above 0, got weights {weights}")
 
     def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:

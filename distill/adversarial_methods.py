@@ -111,6 +111,7 @@ def ladd(
     distillation_weight: of ADD's score distillation, for real clips as data.
     """
     whole_number("steps", steps)
+    whole_number("warmup", warmup, 0)
     steps = int(steps)
     rest, half = max(1, steps - 1), (steps + 1) // 2
     later = checked_shares("shares", [0.7, *[0.3 / rest] * (steps - 1)] if shares is None else shares, steps)

@@ -252,6 +252,8 @@ def multistep(
     number("huber", huber, 0.0)
     if eta is not None:
         number("eta", eta, 0.0)
+        if solver != "addim":
+            raise ValueError(f"eta: only the solver 'addim' has it, expected None for {solver!r}, got {eta}")
 
     def intervals(step, hyper):
         fine = pairings.annealed_steps(step, total_steps // 2, first, last)
@@ -309,8 +311,8 @@ def truncated(
         raise ValueError(f"probability: expected a share of the clips above 0 and below 1, got {probability}")
     _check_gaps(k, b, limit)
     number("at_cut", at_cut, 0.0)
-    for name, value in (("scale", scale), ("df", df)):
-        number(name, value, 0.0, open_=True)
+    number("scale", scale, 0.0, open_=True)
+    number("df", df, 0.0, pairings.LARGEST_DF, open_=True)
     share = at_cut * (1.0 - probability) / probability  # the two means have different counts
     construct = objective(
         network,

@@ -58,8 +58,14 @@ def estimator(network: Network, params: PyTree, cond: Mapping[str, Array]) -> Ca
 
 
 def spread(batch: int, share: float) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
-    """(the clips that learn jumps, the others), evenly over the batch, so that devices get equal parts; at least one jumps."""
-    count = max(1, round(share * batch))
+    """(the clips that learn jumps, the others), evenly over the batch, so that devices get equal parts; at least one jumps, and
+    one doesn't unless the share is 1: of jumps alone nothing says where they start from. ValueError for a batch of one clip.
+    """
+    if share < 1.0 and batch == 1:
+        raise ValueError(
+            f"share: a batch of 1 clip can't be divided, expected 2 clips or more, or a share of 1, got {share:g}"
+        )
+    count = min(max(1, round(share * batch)), batch if share == 1.0 else batch - 1)
     jumping = np.arange(count) * batch // count
     return jumping, np.setdiff1d(np.arange(batch), jumping)
 
@@ -199,6 +205,8 @@ def trajectories(network: Network, intervals: int, substeps: int, solver: Callab
         return Jump(at(t), at(s), (t, u))
 
     def compose(jump: Jump, x, estimate, teacher, scale):
+        if teacher is None:
+            raise KeyError("teacher")
         t, u = jump.plan
 
         def move(step, x):

@@ -58,7 +58,12 @@ def source_of(
             )
         return sources.exit_told(source_of(network, name, steps, chunk, start))
     whole_number("steps", steps)
+    whole_number("chunk", chunk)
     make = choice(name, sources.SOURCES, "source")
+    if chunk != 1 and name not in sources.IN_CHUNKS:
+        raise ValueError(
+            f"chunk: source {name!r} has none, expected 1 or a source of {', '.join(sources.IN_CHUNKS)}, got {chunk}"
+        )
     schedule = network.schedule
     if start is not None and not schedule.logsnr_start <= start < schedule.logsnr_end:
         raise ValueError(
@@ -363,6 +368,7 @@ def sid(
     )  # fmt: skip
     karras = schedules.edm()
     law = law or levels.uniform_time(karras, start=float(karras.logsnr(0.8)))
+    number("alpha", alpha, 0.0)
     identity = fields.score_identity(network, law=law, alpha=alpha, normaliser=normaliser)
     terms = {"denoising": (1.0, fields.denoise_fakes(network, law=critic_law, weight=critic_weight or levels.edm()))}
     return games.method(

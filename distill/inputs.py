@@ -2,6 +2,7 @@
 per step.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -126,6 +127,6 @@ def check_range(network: Network, guidance_range: Sequence[float] | None) -> tup
             f"guidance_range {tuple(guidance_range)}: the student must take cond 'guidance', its network takes"
             f" {list(network.cond_keys)}"
         )
-    if not (len(guidance_range) == 2 and guidance_range[0] <= guidance_range[1]):
-        raise ValueError(f"guidance_range: expected (low, high) with low <= high, got {tuple(guidance_range)}")
+    if not (len(guidance_range) == 2 and -math.inf < guidance_range[0] <= guidance_range[1] < math.inf):
+        raise ValueError(f"guidance_range: expected finite (low, high) with low <= high, got {tuple(guidance_range)}")
     return tuple(guidance_range)

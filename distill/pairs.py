@@ -101,10 +101,14 @@ def easy(schedule: Schedule, law: Callable, stage: Callable, boundary: float, **
     return pairs
 
 
+LARGEST_DF = 0.02
+"""Of `truncated_law`; the paper has .01."""
+
+
 def truncated_law(schedule: Schedule, cut: float, scale: float = 0.2, df: float = 0.01, probability: float = 0.25):
     """log s = log s(cut) + |y|, y Student-t, cut off at the noisy end; with the given probability the cut itself.
 
-    For df this small the density's exponent (df + 1) / 2 is 1/2 but for a per cent, and y is sqrt(df) scale sinh of a
+    For df below LARGEST_DF the density's exponent (df + 1) / 2 is 1/2 but for a per cent, and y is sqrt(df) scale sinh of a
     uniform variable, which needs no table.
     """
     width = scale * math.sqrt(df)

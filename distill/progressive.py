@@ -96,6 +96,8 @@ def method(
     initial = regression.init(optimiser)
 
     def following(state: regression.RegressionState, frozen, hyper):
+        if hyper["steps"] % 2:
+            raise ValueError(f"progressive: no round follows that of {hyper['steps']:g} steps, which can't be halved")
         state, teacher = regression.succeed(initial, state)
         return state, {**frozen, "teacher": teacher}, {**hyper, "steps": hyper["steps"] / 2, "guidance": 1.0}
 

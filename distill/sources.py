@@ -193,6 +193,9 @@ def intervals(steps: int) -> Source:
     return source
 
 
+IN_CHUNKS = ("noised_by_chunk", "rolled_out")
+"""The sources that go by chunks of frames."""
+
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "noised": lambda levels, chunk: noised(levels),
     "noised_by_chunk": lambda levels, chunk: noised(levels, chunk=chunk),

@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if not any(a.startswith("--config") for a in argv[1:]):
         return make_page(argv[1:])
     config, source, only, steps, out = parse(argv)
+    stages.check_form(config, "sweep")
     with tempfile.TemporaryDirectory() as folder:
         context = Context(config, pathlib.Path(folder), meshes.make(config.get("mesh")), source)
         report = {name: measure(context, name, steps) for name in chosen(config, only)}

@@ -191,4 +191,6 @@ def _free(path: pathlib.Path) -> pathlib.Path:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # The reason stands at the end, after paths that may be long.
+    return line if len(line) <= 400 else f"{line[:200]} ... {line[-200:]}"

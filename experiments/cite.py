@@ -4,12 +4,13 @@ Schedule, prediction, model, methods with their options, samplers, metrics; of s
 from outside is cited by the arXiv numbers in its docstring, or its module's. `--bibliography` writes docs/bibliography.md.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments import run, weights
+from experiments import run, stages, weights
 from experiments.citations import PAPERS, USES, Paper
 from experiments.command import command
 from experiments.config import ConfigError
@@ -27,14 +28,23 @@ Part = tuple[str, str]
 """(kind, name)"""
 
 
-@command
+@functools.partial(command, about=__doc__)
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake of the user's."""
     argv = sys.argv if argv is None else argv
     if argv[1:] == ["--bibliography"]:
         print(bibliography(), end="")
         return 0
+    argv = run.joined(argv)
+    for argument in argv[1:]:
+        if not argument.startswith("--config"):
+            raise ConfigError(f"arguments not understood: {argument} (flags are --config, --bibliography)")
+    if len(argv) < 2:
+        raise ConfigError(
+            "usage: python -m experiments.cite --config=configs/X.py [--config.a.b=VALUE], or --bibliography"
+        )
     config, source, workdir, *_ = run.parse([*argv, "--workdir=."])
+    stages.check_form(config, "sweep")
     print(f"% {source}\n" + "\n".join(cited(parts(config, workdir))))
     return 0
 

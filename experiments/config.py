@@ -118,11 +118,15 @@ def check_keys(given: Mapping[str, Any], allowed: Iterable[str], required: Itera
             raise ConfigError(f"{where} lacks the key {key!r}")
 
 
+LIST = (list, tuple)
+"""A form of `check_forms`."""
+
+
 def check_forms(block: Mapping[str, Any], forms: Mapping[str, Any], where: str) -> None:
-    """Refuses a key whose value is of another form than `forms` has for it: Mapping, a block of keys, str or bool."""
+    """Refuses a key whose value is of another form than `forms` has for it: Mapping, a block of keys, str, bool or LIST."""
     for key in forms.keys() & block.keys():
         if not isinstance(block[key], forms[key]):
-            said = {Mapping: "a block of keys", bool: PLAIN[bool]}.get(forms[key], PLAIN[str])
+            said = {Mapping: "a block of keys", bool: PLAIN[bool], LIST: "a list"}.get(forms[key], PLAIN[str])
             raise ConfigError(f"{where}.{key}: expected {said}, got {block[key]!r}")
 
 

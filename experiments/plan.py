@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 everything fits, 1 something doesn't, 2 a mistake of the user's."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     config, source, only, name, slices, out = parse(sys.argv if argv is None else argv)
+    stages.check_form(config, "sweep")
     chip, devices = described(name, slices)
     context = Context(config, pathlib.Path("."), mesh_of(config.get("mesh"), devices), source)
     names = chosen(config, only)

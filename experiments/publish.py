@@ -6,14 +6,17 @@ the run's report that belongs to them; `--half` stores float16.
 """
 
 import argparse
+import contextlib
 import pathlib
+import re
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from experiments import config as configs
 from experiments import latents, tables, weights
 from experiments.command import command
 from experiments.config import ConfigError
-from experiments.run import DONE
 
 LIMIT = 30_000_000
 """Bytes that all of pretrained/ may take: it travels with every clone."""
@@ -34,6 +37,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> None:
+    if given.stage.endswith(".safetensors") or given.stage.startswith("pretrained:"):
+        raise ConfigError(f"--stage: expected STAGE or STAGE@STEPS, got {given.stage!r}")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", given.name):
+        raise ConfigError(f"--name: expected one as moving_digits/teacher, got {given.name!r}")
+    if given.sampler is not None and given.report is None:
+        raise ConfigError("--sampler names a row of a report: give --report, too")
     source = weights.find(given.stage, given.workdir)
     params, record = weights.load(source)
     if told := record.get("latent"):
@@ -45,12 +54,15 @@ def run(given: argparse.Namespace) -> None:
     size = source.stat().st_size // (2 if given.half else 1)
     if others + size > LIMIT:
         raise ConfigError(f"{source} takes {size} bytes; pretrained/ may hold {LIMIT} in all and has {others}")
-    metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / DONE)
+    metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / weights.DONE)
     if given.report is not None:
-        rows = configs.read_json(given.report)["samplers"]
-        row = configs.choose(given.sampler or "", rows, "--sampler")
-        if "metrics" not in row:
+        if not given.report.is_file():
+            raise ConfigError(f"--report: there is no {given.report}")
+        rows = configs.read_json(given.report).get("samplers")
+        if not rows or not all("metrics" in row for row in rows.values()):
             raise ConfigError(f"--report {given.report}: expected that of a stage of kind 'evaluate', one with metrics")
+        row = configs.choose(given.sampler or "", rows, "--sampler")
+        check_row(row, source, given)
         metrics |= {"sampler": {k: v for k, v in row.items() if k not in ("metrics", "weights", "seconds_per_clip")}}
         metrics |= {k: m["value"] for k, m in row["metrics"].items()}
     times = tables.times_path(source)
@@ -64,6 +76,15 @@ def run(given: argparse.Namespace) -> None:
             tables.keep_times(target, sampler, found)  # of the file as it is stored
     configs.write_json(target.with_suffix(".json"), {**record, "metrics": metrics})
     print(f"{target.relative_to(weights.PRETRAINED.parent)}: {target.stat().st_size} bytes")
+
+
+def check_row(row: Mapping[str, Any], source: pathlib.Path, given: argparse.Namespace) -> None:
+    """Refuses the figures of other weights. A report names them from its run's folder, which is its own or the one above."""
+    for folder in (given.workdir, given.report.parent, given.report.parent.parent):
+        with contextlib.suppress(ConfigError):
+            if weights.fingerprint(weights.find(row["weights"], folder)) == weights.fingerprint(source):
+                return
+    raise ConfigError(f"--sampler {given.sampler!r} is of the weights {row['weights']!r}, not of {given.stage!r}")
 
 
 if __name__ == "__main__":

@@ -25,12 +25,10 @@ from ml_collections import config_flags
 
 from experiments import config as configs
 from experiments import mesh as meshes
-from experiments import report, stages
+from experiments import report, stages, weights
 from experiments.command import command
 from experiments.config import ConfigError
 from experiments.loop import Stopped, duration, stop_signal
-
-DONE = "done.json"
 
 
 @functools.partial(command, about=__doc__)
@@ -69,6 +67,7 @@ def join(processes: str) -> None:
 
 def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | None, str | None]:
     """(config as a plain dict, its name, workdir, stage, processes) from the command line."""
+    argv = joined(argv)
     given = [a for a in argv[1:] if a.startswith("--config=")]
     name = given[-1].removeprefix("--config=") if given else None
     if name is not None and not pathlib.Path(name.split(":")[0]).is_file():
@@ -92,6 +91,19 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | Non
         )
     workdir, stage, processes = (found[flag].value for flag in ("workdir", "stage", "processes"))
     return configs.plain(config), name or "config", pathlib.Path(workdir).resolve(), stage, processes
+
+
+def joined(argv: list[str]) -> list[str]:
+    """The arguments with every `--flag value` of ours as `--flag=value`."""
+    found: list[str] = []
+    for argument in argv:
+        last = found[-1] if len(found) > 1 else ""
+        ours = last.startswith("--config.") or last in ("--config", "--workdir", "--stage", "--processes")
+        if ours and "=" not in last and not argument.startswith("--"):
+            found[-1] = f"{last}={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def read_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -132,7 +144,10 @@ def _readable(error: Exception, name: str | None) -> str:
     if lines and "Error whilst parsing config file" in lines[0] and len(lines) > 1:
         # A traceback follows, which ends with what the file itself raised, and before that names the place.
         places = [m for line in lines if (m := re.match(r'File "(.+)", line (\d+)', line))]
-        return (f"{places[-1][1]}, line {places[-1][2]}: " if places else "") + lines[-1]
+        place = next(
+            (m for m in reversed(places) if pathlib.Path(m[1]).resolve() == path), places[-1] if places else None
+        )
+        return (f"{place[1]}, line {place[2]}: " if place else "") + lines[-1]
     hint = [line for line in lines if line.startswith("Did you mean")]
     head = lines[0].split(". Other fields present")[0] if lines else type(error).__name__
     return place + (f"{head}. {hint[-1]}" if hint else head)
@@ -153,7 +168,8 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
         if only is not None and name != only:
             continue
         folder = context.workdir / name
-        if (folder / DONE).exists():
+        if (folder / weights.DONE).exists():
+            configs.read_json(folder / weights.DONE)  # a damaged one says nothing
             print(f"{name}: already done, skipped", flush=True)
             continue
         if stopping():
@@ -173,7 +189,7 @@ def run(context: stages.Context, only: str | None = None, stopping: Callable[[],
                 # Of a stage that went on after a stop nobody knows what it took in all.
                 seconds = None if resumed else round(time.monotonic() - begun, 1)
                 device = jax.devices()[0].device_kind
-                configs.write_json(folder / DONE, {"seconds": seconds, "device": device, **figures})
+                configs.write_json(folder / weights.DONE, {"seconds": seconds, "device": device, **figures})
                 print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
                 report.attempt(context.workdir)
         meshes.meet(f"{name} is done")

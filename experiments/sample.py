@@ -7,6 +7,7 @@ weights without a word on how to sample them (--steps and the like) are sampled 
 import argparse
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -131,10 +132,13 @@ def chosen_table(
     if given.table is not None:
         return tables.load(pathlib.Path(given.table), network.schedule, model, "--table")[0]
     block = {part: sampler[part] for part in tables.PARTS if part in sampler}
-    tables.check(block, sampler["steps"], network.schedule, "--steps")
-    return tables.make(
-        tables.searched(sampler, path, "--grid"), sampler["steps"], network.schedule, "--steps", model, folder
-    )
+    try:
+        tables.check(block, sampler["steps"], network.schedule, "--steps")
+        return tables.make(
+            tables.searched(sampler, path, "--grid"), sampler["steps"], network.schedule, "--steps", model, folder
+        )
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"--steps\.(solver|grid|matrix)(\.kind)?", r"--\1", str(error))) from None
 
 
 def _part(text: Any) -> Any:

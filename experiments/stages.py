@@ -5,6 +5,7 @@ report, in its own folder of the workdir.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion import predictions
 from experiments import (
     autoencoder,
     cascade,
@@ -25,7 +26,7 @@ from experiments import mesh as meshes
 from experiments.config import ConfigError
 from experiments.context import Context
 
-__all__ = ["KEYS", "KINDS", "Context", "check"]
+__all__ = ["KEYS", "KINDS", "Context", "check", "check_form"]
 
 TRAINING = {
     "kind", "steps", "batch_size", "optimiser", "options", "seed_offset",
@@ -91,15 +92,29 @@ KEYS = {
 }
 
 
-def check(context: Context) -> None:
-    """Every stage of the config, before any work: kinds, keys, names, and that what they refer to exists."""
-    config = context.config
+def check_form(config: Mapping[str, Any], *more: str) -> None:
+    """What of a config needs no data and no finished stage: its keys (and `more`), its names, every stage's kind and keys."""
     needed = {"seed", "data", "stages"}
     configs.check_keys(
-        config, {"model", "schedule", "prediction", "augmentation", "noise", "mesh", *needed}, needed, "config"
+        config, {"model", "schedule", "prediction", "augmentation", "noise", "mesh", *more, *needed}, needed, "config"
     )
     configs.check_forms(config, dict.fromkeys(("data", "model", "stages"), Mapping) | {"prediction": str}, "config")
     configs.check_forms(config["stages"], dict.fromkeys(config["stages"], Mapping), "config.stages")
+    if "schedule" in config:
+        configs.schedule(config)
+    if "prediction" in config:
+        configs.choose(config["prediction"], dict.fromkeys(predictions.PREDICTIONS), "config.prediction")
+    for name, block in config["stages"].items():
+        where = f"config.stages.{name}"
+        if not name.isidentifier():
+            raise ConfigError(f"{where}: a stage's name is letters, digits and _ (it names a folder), got {name!r}")
+        check_block(block, where)
+
+
+def check(context: Context) -> None:
+    """Every stage of the config, before any work: kinds, keys, names, and that what they refer to exists."""
+    config = context.config
+    check_form(config)
     clips = configs.source(config, "train")
     if "noise" in config and config["data"]["kind"] == "exact":
         raise ConfigError("config.noise: exact laws are known under independent noise only; remove it")
@@ -112,9 +127,6 @@ def check(context: Context) -> None:
     earlier: dict[str, Any] = {}
     for name, block in config["stages"].items():
         where = f"config.stages.{name}"
-        if not name.isidentifier():
-            raise ConfigError(f"{where}: a stage's name is letters, digits and _ (it names a folder), got {name!r}")
-        check_block(block, where)
         if block["kind"] == "evaluate":
             evaluation.check(block, config, where)
             evaluation.check_classifier(block, config, context.workdir, where)

@@ -138,6 +138,9 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
             " options.data=False"
         )
     share, size, parts = option("share"), block["batch_size"], block.get("accumulate", 1)
+    if share is not None and share < 1 and 1 <= parts <= size < 2 * parts:
+        named = f"{where}.batch_size {size}" if parts == 1 else f"{where}.accumulate {parts} of a batch of {size}"
+        raise ConfigError(f"{named}: of 1 clip no share {share:g} can jump; expected 2 clips or more")
     if share is not None and 1 < parts <= size:
         whole, part = (len(flow_maps.spread(n, share)[0]) / n for n in (size, size // parts))
         if whole != part:

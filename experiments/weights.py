@@ -18,6 +18,9 @@ from safetensors.numpy import save_file
 
 from experiments.config import ConfigError, nearest
 
+DONE = "done.json"
+"""Of a stage that has ended, with what it took."""
+
 PRETRAINED = pathlib.Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -55,10 +58,15 @@ def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any
     arrays = {k: np.ascontiguousarray(v) for k, v in flatten(jax.device_get(params)).items()}
     if half:
         arrays = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
+    # safetensors' own files are for their maker alone; of a shared folder others read, as what else is written there.
+    beside.unlink(missing_ok=True)
+    beside.touch()
+    mode = beside.stat().st_mode
     try:
         save_file(arrays, beside, metadata={"record": json.dumps(record)})
     except SafetensorError as error:  # a full disk, say
         raise OSError(f"can't write {path} ({error})") from error
+    beside.chmod(mode)
     beside.replace(path)
 
 
@@ -113,8 +121,23 @@ def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
     # The best yet is there before the stage has ended.
     needed = [path, *([result_path(workdir, stage)] if part == "best" else [])]
     if lacking := [one for one in needed if not one.is_file()]:
-        raise ConfigError(f"{reference!r} is missing or unfinished: there is no {lacking[0]}; run that stage first")
+        raise ConfigError(
+            f"{reference!r} is missing or unfinished: there is no {lacking[0]}; {remedy(workdir, reference)}"
+        )
     return path
+
+
+def remedy(workdir: pathlib.Path, reference: str) -> str:
+    """What to do about a stage's weights that aren't there."""
+    stage, _, part = reference.partition("@")
+    if not workdir.is_dir():
+        return f"there is no folder {workdir}"
+    if not (workdir / stage / DONE).is_file():
+        return "run that stage first"
+    if part:
+        there = sorted(path.stem.replace("weights", stage) for path in (workdir / stage).glob("weights*.safetensors"))
+        return nearest(reference, there) if there else "that stage leaves none"
+    return f"that stage is marked as done: restore them, or remove {workdir / stage} and what was made of it, and run it again"
 
 
 def result_path(workdir: pathlib.Path, stage: str, steps: str | int | None = None) -> pathlib.Path:

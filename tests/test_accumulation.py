@@ -194,7 +194,7 @@ def test_bfloat16_computes_and_float32_remembers(kind):
 
 
 def test_a_share_that_no_microbatch_can_have_is_refused(tmp_path):
-    """Of 8 clips 6 jump; of 2 it would be both, and none would learn the denoiser."""
+    """Of 8 clips 6 jump; of 2 it would be one, and of 1 there is no other to learn the denoiser."""
     config = configs.plain(tiny.get_config())
     config["model"]["cond"] = ["logsnr_to"]
     config["stages"]["student"] |= dict(method="mean_flow", options=dict(law="uniform_time", share=0.75))
@@ -204,9 +204,16 @@ def test_a_share_that_no_microbatch_can_have_is_refused(tmp_path):
     stages.check(context)
     config["stages"]["student"] |= dict(accumulate=4)
     with pytest.raises(
-        ConfigError, match="student.accumulate: of a microbatch a share 1 would jump, of the batch 0.75"
+        ConfigError, match="student.accumulate: of a microbatch a share 0.5 would jump, of the batch 0.75"
     ):
         stages.check(context)
+    for changes, named in (
+        (dict(accumulate=8), "accumulate 8 of a batch of 8"),
+        (dict(accumulate=1, batch_size=1), "batch_size 1"),
+    ):
+        config["stages"]["student"] |= changes
+        with pytest.raises(ConfigError, match=f"student.{named}: of 1 clip no share 0.75 can jump"):
+            stages.check(context)
 
 
 @pytest.mark.parametrize("stage", ["student", "classifier"])

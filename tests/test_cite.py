@@ -70,6 +70,24 @@ def test_a_configs_papers_are_those_of_its_parts(capsys):
     assert text.count("@misc{geng2025meanflow") == 1 and text.count("{") == text.count("}")
 
 
+@pytest.mark.parametrize(
+    "arguments, status, words",
+    [
+        (["--help"], 0, "the papers of what a config uses"),
+        ([], 2, "usage: python -m experiments.cite"),
+        (["--stage=nope"], 2, "arguments not understood: --stage=nope"),
+        (["--config=FILE", "--config.stages.teacher.kind=trian"], 2, "did you mean 'train'"),
+        (["--config=FILE", "--config.prediction=epss"], 2, "did you mean 'eps'"),
+        (["--config", "FILE", "--config.prediction", "epss"], 2, "did you mean 'eps'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, status, words, capsys):
+    given = [argument.replace("FILE", str(ROOT / "tests/configs/tiny.py")) for argument in arguments]
+    assert cite.main(["cite", *given]) == status
+    said = capsys.readouterr()
+    assert words in said.out + said.err and "Traceback" not in said.err
+
+
 def test_a_part_from_outside_is_cited_by_its_docstring(tmp_path, monkeypatch):
     (tmp_path / "cited_outside.py").write_text(
         '"""After arXiv 2101.02388."""\ndef f():\n    """And 2006.11239, 1.5."""\n'

@@ -123,7 +123,13 @@ def test_two_steps_and_one_program(name, per_frame):
         (consistency_methods.latent, {"huber": -1.0}, "huber"),
         (consistency_methods.multistep, {"total_steps": 8, "weight": levels.v(), "first": 0}, "first"),
         (consistency_methods.multistep, {"total_steps": 8, "weight": levels.v(), "eta": -1.0}, "eta"),
+        (
+            consistency_methods.multistep,
+            {"total_steps": 8, "weight": levels.v(), "solver": "heun", "eta": 0.5},
+            "eta: only the solver 'addim' has it",
+        ),
         (consistency_methods.truncated, {"limit": 1.0}, "limit: .* below 1, got 1"),
+        (consistency_methods.truncated, {"df": 0.1}, "df: expected a number above 0, below 0.02, got 0.1"),
         (continuous.distillation, {"warmup": -100}, "warmup: expected a whole number from 0 up"),
         (continuous.distillation, {"c": 0.0}, "c: expected a number above 0"),
         (continuous.distillation, {"normalise": "rns"}, "rms"),

@@ -171,6 +171,8 @@ def test_next_makes_the_student_the_teacher_and_starts_the_optimiser_afresh():
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(new.opt))
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((new.params, new.ema, frozen))]
     assert len(set(buffers)) == len(buffers), "the state is donated: nothing may share its memory"
+    with pytest.raises(ValueError, match="no round follows that of 1 steps"):
+        method.next(new, frozen, hyper | {"steps": jnp.float32(1)})
 
 
 def test_tangents_are_the_derivative_along_them():

@@ -120,6 +120,7 @@ def test_levels_per_frame_never_leave_the_open_interval(longest, seed):
         (dict(kind="blocks", block=0), "from 1 up"),
         (dict(kind="blocks", block=2, of="sharde"), "nearest: 'shared'"),
         (dict(kind="mixture", parts=[]), "weights above 0"),
+        (dict(kind="mixture", parts=[[float("nan"), "shared"]]), "weights above 0"),
         (dict(kind="mixture", parts=[[1, "sharde"]]), "nearest: 'shared'"),
     ],
 )

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffusion import grids, levels, oracles, predictions, sampling, schedules, solvers
 from distill import Network, flow_maps, guided, mean_flow, optimiser, reflow, regression
@@ -92,6 +94,13 @@ def test_every_method_steps_twice_in_one_program(name, teacher, ranged, per_fram
     assert names == {"loss", "diversity"} | ({"gap"} if gap else set()) | ({"tangent"} if tangent else set())
     counted = sum(float(count) for key, (_, count) in ((k, v) for k, v in metrics.items() if k.startswith("loss_by")))
     assert counted == 16 * (2 if per_frame else 1)
+
+
+def test_trajectories_without_a_teacher_say_whom_they_lack():
+    method = make("consistency_trajectory", TINY)
+    state, hyper = method.init(jax.random.key(0), tiny_params()), {"learning_rate_scale": 1.0, "guidance": 1.0}
+    with pytest.raises(KeyError, match="teacher"):
+        method.phases["train"](state, {}, batch(), jax.random.key(0), hyper)
 
 
 def test_every_eighth_clip_jumps_and_the_rest_learn_the_denoiser():
@@ -186,18 +195,33 @@ def test_cost_of_a_step_in_forwards(name, teacher, options, most):
         ("consistency_trajectory", dict(substeps=0), "substeps: expected a whole number from 1 up, got 0"),
         ("consistency_trajectory", dict(target="emma"), "target 'emma' is not known: .*; nearest: 'ema'"),
         ("shortcut", dict(finest=100), "finest: expected a power of two from 2 up, got 100"),
-        ("shortcut", dict(guidance_range=(3.0, 1.0)), r"guidance_range: expected \(low, high\) with low <= high"),
+        (
+            "shortcut",
+            dict(guidance_range=(3.0, 1.0)),
+            r"guidance_range: expected finite \(low, high\) with low <= high",
+        ),
         ("shortcut", dict(share=1.0), "share: expected below 1"),
+        ("shortcut", dict(guidance_range=(1.0, np.inf)), "guidance_range: expected finite"),
         ("mean_flow", dict(kappa=1.0), "kappa: expected a number from 0 up, below 1, got 1.0"),
         ("mean_flow", dict(c=0.0), "c: expected a number above 0, got 0.0"),
         ("reflow", dict(steps=0), "steps: expected a whole number from 1 up, got 0"),
         ("reflow", dict(solver="dpm"), "solver 'dpm' is not known: .*; nearest: 'dpmpp'"),
-        ("guided", dict(guidance_range=(3.0, 1.0)), r"guidance_range: expected \(low, high\) with low <= high"),
+        ("guided", dict(guidance_range=(3.0, 1.0)), r"guidance_range: expected finite \(low, high\) with low <= high"),
     ],
 )
 def test_options_that_make_no_method_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         make(name, TINY, **options)
+
+
+@given(batch=st.integers(2, 64), share=st.floats(0.001, 1.0))
+def test_some_clips_jump_and_others_learn_where_from(batch, share):
+    jumping, others = flow_maps.spread(batch, share)
+    assert sorted([*jumping, *others]) == [*range(batch)]
+    assert len(jumping) >= 1 and (share == 1.0 or len(others) >= 1)
+    assert abs(len(jumping) - share * batch) <= 1
+    with pytest.raises(ValueError, match="share: a batch of 1 clip can't be divided"):
+        flow_maps.spread(1, min(share, 0.99))
 
 
 @pytest.mark.parametrize("name", METHODS)

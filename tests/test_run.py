@@ -229,6 +229,25 @@ def test_damaged_weights_are_named(undisturbed, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-100])
     assert program.main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 2
     assert f"{path} is damaged" in capsys.readouterr().err
+    path.unlink()
+    assert program.main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert f"that stage is marked as done: restore them, or remove {path.parent} and what was made of it" in said
+
+
+def test_a_damaged_mark_of_a_finished_stage_is_named(undisturbed, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    mark = workdir / "teacher/done.json"
+    mark.write_text(mark.read_text()[:10])
+    assert program.main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 2
+    assert str(mark) in capsys.readouterr().err
+
+
+def test_what_a_run_leaves_others_may_read(undisturbed):
+    """As the umask says."""
+    written = [undisturbed[0] / name for name in ("teacher/weights.safetensors", "teacher/done.json")]
+    assert len({path.stat().st_mode for path in written}) == 1
 
 
 def override(**keys):
@@ -469,9 +488,27 @@ def test_what_a_config_file_raises_is_told_with_its_place(tmp_path, capsys):
     )
 
 
+def test_rounds_that_a_stage_did_not_leave_are_named_with_the_nearest(undisturbed):
+    with pytest.raises(weights.ConfigError, match="'student@3' is missing .*did you mean 'student@"):
+        weights.find("student@3", undisturbed[0])
+    with pytest.raises(weights.ConfigError, match="there is no folder .*nowhere"):
+        weights.find("student", undisturbed[0] / "nowhere")
+
+
+def test_a_value_may_stand_apart_from_its_flag(tmp_path):
+    apart = ["run", "--config", str(TINY), "--workdir", str(tmp_path), "--config.seed", "3"]
+    assert program.parse(apart) == program.parse(
+        ["run", f"--config={TINY}", f"--workdir={tmp_path}", "--config.seed=3"]
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict(dict(a=dict(b=1)))\n    c.a = [1]",
+            "wrong.py, line 4: TypeError",
+        ),
         ("x = undefined", "line 1: NameError: name 'undefined' is not defined"),
         ("def get_config():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
         ('def get_config():\n    return {}["seed"]', "line 2: KeyError: seed"),

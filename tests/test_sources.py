@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from diffusion import grids, levels, sampling, schedules, solvers
-from distill import Network, fields, game_methods, games, jumps, sources
+from distill import Network, adversarial_methods, fields, game_methods, games, jumps, sources
 
 COSINE, EDM, FLOW = schedules.vp_cosine(), schedules.edm(), schedules.flow()
 SCHEDULES = {"cosine": COSINE, "edm": EDM, "flow": FLOW}
@@ -423,3 +423,21 @@ def test_a_critic_can_be_told_only_what_its_network_takes():
         game_methods.dmd2(
             network_of(COSINE), optimiser=optax.sgd(1.0), adversarial=0.0, discriminative=0.0, exit_told=True
         )
+
+
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (game_methods.dmd2, dict(source="rolled_out", chunk=0), "chunk: expected a whole number from 1 up, got 0"),
+        (game_methods.dmd2, dict(chunk=2), "chunk: source 'simulated' has none, .* noised_by_chunk, rolled_out, got 2"),
+        (game_methods.sid, dict(alpha=float("nan")), "alpha: expected a number from 0 up, got nan"),
+        (adversarial_methods.add, dict(adversarial=0.0, distillation_weight=0.0), "nothing moves the student"),
+        (adversarial_methods.ladd, dict(warmup=-5), "warmup: expected a whole number from 0 up, got -5"),
+    ],
+)
+def test_options_that_make_no_game_are_refused(make, options, message):
+    none = (
+        {} if make in (adversarial_methods.add, adversarial_methods.ladd) else dict(adversarial=0.0, discriminative=0.0)
+    )
+    with pytest.raises(ValueError, match=message):
+        make(network_of(COSINE), optimiser=optax.sgd(1.0), **none, **options)

@@ -1,5 +1,6 @@
 """Times found by search: against a fine scan, kept with the weights they are for, and refused elsewhere by name."""
 
+import functools
 import json
 import logging
 import pathlib
@@ -399,6 +400,41 @@ def test_digits_are_judged_against_clips_that_the_verdict_does_not_fall_by(tiny,
     assert entry["quality"] == evaluation.QUALITY and 0 < entry["after"] <= entry["before"]
     said = capsys.readouterr()
     assert "4/4: frechet_clip" in said.err and "saved as" in said.out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--stage=student", "--name="], "--name: expected one as moving_digits/teacher, got ''"),
+        (["--stage=student", "--name=a//b"], "--name: expected one as"),
+        (["--stage=student", "--name=a", "--sampler=student_2"], "--sampler names a row of a report: give --report"),
+        (["--stage=x/weights.safetensors", "--name=a"], "--stage: expected STAGE or STAGE@STEPS"),
+        (["--stage=student", "--name=a", "--report=nope.json"], "--report: there is no nope.json"),
+        (["--stage=student", "--name=a", "--report=CONFIG"], "expected that of a stage of kind 'evaluate'"),
+        (
+            ["--stage=student", "--name=a", "--report=REPORT", "--sampler=teacher_4"],
+            "is of the weights 'teacher', not of 'stu",
+        ),
+    ],
+)
+def test_figures_of_other_weights_are_not_published(tiny, tmp_path, monkeypatch, capsys, arguments, message):
+    _, folder = tiny
+    shutil.copytree(folder / "student", tmp_path / "run/student")
+    params, record = weights.load(folder / "student/weights.safetensors")
+    weights.save(tmp_path / "run/teacher/weights.safetensors", params, record | {"seed": 1})
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path / "pretrained")
+    report, config = tmp_path / "run/report.json", tmp_path / "run/config.json"
+    rows = {
+        f"{name}_4": dict(weights=name, steps=4, metrics={"mass": {"value": 1.0}}) for name in ("teacher", "student")
+    }
+    report.write_text(json.dumps({"samplers": rows}))
+    config.write_text("{}")
+    names = {"CONFIG": str(config), "REPORT": str(report)}
+    given = [functools.reduce(lambda a, n: a.replace(n, names[n]), names, argument) for argument in arguments]
+    assert publish.main([f"--workdir={tmp_path / 'run'}", *given]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "pretrained").exists()
+    right = ["--stage=student", "--name=a", f"--report={report}", "--sampler=student_4"]
+    assert publish.main([f"--workdir={tmp_path / 'run'}", *right]) == 0
 
 
 @pytest.mark.parametrize("confirmed", [True, False])

@@ -29,7 +29,7 @@ import jax
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments import run as runner
-from experiments import stages
+from experiments import stages, weights
 from experiments.ablations import numbers, page
 from experiments.ablations.numbers import Number
 from experiments.config import ConfigError
@@ -59,16 +59,28 @@ def runs(config: Mapping[str, Any]) -> list[Run]:
         raise ConfigError("the config has no block 'sweep': run it with experiments.run")
     sweep = config["sweep"]
     configs.check_keys(sweep, KEYS, {"axes", "columns"}, "config.sweep")
+    forms = {"axes": Mapping, "columns": Mapping, "about": str, "seeds": configs.LIST, "points": configs.LIST}
+    configs.check_forms(sweep, forms, "config.sweep")
+    configs.check_forms(sweep["axes"], dict.fromkeys(sweep["axes"], Mapping), "config.sweep.axes")
+    configs.check_forms(sweep["columns"], dict.fromkeys(sweep["columns"], Mapping), "config.sweep.columns")
+    for i, seed in enumerate(seeds := sweep.get("seeds", [config["seed"]])):
+        configs.check_whole(f"config.sweep.seeds[{i}]", seed, 0, 2**32 - 1)
+    if not seeds:
+        raise ConfigError("config.sweep.seeds: expected at least one")
     axes = {name: axis(name, block) for name, block in sweep["axes"].items()}
     for title, column in sweep["columns"].items():
         where = f"config.sweep.columns[{title!r}]"
         configs.check_keys(column, {"path", *CHOICES}, {"path"}, where)
+        path = column["path"]
+        if not isinstance(path, configs.LIST) or not path or not all(isinstance(part, str) for part in path):
+            raise ConfigError(f"{where}.path: expected (a stage, keys of its report.json ...), got {path!r}")
+        configs.choose(path[0], config["stages"], f"{where}.path: the stage")
         for key, known in CHOICES.items():
             configs.choose(column.get(key, next(iter(known))), known, f"{where}.{key}")
     plain = {k: v for k, v in config.items() if k != "sweep"}
     made = []
     for labels in points(sweep, axes):
-        for seed in sweep.get("seeds", [config["seed"]]):
+        for seed in seeds:
             own = {**copy.deepcopy(plain), "seed": seed}
             for name, label in labels.items():
                 put(own, sweep["axes"][name]["path"], axes[name][label], f"config.sweep.axes.{name}")
@@ -83,6 +95,7 @@ def axis(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """label -> value"""
     where = f"config.sweep.axes.{name}"
     configs.check_keys(block, {"path", "values", "labels"}, {"path", "values"}, where)
+    configs.check_forms(block, {"path": str, "values": configs.LIST, "labels": configs.LIST}, where)
     labels = [str(label) for label in block.get("labels", block["values"])]
     if len(labels) != len(block["values"]) or len({*labels}) < len(labels) or not labels:
         raise ConfigError(
@@ -98,8 +111,10 @@ def points(sweep: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]]) -> l
     first = {name: next(iter(values)) for name, values in axes.items()}
     made = []
     for index, given in enumerate(sweep["points"]):
+        where = f"config.sweep.points[{index}]"
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{where}: expected labels by axis, got {given!r}")
         for name, label in given.items():
-            where = f"config.sweep.points[{index}]"
             configs.choose(str(label), configs.choose(name, axes, f"{where}: the axis"), f"{where}.{name}")
         made.append(first | {name: str(label) for name, label in given.items()})
     return made
@@ -116,6 +131,8 @@ def put(config: dict[str, Any], path: str, value: Any, where: str) -> None:
                 f"{where}.path: {'.'.join(['config', *parents[:depth]])} has no key {key!r}; {configs.nearest(key, there)}"
             )
         node = node[key]
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where}.path: {'.'.join(['config', *parents])} is a value, it has no key {last!r}")
     if isinstance(value, Mapping) and isinstance(node.get(last), dict):
         node[last] = {**node[last], **value}
     else:
@@ -166,7 +183,7 @@ def sweep(config: Mapping[str, Any], workdir: pathlib.Path, index: str = "0/1", 
 def measured(folder: pathlib.Path, path: Sequence[str]) -> list[float] | None:
     """[value, low, high] at PATH of a run, whose first key is the stage; None where it isn't finished."""
     report = folder / path[0] / "report.json"
-    if not report.is_file() or not (folder / path[0] / runner.DONE).is_file():
+    if not report.is_file() or not (folder / path[0] / weights.DONE).is_file():
         return None
     node = configs.read_json(report)
     for key in path[1:]:
@@ -248,7 +265,7 @@ def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, 
 
 
 def finished(folder: pathlib.Path, block: Mapping[str, Any]) -> bool:
-    return all((folder / column["path"][0] / runner.DONE).is_file() for column in block["columns"].values())
+    return all((folder / column["path"][0] / weights.DONE).is_file() for column in block["columns"].values())
 
 
 def main(arguments: Sequence[str]) -> int:
