@@ -245,6 +245,38 @@ def test_guided_history_is_a_sum_of_exact_denoisers():
         np.testing.assert_array_equal(answer[0, :4], clip[0, :4])
 
 
+@pytest.mark.parametrize("level", [-1.0, [-1.0, 0.5], [[1.0, 0.5, -1.0, -2.0]]], ids=["one", "per clip", "per frame"])
+@pytest.mark.parametrize("name", ["vp_cosine", "flow", "edm"])
+def test_reconstruction_descends_the_error_on_the_known_frames(name, level):
+    """Against central differences of half their squared error, of a denoiser that mixes frames and is no line: what is
+    estimated of the others moves by minus weight alpha times that slope.
+    """
+    schedule, rng, where = getattr(schedules, name)(), np.random.default_rng(0), np.array([True, True, False, False])
+    mix, (x, known, eps) = rng.standard_normal((4, 4)), rng.standard_normal((3, 2, 4, 1, 1, 1))
+    level = np.asarray(level)
+    per_frame = np.broadcast_to(level if level.ndim != 1 else level[:, None], (2, 4)).reshape(x.shape)
+    alpha, sigma = np.asarray(schedule.alpha(per_frame)), np.asarray(schedule.sigma(per_frame))
+
+    def denoise(x, logsnr):
+        return jnp.tanh(jnp.einsum("ij,bjhwc->bihwc", mix, x))
+
+    def half_error(x):
+        return 0.5 * np.sum(np.asarray(known - denoise(x, level))[:, where] ** 2, (1, 2, 3, 4))
+
+    shown = np.where(where.reshape(-1, 1, 1, 1), alpha * known + sigma * eps, x)
+    slope = np.zeros_like(x)
+    for frame in range(4):
+        nudge = np.zeros_like(x)
+        nudge[:, frame] = 1e-5
+        slope[:, frame, 0, 0, 0] = (half_error(shown + nudge) - half_error(shown - nudge)) / 2e-5
+    weight = 3.0
+    answer = history.reconstruction(denoise, schedule, known, where, eps, weight)(jnp.asarray(x), jnp.asarray(level))
+    expected = denoise(shown, level) - weight * alpha * slope
+    np.testing.assert_allclose(answer[:, ~where], expected[:, ~where], rtol=1e-7, atol=1e-8)
+    np.testing.assert_array_equal(answer[:, where], known[:, where])
+    assert np.abs((weight * alpha * slope)[:, ~where]).max() > 0.1
+
+
 def test_known_frames_that_do_not_fit_are_refused():
     clip, *_ = given_four("ou")
     with pytest.raises(ValueError, match="must sum to 1"):
