@@ -218,7 +218,7 @@ def golden_section(
     """
     best = known
     for _ in range(evaluations):
-        value, point = best
+        point = best[1]
         upwards = high - point >= point - low
         asked = point + GOLDEN * ((high if upwards else low) - point)
         new = f(asked), asked
