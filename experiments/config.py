@@ -262,13 +262,17 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def prediction(config: Mapping[str, Any]) -> str:
+    """By name only: weights, their records and what is measured of them speak of it."""
+    choose(config["prediction"], dict.fromkeys(predictions.PREDICTIONS), "config.prediction")
+    return config["prediction"]
+
+
 def network(config: Mapping[str, Any]) -> tuple[ModelDef, Network]:
     """The model of a config, and the same as distillation sees it."""
-    # By name only: weights, their records and what is measured of them speak of it.
-    choose(config["prediction"], dict.fromkeys(predictions.PREDICTIONS), "config.prediction")
     definition = model(config)
     network = Network(
-        definition.apply, schedule(config), config["prediction"], definition.num_classes, definition.cond_keys,
+        definition.apply, schedule(config), prediction(config), definition.num_classes, definition.cond_keys,
         augmentation=augmentation(config, definition), noise=noise(config, definition.shape),
     )  # fmt: skip
     return definition, network

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import config as configs
-from experiments import figures, plots, webpage, writers
+from experiments import figures, plots, webpage, weights, writers
 from experiments.command import command
 from experiments.config import ConfigError
 from experiments.metrics.report import Measure, title
@@ -89,7 +89,7 @@ def run_page(workdir: pathlib.Path) -> str:
     parts = [f"<h3>Shared by all stages</h3>{webpage.settings(shared)}"]
     parts += [f"<h3>{text(name)}</h3>{webpage.settings(block)}" for name, block in stages.items()]
     sections.append(Section("Settings", "".join(parts)))
-    done = sum((workdir / name / "done.json").is_file() for name in stages)
+    done = sum((workdir / name / weights.DONE).is_file() for name in stages)
     whole, here = workdir.resolve(), pathlib.Path.cwd()
     # A page travels: it names no folder above the one that it was made from.
     place = whole.relative_to(here) if whole.is_relative_to(here) else whole.name
@@ -118,7 +118,7 @@ def overview(workdir: pathlib.Path, stages: Mapping[str, Any], rows: Sequence[wr
     """A line for every stage: what it is, how far it is, and the loss that it stands at."""
     lines = []
     for name, block in stages.items():
-        done = workdir / name / "done.json"
+        done = workdir / name / weights.DONE
         begun = (workdir / name / "config.json").is_file()
         state = "done" if done.is_file() else "begun" if begun else "not begun"
         seconds = configs.read_json(done).get("seconds") if done.is_file() else None

@@ -5,7 +5,6 @@ report, in its own folder of the workdir.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusion import predictions
 from experiments import (
     autoencoder,
     cascade,
@@ -103,7 +102,7 @@ def check_form(config: Mapping[str, Any], *more: str) -> None:
     if "schedule" in config:
         configs.schedule(config)
     if "prediction" in config:
-        configs.choose(config["prediction"], dict.fromkeys(predictions.PREDICTIONS), "config.prediction")
+        configs.prediction(config)
     for name, block in config["stages"].items():
         where = f"config.stages.{name}"
         if not name.isidentifier():
