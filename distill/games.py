@@ -243,8 +243,6 @@ def method(
     Its init takes the denoiser that the critic begins as, a teacher's weights, as a third argument; without it that is the
     student.
     """
-    if not fields and not further:
-        raise ValueError("nothing moves the student: all weights of its loss are 0")
     critic_optimiser = optimiser if critic_optimiser is None else critic_optimiser
     terms = {"": (1.0, student_term(network, source, fields, label_dropout=label_dropout)), **(further or {})}
     phases = {
