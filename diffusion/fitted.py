@@ -219,7 +219,7 @@ def fit_recorded(
     num_starts, iterations: builders' tables to start from, the best of `best`'s candidates on the training noises (one of
     each grid), and L-BFGS iterations from each.
     reference_steps: calls of the fine solve that the samples are held against.
-    progress: called with (L-BFGS iterations done, at most) from when the starts are chosen.
+    progress: called with (tries done, at most): the builders' tables that are tried as starts, and L-BFGS iterations.
 
     The record holds nfe, shape, schedule, start, end, fingerprint (see `fingerprint`) and errors (loss, rmse, mean, median) of
     the fitted table and of the best start, on the training and the held-out noises. `kept` says whether the fitted table is
@@ -238,10 +238,9 @@ def fit_recorded(
         _problems(denoise, schedule, ends, jax.random.fold_in(key, i), shape, size, chunk, reference_steps)
         for i, size in enumerate(sizes)
     )
-    starts = _starts(denoise, schedule, nfe, ends, *train)[:num_starts]
-    done, total = itertools.count(), len(starts) * iterations
+    done, total = itertools.count(1), len(CANDIDATES) + num_starts * iterations
     told = (lambda: None) if progress is None else (lambda: progress(next(done), total))
-    told()
+    starts = _starts(denoise, schedule, nfe, ends, *train, told)[:num_starts]
     fits = [_minimise(denoise, schedule, ends, weights, *train, iterations, told) for _, weights in starts]
     winner = int(np.argmin([value for value, _ in fits]))
     tables = dict(start=to_table(schedule, ends, starts[0][1]), fitted=to_table(schedule, ends, fits[winner][1]))
@@ -288,7 +287,7 @@ def _problems(denoise, schedule, ends, key, shape, size, chunk, steps):
     return x, jnp.stack([reference(denoise, schedule, *ends, part, steps) for part in x])
 
 
-def _starts(denoise, schedule, nfe, ends, x, truth):
+def _starts(denoise, schedule, nfe, ends, x, truth, told):
     """The candidates of `best` with their normalised weights, best on these noises first, one of each grid."""
     scale, ranked = spread(truth.reshape(-1, *truth.shape[2:])), []
     for candidate in CANDIDATES:
@@ -296,6 +295,7 @@ def _starts(denoise, schedule, nfe, ends, x, truth):
         value = _judge(denoise, table, x[:1], truth[:1])["loss"]
         if math.isfinite(value):
             ranked.append((value, candidate, table))
+        told()
     if not ranked:
         raise ValueError(f"fit: no sampler gave finite samples with {nfe} calls of this denoiser")
     ranked.sort(key=lambda entry: entry[0])

@@ -155,11 +155,17 @@ def test_chunks_change_the_memory_and_not_the_loss_or_its_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_chunked_fit_of_one_call_and_the_log(caplog):
+def test_a_chunked_fit_of_one_call_the_log_and_how_far_it_is(caplog):
     caplog.set_level("INFO", "diffusion.fitted")
-    settings = dict(shape=(4,), num_noises=16, chunk=8, iterations=5, reference_steps=50)
-    table = fitted.fit(gaussian().denoiser(VP), VP, 1, jax.random.key(0), **settings)
+    settings, said = dict(shape=(4,), num_noises=16, chunk=8, num_starts=1, iterations=5, reference_steps=50), []
+    table = fitted.fit(
+        gaussian().denoiser(VP), VP, 1, jax.random.key(0), **settings, progress=lambda *now: said.append(now)
+    )
     assert table.nfe == 1 and "held-out" in caplog.text and "rmse" in caplog.text
+    assert [done for done, _ in said] == list(range(1, len(said) + 1))
+    # From the first builder's table that is tried, and never beyond what was promised.
+    assert len(said) >= len(CANDIDATES) and {total for _, total in said} == {len(CANDIDATES) + 5}
+    assert said[-1][0] <= len(CANDIDATES) + 5
 
 
 # Which model a table was made for ---------------------------------------------------------------------------
