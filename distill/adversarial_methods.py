@@ -67,7 +67,9 @@ def add(
     )  # fmt: skip
     moves |= distilled(network, distillation_weight, law, weighting)
     if not moves:
-        raise ValueError("nothing moves the student: adversarial and distillation_weight are both 0; expected one above 0")
+        raise ValueError(
+            "nothing moves the student: adversarial and distillation_weight are both 0; expected one above 0"
+        )
     return games.method(
         network, source=source_of(network, source, steps, chunk, None), fields=moves, critic=critic_of(heads, score=False),
         critic_terms=judge, optimiser=optimiser, critic_optimiser=critic_optimiser,
