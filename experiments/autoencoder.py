@@ -94,10 +94,20 @@ def plan(context: Context, block: Mapping[str, Any], where: str) -> tuple[dict[s
     built = configs.call(build_autoencoder, {}, f"{where}.model", config=model)
     if built.shape != tuple(shape):
         raise ConfigError(f"{where}.model.shape is {built.shape}, config.data gives clips of shape {tuple(shape)}")
+    if weights.is_file(block.get("init") or ""):
+        first(context, block["init"], model)
     optimiser = configs.optimiser(block.get("optimiser", {"learning_rate": 1e-3}), block["steps"], f"{where}.optimiser")
     options = block.get("options", {})
     learning = configs.call(method, options, f"{where}.options", autoencoder=built, optimiser=optimiser)
     return model, built, accumulating(learning, block.get("accumulate", 1))
+
+
+def first(context: Context, reference: str, model: Mapping[str, Any]) -> Any:
+    """Weights to begin with, refused where they are of another model."""
+    params, record = weights.load(weights.find(reference, context.workdir))
+    # As it stands in a record, where tuples are lists.
+    weights.check_fits(record, json.loads(json.dumps({"kind": "autoencoder", "model": model})), reference)
+    return params
 
 
 def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
@@ -107,10 +117,7 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     record = {"format": 1, "kind": "autoencoder", "model": model, "shape": list(source.shape), "weights": "ema"}
     initial = jax.random.fold_in(key, 2**31 - 1)
     if block.get("init"):
-        params, found = weights.load(weights.find(block["init"], context.workdir))
-        # As it stands in a record, where tuples are lists.
-        weights.check_fits(found, json.loads(json.dumps({"kind": "autoencoder", "model": model})), block["init"])
-        params = meshes.put(params, context.mesh)
+        params = meshes.put(first(context, block["init"], model), context.mesh)
     else:
         params = meshes.made(built.init, context.mesh, initial)
     state = meshes.made(learning.init, context.mesh, key, params)

@@ -38,7 +38,7 @@ def own_teacher(context: Context, block: Mapping[str, Any], network: Network, wh
     """
     reference, config = block.get("teacher") or "", context.config
     # Another stage's is of the same config, and an exact teacher is no network.
-    if not reference.startswith("pretrained:") and not reference.endswith(".safetensors"):
+    if not weights.is_file(reference):
         return None
     _, record = weights.load(weights.find(reference, context.workdir))
     if record.get("kind") != "denoiser" or (
@@ -178,6 +178,42 @@ def feature_network(context: Context, reference: str, where: str) -> Features:
     return Features(network.features, network.channels, network.hidden, network.init)
 
 
+def expected_of(
+    context: Context, definition: ModelDef, network: Network, codec: latents.Codec | None
+) -> dict[str, Any]:
+    """What the record of a stage's weights says of their network, and that of weights to begin with must."""
+    return {
+        "kind": "denoiser", "model": context.config["model"], "prediction": network.prediction,
+        "schedule": schedules.record(network.schedule), "shape": list(definition.shape),
+        "num_classes": definition.num_classes, "latent": codec and codec.record,
+    }  # fmt: skip
+
+
+def check_record(record: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Refuses weights whose network is another than `expected_of`, or of another space."""
+    keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
+    check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), what)
+    drawing.check_space(record, expected["latent"], what)
+
+
+def check_files(
+    context: Context, block: Mapping[str, Any], definition: ModelDef, network: Network, own: Own | None, where: str
+) -> None:
+    """Weights from elsewhere, before any work: those of the run's own stages fit. A teacher answers for the noise that it was
+    trained with; weights to begin with may learn another (as PYoCo did).
+    """
+    codec = latents.of(configs.source(context.config, "train"), context.workdir, "config.data")
+    for key in ("teacher", "init", "previous"):
+        if not weights.is_file(reference := block.get(key) or ""):
+            continue
+        what, (_, record) = f"{where}.{key} {reference!r}", weights.load(weights.find(reference, context.workdir))
+        expected = expected_of(context, definition, network, codec)
+        check_record(record, expected | (own.record if own and key == "teacher" else {}), what)
+        if key != "init" and not configs.same_noise(configs.noise(record, tuple(record["shape"])), network.noise):
+            told = (record.get("noise", "iid"), context.config.get("noise", "iid"))
+            raise ConfigError(f"{what} was trained with noise {told[0]!r}, config.noise is {told[1]!r}")
+
+
 def load_fitting(
     context: Context, reference: str, definition: ModelDef, expected: Mapping[str, Any], key: jax.Array
 ) -> Any:
@@ -188,9 +224,7 @@ def load_fitting(
     """
     path = weights.find(reference, context.workdir)
     params, record = weights.load(path)
-    keys = ("kind", "model", "prediction", "schedule", "shape", "num_classes")
-    check_fits(without_inputs(record), without_inputs({k: expected[k] for k in keys}), f"{reference} ({path})")
-    drawing.check_space(record, expected["latent"], f"{reference} ({path})")
+    check_record(record, expected, f"{reference} ({path})")
     try:
         return meshes.put(inherit(params, definition, key), context.mesh)
     except (KeyError, ValueError) as error:

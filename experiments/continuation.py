@@ -291,7 +291,7 @@ def continued(
             advance=advance, sdedit=sdedit, noise=network.noise,
         )  # fmt: skip
         video = drawing.finite(np.asarray(video)[:, : block["frames"]], table)
-        made.append(figures.to_uint8(np.clip(video, -1, 1)))
+        made.append(figures.to_uint8(video))
         progress(first + batch)
     calls, parts = len(matrix) - 1, 1 if way is None else len(way[1].get("parts", [1]))
     each = count * parts * drawing.calls_each(network, block.get("guidance", 1.0))

@@ -276,8 +276,9 @@ def speed(
     chunk: int | None,
 ):
     """(seconds until the first frames are there, frames per second), of one clip alone. First frames are a stream's first
-    chunk, which has no past yet, else the whole clip.
+    chunk, which has no past yet, else the whole clip. Of a latent model the frames are those of pixels.
     """
+    length = source.shape[0] if codec is None else codec.autoencoder.shape[0]
     noise, labels, key = np.zeros((1, *source.shape), np.float32), np.zeros(1, np.int32), jax.random.key(0)
 
     def median(make: Callable[[], Array]) -> float:
@@ -293,6 +294,6 @@ def speed(
     whole = functools.partial(drawn, network, params, table, labels, noise, key, scale, threshold)
     if streams is None:
         seconds = median(whole)
-        return seconds, source.shape[0] / seconds
+        return seconds, length / seconds
     first = functools.partial(drawn, network, params, table, labels, noise[:, :chunk], key, scale)
-    return median(first), source.shape[0] / median(lambda: streams(params, labels, key))
+    return median(first), length / median(lambda: streams(params, labels, key))

@@ -131,7 +131,7 @@ def classifier(block: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def check_classifier(block: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path, where: str) -> None:
     """Refuses a metric network of frames of another size; one that is still to be trained fits by its stage's data."""
     reference = classifier(block, config)
-    if not (reference.startswith("pretrained:") or reference.endswith(".safetensors")):
+    if not weights.is_file(reference):
         return
     _, record = weights.load(weights.find(reference, workdir))
     expected = tuple(data.build(latents.pixels(config), "test").shape[1:])
@@ -278,9 +278,11 @@ def training_clips(config: Mapping[str, Any], block: Mapping[str, Any]) -> np.nd
     """Clips of pixels that the run's networks learn from, to measure memorisation against: by default 1,024 of them."""
     source, learnt = data.build(latents.pixels(config), "train"), len(configs.source(config, "train"))
     count = min(block.get("num_training", 1024), learnt)
-    if count and latents.is_latent(config):  # those that were encoded, the source's first
+    if count < 2:  # metrics are of two clips or more
+        return None
+    if latents.is_latent(config):  # those that were encoded, the source's first
         return data.read(source, np.random.default_rng(config["seed"]).choice(learnt, count, replace=False))["video"]
-    return data.Batches(source, count, seed=config["seed"]).batch_at(0)["video"] if count else None
+    return data.Batches(source, count, seed=config["seed"]).batch_at(0)["video"]
 
 
 def loss_by_level(

@@ -49,7 +49,7 @@ def to_uint8(videos: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     if not np.issubdtype(videos.dtype, np.floating):
         raise ValueError(f"pixels must be uint8 or floats in [-1, 1], got {videos.dtype}")
     # A sample with nan is drawn black, not at the mercy of the cast.
-    scaled = np.nan_to_num(np.clip((videos.astype(np.float32) + 1) * 127.5, 0, 255))
+    scaled = np.nan_to_num((np.clip(videos.astype(np.float64), -1, 1) + 1) * 127.5)
     return np.round(scaled).astype(np.uint8)
 
 

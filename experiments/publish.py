@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    if given.stage.endswith(".safetensors") or given.stage.startswith("pretrained:"):
+    if weights.is_file(given.stage):
         raise ConfigError(f"--stage: expected STAGE or STAGE@STEPS, got {given.stage!r}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", given.name):
         raise ConfigError(f"--name: expected one as moving_digits/teacher, got {given.name!r}")

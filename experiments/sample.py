@@ -54,7 +54,9 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError(f"--num must be at least 1, got {given.num}")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed must lie between 0 and {2**32 - 1}, got {given.seed}")
-    if given.label is not None and not 0 <= given.label < max(classes, 1):
+    if given.label is not None and not classes:
+        raise ConfigError("--label needs a network with classes; this one is unconditional")
+    if given.label is not None and not 0 <= given.label < classes:
         raise ConfigError(f"--label must lie between 0 and {classes - 1}, got {given.label}")
     sampler = asked(given, path)
     scale, chunk = sampler.get("guidance", 1.0), sampler.get("stream")

@@ -166,7 +166,7 @@ def check(context: Context) -> None:
                 )
         for reference, kinds in references(block, config):
             stage, _, part = reference.partition("@")
-            if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
+            if weights.is_file(reference):
                 kind = weights.load(weights.find(reference, context.workdir))[1].get("kind")
             elif stage not in earlier:
                 raise ConfigError(

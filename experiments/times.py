@@ -1,11 +1,11 @@
 """The `times` stage: intermediate levels of a few-step sampler, found by search on held-out noise and saved with the weights.
 
 Song et al. 2023 (arXiv 2303.01469, section 3) find the times of multistep consistency sampling one after another, by ternary
-search on the FID. Here every level between the ends of the default grid moves in turn, by golden-section search over the
-log-SNR between its neighbours, and the best grid seen is kept if it beats the default on a second set of noises too: what
-dozens of grids were chosen by says little. Noises, labels and judging clips are none of those that `evaluate` and `exact` use;
-every grid gets the same noises, so that what is compared is the grid alone. A sampler takes what was found with
-`grid="searched"`.
+search on the FID. Here every level between the ends of the default grid moves in turn, in the schedule's time between its
+neighbours: half of the tries lie evenly, the others close in on the best by golden section. The best grid seen is kept if it
+beats the default on a second set of noises too: what dozens of grids were chosen by says little. Noises, labels and judging
+clips are none of those that `evaluate` and `exact` use; every grid gets the same noises, so that what is compared is the grid
+alone. A sampler takes what was found with `grid="searched"`.
 """
 
 import math
@@ -55,8 +55,16 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         configs.check_whole(f"{where}.counts (with one call there is no level between the ends)", count, 2)
     parts = {part: block[part] for part in ("solver", "grid") if part in block}
     tables.check_unasked(parts, where, "a search begins with a table that is known")
+    schedule = configs.schedule(config)
     for count in counts:
-        tables.check(parts, count, configs.schedule(config), where)
+        tables.check(parts, count, schedule, where)
+        grid = tables.part(block, "grid", dict(schedule=schedule, num_steps=count), where)
+        if not np.isfinite(schedule.time(grid)).all():
+            raise ConfigError(
+                f"{where}.grid {block['grid']!r} goes from log-SNR {grid[0]:g} to {grid[-1]:g}, and a level moves in time, of"
+                " which this schedule has no finite one at an end; choose a grid that ends where the schedule does, as"
+                " 'uniform_time'"
+            )
     if not known:
         evaluation.check_data(config, where)
         evaluation.check_clips(block, config, where, "train")
@@ -72,7 +80,7 @@ def check_searched(sampler: Mapping[str, Any], earlier: Mapping[str, Any], workd
     search = searches(sampler, earlier)
     if any(tables.sampler_name(block) == name and steps in block["counts"] for block in search.values()):
         return
-    if reference.startswith("pretrained:") or reference.endswith(".safetensors"):
+    if weights.is_file(reference):
         tables.searched(sampler, weights.find(reference, workdir), where)
         return
     there = [f"{stage} finds {tables.listed({tables.sampler_name(b): b['counts']})}" for stage, b in search.items()]

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from diffusion import schedules
 from distill import FORWARD, METHODS, SELF_GUIDED, STUDENTS, Network, flow_maps, games
 from distill.method import Method, accumulating
 from experiments import beside, data, exact, latents, loop, preview, validation, weights
@@ -56,9 +55,10 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     check_eps_loss(network, block, where)
     check_levels(definition, network, block, where)
     network = network._replace(forced=forced(block, definition, where))
-    check_noise(context, block, network, where)
     judge = definition
-    if (own := beside.own_teacher(context, block, network, where)) is not None:
+    own = beside.own_teacher(context, block, network, where)
+    beside.check_files(context, block, definition, network, own, where)
+    if own is not None:
         judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
     option = functools.partial(configs.method_option, block["method"], options)
@@ -177,20 +177,6 @@ def moves(block: Mapping[str, Any], where: str) -> tuple[int, int]:
     return phases.count(games.STUDENT), phases.count(games.CRITIC)
 
 
-def check_noise(context: Context, block: Mapping[str, Any], network: Network, where: str) -> None:
-    """A teacher answers for the noise that it was trained with; weights to begin with may learn another (as PYoCo did)."""
-    for key in ("teacher", "previous"):
-        reference = block.get(key) or ""
-        if not (reference.startswith("pretrained:") or reference.endswith(".safetensors")):
-            continue
-        record = weights.load(weights.find(reference, context.workdir))[1]
-        if not configs.same_noise(configs.noise(record, tuple(record["shape"])), network.noise):
-            told = (record.get("noise", "iid"), context.config.get("noise", "iid"))
-            raise ConfigError(
-                f"{where}.{key} {reference!r} was trained with noise {told[0]!r}, config.noise is {told[1]!r}"
-            )
-
-
 def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:
     """Whether a stage learns every block of frames after the data's own clean ones (teacher forcing)."""
     wanted = block.get("teacher_forcing", False)
@@ -288,15 +274,21 @@ def check_clips(context: Context, block: Mapping[str, Any], earlier: Mapping[str
         return
     if not latents.is_latent(context.config):
         raise ConfigError(f"{where}.clips: latents, where config.data are clips of pixels")
-    if block["clips"] in earlier:
-        if earlier[block["clips"]]["kind"] != "generate":
+    if (stage := earlier.get(block["clips"])) is not None:
+        if stage["kind"] != "generate":
             raise ConfigError(f"{where}.clips {block['clips']!r}: a stage of kind 'generate' is needed")
+        if block["batch_size"] > stage["num_clips"]:
+            raise ConfigError(
+                f"{where}.batch_size asks for {block['batch_size']} clips, stage {block['clips']!r} makes {stage['num_clips']};"
+                f" nearest: {stage['num_clips']}"
+            )
         return
     if not (pathlib.Path(block["clips"]) / INDEX).is_file():
         raise ConfigError(
             f"{where}.clips {block['clips']!r} is no stage before it and no folder of latents; "
             + configs.nearest(block["clips"], earlier)
         )
+    configs.check_enough(clips_of(context, block, where), block["batch_size"], f"{where}.batch_size", "train")
 
 
 def clips_of(context: Context, block: Mapping[str, Any], where: str) -> data.Source:
@@ -323,13 +315,8 @@ def run(context: Context, name: str, block: Mapping[str, Any]) -> None:
     codec = latents.of(source, context.workdir, "config.data")
     record = {
         "format": 1,
-        "kind": "denoiser",
-        "model": context.config["model"],
-        "prediction": network.prediction,
-        "schedule": schedules.record(network.schedule),
+        **beside.expected_of(context, definition, network, codec),
         "cond_keys": list(definition.cond_keys),
-        "shape": list(definition.shape),
-        "num_classes": definition.num_classes,
         "law": block.get("options", {}).get("law", "uniform_time") if block["method"] == "denoising" else None,
         "weights": "ema",
         "method": block["method"],

@@ -101,8 +101,13 @@ def fingerprint(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def is_file(reference: str) -> bool:
+    """Whether a reference names a file that there is already, and no stage of the run."""
+    return reference.startswith("pretrained:") or reference.endswith(".safetensors")
+
+
 def find(reference: str, workdir: pathlib.Path) -> pathlib.Path:
-    """The file that a reference names: `pretrained:NAME`, `STAGE`, `STAGE@STEPS` (a round of a stage) or a path."""
+    """The file that a reference names: `pretrained:NAME`, `STAGE`, `STAGE@STEPS` (of a round), `STAGE@best` or a path."""
     if reference.startswith("pretrained:"):
         name = reference.removeprefix("pretrained:")
         path = (PRETRAINED / f"{name}.safetensors").resolve()

@@ -83,6 +83,15 @@ def test_the_energy_distance_of_the_law_itself_is_zero_on_average(noise):
     assert (abs(np.mean(all_pairs)) > 6 * error) == (noise == "sobol")
 
 
+@pytest.mark.parametrize("noise", exact.NOISES)
+def test_a_few_clips_have_intervals(noise):
+    """Of four noises a resample may hold no two that are independent."""
+    source, n = Exact("a1d", split="test"), 4
+    drawn = np.random.default_rng(0).standard_normal((2, n, 1))
+    found = exact.measure(*drawn, source, 100, exact.groups(noise, n))
+    assert np.isfinite(list(found.values())).all()
+
+
 def test_modes_are_counted():
     ring, two = Exact("eight_mode_ring").oracle, Exact("a1d").oracle
     assert exact.modes_kept(np.repeat(ring.means, 10, 0), ring) == 8

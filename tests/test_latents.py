@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from diffusion import grids, solvers
 from experiments import data, drawing, evaluation, latents, publish, sample, weights
 from experiments import run as program
 from experiments.config import ConfigError
@@ -65,6 +66,19 @@ def test_memorisation_is_held_against_the_clips_that_were_encoded(runs):
     source = data.build(latents.pixels(config), "train")
     assert {clip.tobytes() for clip in known} == {source[i]["video"].tobytes() for i in range(64)}
     assert len(evaluation.training_clips(config, {})) == 64 and len(source) > 64
+    # Of a single one, which may be all that was encoded, nothing can be measured.
+    assert evaluation.training_clips(config, {"num_training": 1}) is None
+
+
+def test_frames_per_second_are_those_that_are_decoded(runs):
+    model = runs[1]
+    config = json.loads((model / "config.json").read_text())
+    source = data.build(config["data"], "test")
+    params, network, _ = drawing.load_network(model / "student/weights.safetensors")
+    table = solvers.ddim(network.schedule, grids.uniform_time(network.schedule, 1))
+    codec = latents.of(source, model, "here")
+    seconds, rate = drawing.speed(network, params, table, source, 1.0, None, codec, None, None)
+    assert source.shape[0] == 3 and seconds * rate == pytest.approx(5)
 
 
 def test_a_stage_made_from_what_is_gone_is_named(runs, tmp_path, capsys):
@@ -157,6 +171,12 @@ def refused(capsys, folder, argument, *statements):
          "as its first is step 6; nearest: 2, got 3"),
         ("config.stages.student.clips = 'teacher'", "a stage of kind 'generate' is needed"),
         ("config.stages.student.clips = 'synthetik'", "did you mean 'synthetic'?"),
+        ("config.stages.student.batch_size = 64", "batch_size asks for 64 clips, stage 'synthetic' makes 32; nearest: 32"),
+        ("config.stages.student.clips = config.data.path; config.stages.student.batch_size = 128",
+         "config.stages.student.batch_size asks for 128 clips, the train split has 64"),
+        ("config.stages.teacher.init = 'pretrained:moving_digits/teacher'",
+         "config.stages.teacher.init 'pretrained:moving_digits/teacher' does not fit: its model."),
+        ("config.stages.student.init = 'pretrained:moving_digits_64/teacher'", "config.stages.student.init 'pretrained:"),
         ("config.stages.latents = dict(kind='encode', autoencoder='x')", "config.data are latents already"),
         ("config.stages.more = dict(kind='autoencoder', steps=1, batch_size=8)", "learns from clips of pixels"),
         ("config.data.path = '/nowhere'", "no latents in /nowhere"),
@@ -185,6 +205,7 @@ def test_a_teacher_of_pixels_is_refused(runs, tmp_path, capsys):
         ("config.stages.autoencoder.model.shape = (5, 8, 8, 1)", "config.data gives clips of shape (5, 16, 16, 1)"),
         ("config.stages.autoencoder.model.patch = 5", "do not divide by patch"),
         ("config.stages.autoencoder.model.chanels = 5", "did you mean 'channels'?"),
+        ("config.stages.autoencoder.init = 'pretrained:moving_digits_64/autoencoder'", "does not fit: its model."),
         ("config.stages.autoencoder.options.frames = 6", "frames: expected a whole number from 1 to the clip's 5"),
         ("config.stages.latents.train_clips = 0", "train_clips: expected 1 to"),
         ("config.stages.latents.autoencoder = 'autoencoda'", "did you mean 'autoencoder'?"),

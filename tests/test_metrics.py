@@ -5,6 +5,7 @@ The corruptions are built from the ground truth of the source, so that each brea
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -569,6 +570,19 @@ def test_bad_input_is_refused():
         metrics.evaluate(clips, clips, labels=np.zeros(3, int), **options)
     with pytest.raises(ValueError, match="the floor of 4 clips needs 4 other real clips, got 3"):
         metrics.evaluate(clips, clips, floor_reference=clips[:3], classify=classify())
+
+
+def test_numbers_have_three_digits_whatever_they_are():
+    numbers = {
+        0.0: "0",
+        12.0: "12",
+        0.12345: "0.123",
+        12345.6: "12346",
+        1.2e-5: "1.2e-05",
+        math.inf: "inf",
+        math.nan: "NaN",
+    }
+    assert [report.digits(number) for number in numbers] == list(numbers.values())
 
 
 def test_table_is_markdown_with_units_arrows_intervals_and_floor():

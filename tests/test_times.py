@@ -255,6 +255,12 @@ def test_other_weights_and_a_missing_file_are_refused_when_they_are_met(finished
     assert f"no searched times at {workdir / 'denoiser/weights.times.json'}" in capsys.readouterr().err
 
 
+def test_a_network_without_classes_draws_none_that_is_asked_for(finished, tmp_path, capsys):
+    asked = ["--weights=denoiser", f"--workdir={copy_of(finished, tmp_path)}", "--steps=2", f"--out={tmp_path}"]
+    assert sample.main([*asked, "--label=1"]) == 2
+    assert "--label needs a network with classes; this one is unconditional" in capsys.readouterr().err
+
+
 def test_several_samplers_keep_their_times_beside_the_same_weights(tmp_path):
     path = tmp_path / "student.v2@4.safetensors"
     weights.save(path, {"a": np.zeros(2)}, {})
@@ -461,11 +467,12 @@ def test_what_fresh_noises_do_not_confirm_is_not_kept(tiny, capsys, monkeypatch,
         (dict(num_clips=10), "not a multiple of batch_size 8"),
         (dict(num_reference=600), "616 clips, the train split has 512"),
         (dict(num_reference=1), "num_reference must be at least 2"),
+        (dict(grid="trailing"), "here.grid 'trailing' goes from log-SNR -7.82405 to inf, and a level moves in time"),
     ],
 )
 def test_mistakes_with_clips(tiny, change, message):
     with pytest.raises(ConfigError, match=message):
-        times.check(DIGITS | change, tiny[0].config, "here")
+        times.check(DIGITS | change, tiny[0].config | {"schedule": "ve"}, "here")
 
 
 def test_weights_of_other_clips_than_the_runs_are_refused(tiny, tmp_path):

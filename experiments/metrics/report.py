@@ -147,6 +147,8 @@ def interval(
 
 def digits(number: float) -> str:
     """Three significant digits, no exponent for what has a few places."""
+    if not np.isfinite(number):
+        return "NaN" if np.isnan(number) else str(number)
     if number == int(number) and abs(number) < 1e6:
         return str(int(number))
     return (

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
 from scipy.spatial.distance import cdist
 
+from experiments.figures import to_uint8
 from experiments.metrics import appearance, distances, motion
 
 # Frame side -> side of the digit's box: the room to move in is the difference.
@@ -220,7 +221,7 @@ def describe(
     pixels, track, mass = np.empty((n, f, h, w), np.uint8), np.empty((n, f, 2)), np.empty((n, f))
     few = max(1, BLOCK // (f * h * w))
     for rows in (slice(i, i + few) for i in range(0, n, few)):
-        pixels[rows] = to_bytes(videos[rows, ..., 0])
+        pixels[rows] = to_uint8(videos[rows, ..., 0])
         light = pixels[rows] / 255.0
         track[rows], mass[rows] = motion.centroids(light), motion.mass(light)
     logits, features = classify(pixels.reshape(n * f, h, w, 1))
@@ -240,10 +241,3 @@ def describe(
         bounce=motion.fit_bounce(track, room=h - BOXES[h], box=BOXES[h]),
         nearest=nearest,
     )
-
-
-def to_bytes(videos: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """What a viewer gets: floats are clipped to [-1, 1] and rounded to 256 levels."""
-    if videos.dtype == np.uint8:
-        return videos
-    return np.rint((np.clip(videos.astype(np.float64), -1, 1) + 1) * 127.5).astype(np.uint8)
