@@ -1,7 +1,7 @@
 """`python -m experiments.cite --config=configs/X.py`: the papers of what a config uses, as BibTeX.
 
 Schedule, prediction, model, methods with their options, samplers, metrics; of shipped weights the method that made them. A part
-from outside is cited by the arXiv numbers in its docstring, or its module's. `--bibliography` writes docs/bibliography.md.
+from outside is cited by the arXiv numbers in its docstring, or its module's. `--bibliography` prints docs/bibliography.md.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The evaluate stage: steps against quality against seconds, with figures to look at.
 
-Every sampler of the stage starts from the same noise and labels, so that a column of the figures shows what the sampler
-alone changes, and is measured against the same held-out clips with the same frozen metric network.
+Every sampler of the stage but a stream starts from the same noise and labels, so that a column of the figures shows what the
+sampler alone changes, and is measured against the same held-out clips with the same frozen metric network.
 """
 
 import io

@@ -1,9 +1,9 @@
 """`python -m experiments.plan --config=configs/X.py[:ARG] --topology=v5p:4x4x4 [--num_slices=2] [--stage=NAME] [--out=FILE]`
 
-Compiles every phase of a config's training stages, and every sampling program, for TPUs that need not be there, with the TPU's
-own compiler (libtpu; extra `tpu`), and says what one device would hold and do: does it fit, how large may the batch be, and
-what bounds the speed. Nothing of the model is ever computed or held. It proves that the programs compile and fit; times are
-what the chip's data sheet allows, at best.
+Compiles every phase of a config's training stages, and the samplers of its stages `generate` and `evaluate`, for TPUs that
+need not be there, with the TPU's own compiler (libtpu; extra `tpu`), and says what one device would hold and do: does it fit,
+how large may the batch be, and what bounds the speed. Nothing of the model is ever computed or held. It proves that the
+programs compile and fit; times are what the chip's data sheet allows, at best.
 
 A training stage is compiled at its own batch size and at another one, which gives memory as a line; the largest batch on it
 is compiled to see whether that is so.

@@ -1,8 +1,8 @@
 """`python -m experiments.publish --workdir=DIR --stage=NAME --name=moving_digits/teacher`: weights to start from.
 
 Copies a finished stage's weights into pretrained/, with the times that were searched for them, and writes their provenance
-beside them as JSON: config, seed, commit, steps, data, and the metrics that the run measured. `--sampler` names the row of
-the run's report that belongs to them; `--half` stores float16.
+beside them as JSON: config, seed, commit, steps, data, and, with `--report=FILE` (the report.json that measured them) and
+`--sampler=ROW` (their row there), the metrics. `--half` stores float16.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """`python -m experiments.sample --weights=... --steps=4 --out=DIR`: videos from finished weights.
 
---weights takes what a config takes: pretrained:NAME, a path to a .safetensors file, or STAGE[@STEPS] with --workdir. Shipped
-weights without a word on how to sample them (--steps and the like) are sampled as their figures were measured.
+--weights takes what a config takes: pretrained:NAME, a path to a .safetensors file, or STAGE[@STEPS|@best] with --workdir.
+Shipped weights without a word on how to sample them (--steps and the like) are sampled as their figures were measured.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from experiments.config import ConfigError
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.sample", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", required=True, help="pretrained:NAME, a .safetensors file, or STAGE[@STEPS]")
+    parser.add_argument("--weights", required=True, help="pretrained:NAME, a .safetensors file, or STAGE[@STEPS|@best]")
     parser.add_argument("--workdir", default=".", help="of the run whose stage is named")
-    parser.add_argument("--steps", type=int, help="network calls; not with --table")
+    parser.add_argument("--steps", type=int, help="steps of the grid; not with --table")
     parser.add_argument("--solver", help=f"ddim by default; one of {', '.join(tables.SOLVERS)}, or as in a config")
     parser.add_argument("--grid", help=f"uniform_time by default; one of {', '.join(tables.GRIDS)}, or as in a config")
     parser.add_argument("--table", help="a table that was fitted to, or chosen for, this network: a .npz file")
@@ -115,7 +115,7 @@ def asked(given: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
     if not sampler and (sampler := measured(path)):
         print(f"sampled as it was measured: {json.dumps(sampler)}")
     if "steps" not in sampler:
-        raise ConfigError("--steps (network calls) is needed, or a --table")
+        raise ConfigError("--steps is needed, or a --table")
     return sampler | {part: _part(sampler[part]) for part in ("solver", "grid") if part in sampler}
 
 

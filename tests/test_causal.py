@@ -152,7 +152,7 @@ def test_shipped_weights_are_sampled_as_their_figures_were(tmp_path, capsys):
         ),
         (
             ["--weights=pretrained:moving_digits/teacher", "--guidance=2"],
-            "--steps (network calls) is needed, or a --table",
+            "--steps is needed, or a --table",
         ),
     ],
 )

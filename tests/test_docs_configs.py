@@ -30,9 +30,13 @@ from experiments import (
 )
 from experiments import config as configs
 from experiments import mesh as meshes
+from experiments.ablations import sweep
 from experiments.config import ConfigError
 from experiments.metrics.validation import LEVELS
+from models import INPUTS
 from models import KINDS as MODELS
+from models.attention import ATTENTION, NO_ATTENTION
+from models.builders import COMMON
 from models.classifier import DEFAULTS as CLASSIFIER
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs/configs.md").read_text(encoding="utf-8")
@@ -155,6 +159,24 @@ def test_the_page_has_the_keys_of_the_blocks_of_training():
             assert parameters[key].default is inspect.Parameter.empty
         else:
             assert default.strip("`") == str(parameters[key].default), key
+
+
+def test_the_page_has_the_keys_of_networks_with_their_defaults():
+    table = {row[0].strip("`"): row[1:-1] for row in rows("Keys of `model`")}
+    [head, *_] = re.findall(r"^\| key \|.*$", SECTIONS["Keys of `model`"], re.M)
+    assert re.findall(r"`(\w+)`", head) == list(MODELS)
+    for index, (kind, known) in enumerate(MODELS.items()):
+        said = {key: ast.literal_eval(cells[index].strip("`")) for key, cells in table.items() if cells[index]}
+        assert said == known.options | COMMON, kind
+    assert all(f'`"{name}"`' in SECTIONS["Keys of `model`"] for name in (*ATTENTION, NO_ATTENTION, *INPUTS, "angle"))
+
+
+def test_the_page_has_the_keys_of_sweeps():
+    table = keys("Sweeps")
+    assert set(table) == sweep.KEYS
+    with pytest.raises(ConfigError, match="lacks"):
+        sweep.runs({"sweep": {}})
+    assert needed(table) == {"axes", "columns"}
 
 
 def test_the_page_has_the_keys_of_samplers_and_who_takes_them():

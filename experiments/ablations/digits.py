@@ -112,9 +112,9 @@ as the other students of critics and the teacher's own 50 steps do.
         "truncated_consistency": "half of the budget goes to the student that it begins with, and 429 updates of 8 clips leave "
         "its first call at 3.39 times the teacher's distance; a second, at the best level that a search found (log-SNR -2.7), "
         "mends most of it.",
-        "continuous_distillation": "984 updates of 8 clips leave its first call at 9.7 times the teacher's distance, near the mean "
-        "of all clips (a diversity of .42); a second, at the best level that a search found (log-SNR -4.9), mends most of it, "
-        "eight are nearer than the teacher (.54).",
+        "continuous_distillation": "984 updates of 8 clips leave its first call at 9.7 times the teacher's distance, near the "
+        "mean of all clips (a diversity of .42); a second, at the best level that a search found (log-SNR -4.9), mends most of "
+        "it, eight are nearer than the teacher (.54).",
         "consistency_distillation": "1,000 updates of 8 clips leave its first call at 5.4 times the teacher's distance; seven "
         "more mend that (.81), three nearly.",
         "consistency_training": "from scratch, without a teacher, in 1,500 updates of 8 clips where the paper has hundreds of "
