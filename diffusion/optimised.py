@@ -183,14 +183,6 @@ def _products(states, estimates):
 # The path ---------------------------------------------------------------------------------------------------
 
 
-def path_cost(table: Costs, path: Int[np.ndarray, " path"]) -> float:
-    """The sum of the costs of the steps of a path 0 = p_0 < ... < p_N = M."""
-    if len(path) == 2:
-        return float(table.first[path[-1]])
-    middle = sum(table.inner[k, i, j] for k, i, j in zip(path[:-3], path[1:-2], path[2:-1], strict=True))
-    return float(table.first[path[1]] + middle + table.last[path[-3], path[-2]])
-
-
 def shortest(table: Costs, num_steps: int) -> Int[np.ndarray, " path"]:
     """The cheapest path of num_steps steps, exactly: value[k, i] is the cheapest way to i with k before it."""
     end = len(table.first) - 1

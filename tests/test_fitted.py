@@ -230,13 +230,21 @@ def problem(num_points=12, schedule=VP, ends=(-9.0, 8.0), order=2):
     return optimised.costs(schedule, *solved, lambda logsnr: logsnr, order, True), solved
 
 
+def path_cost(table, path):
+    """The sum of the costs of the steps of a path 0 = p_0 < ... < p_N = M."""
+    if len(path) == 2:
+        return float(table.first[path[-1]])
+    middle = sum(table.inner[k, i, j] for k, i, j in zip(path[:-3], path[1:-2], path[2:-1], strict=True))
+    return float(table.first[path[1]] + middle + table.last[path[-3], path[-2]])
+
+
 def test_the_path_is_the_cheapest_of_all():
     costs, (grid, *_) = problem()
     last = len(grid) - 1
     for steps in (1, 2, 3, 4, 6):
         paths = [np.array([0, *inner, last]) for inner in itertools.combinations(range(1, last), steps - 1)]
-        cheapest = min(optimised.path_cost(costs, path) for path in paths)
-        assert optimised.path_cost(costs, optimised.shortest(costs, steps)) == pytest.approx(cheapest, rel=1e-12)
+        cheapest = min(path_cost(costs, path) for path in paths)
+        assert path_cost(costs, optimised.shortest(costs, steps)) == pytest.approx(cheapest, rel=1e-12)
     everything = optimised.shortest(costs, last)
     np.testing.assert_array_equal(everything, np.arange(last + 1))
 
