@@ -115,6 +115,10 @@ def term(
                 tangent = jax.lax.stop_gradient(tangent)
             detached = jax.lax.stop_gradient(primal)
             goal, bad = finite(jax.lax.stop_gradient(problem.target(detached, tangent)))
+            if goal.shape != primal.shape:
+                raise ValueError(
+                    f"an objective's target is of shape {list(goal.shape)}, the output {list(primal.shape)}"
+                )
             target = jnp.where(expand(bad, primal), detached, goal)
             error = expand(problem.weight, primal) * metric(primal, target)
             reported = problem.report(detached, tangent)

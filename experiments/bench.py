@@ -40,7 +40,7 @@ PEAKS = {
     "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
 }  # fmt: skip
 """Dense bfloat16 operations per second of a chip, by the vendors' data sheets; the first name that fits counts."""
-DRAWN = ("moving_digits", "resized", "exact")
+DRAWN = ("moving_digits", "exact")
 """Kinds of data that no file holds."""
 OPTIONS = ("steps", "out")
 PAGE_OPTIONS = ("only", "out")
@@ -94,11 +94,9 @@ def make_page(arguments: list[str]) -> int:
 
 def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, int, pathlib.Path | None]:
     """(config, its name, the stage or None, steps, file or None): --steps and --out are ours, all else is experiments.run's."""
-    own = {name: [a for a in argv[1:] if a.startswith(f"--{name}=")] for name in OPTIONS}
-    values = {name: given[-1].partition("=")[2] for name, given in own.items() if given}
+    values, left = run.own_options(argv, OPTIONS)
     if not (text := values.get("steps", "20")).isdecimal() or not int(text):
         raise ConfigError(f"--steps: expected a whole number from 1 up, got {text!r}")
-    left = [a for a in argv if not any(a in given for given in own.values())]
     config, source, _, only, _ = run.parse([*left, "--workdir=."])
     return config, source, only, int(text), pathlib.Path(values["out"]) if "out" in values else None
 
@@ -239,13 +237,19 @@ def begin(
 
 def batch(config: Mapping[str, Any], shape: tuple[int, ...], size: int) -> dict[str, np.ndarray]:
     """The data's first clips where they are drawn, noise of their kind where they would be read from files."""
-    if config["data"]["kind"] in DRAWN:
+    origin = config["data"]
+    while origin["kind"] == "resized":
+        origin = origin["of"]
+    if origin["kind"] in DRAWN:
         return data.Batches(configs.source(config, "train"), size).batch_at(0)
     random = np.random.default_rng(0)
     clips = random.integers(0, 256, (size, *shape), np.uint8)
     if latents.is_latent(config):
         clips = random.standard_normal((size, *shape), np.float32)
-    return {"video": clips, "label": np.zeros(size, np.int32)}
+    made = {"video": clips, "label": np.zeros(size, np.int32)}
+    if (low := config["data"].get("low")) is not None:
+        made["low"] = clips[:, :: low[0], :: low[1], :: low[1]]
+    return made
 
 
 def describe(report: Mapping[str, Mapping[str, Timing]], config: Mapping[str, Any], device: str, count: int) -> str:

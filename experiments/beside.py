@@ -202,11 +202,11 @@ def check_files(
     """Weights from elsewhere, before any work: those of the run's own stages fit. A teacher answers for the noise that it was
     trained with; weights to begin with may learn another (as PYoCo did).
     """
-    codec = latents.of(configs.source(context.config, "train"), context.workdir, "config.data")
     for key in ("teacher", "init", "previous"):
         if not weights.is_file(reference := block.get(key) or ""):
             continue
         what, (_, record) = f"{where}.{key} {reference!r}", weights.load(weights.find(reference, context.workdir))
+        codec = latents.of(configs.source(context.config, "train"), context.workdir, "config.data")
         expected = expected_of(context, definition, network, codec)
         check_record(record, expected | (own.record if own and key == "teacher" else {}), what)
         if key != "init" and not configs.same_noise(configs.noise(record, tuple(record["shape"])), network.noise):

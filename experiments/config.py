@@ -12,7 +12,7 @@ import math
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -213,14 +213,43 @@ def made(value: Any, kind: type, where: str) -> Any:
 def schedule(config: Mapping[str, Any]) -> schedules.Schedule:
     if "schedule" not in config:
         raise ConfigError("config lacks the key 'schedule'")
-    return made(named(config["schedule"], SCHEDULES, "config.schedule"), schedules.Schedule, "config.schedule")
+    found = made(named(config["schedule"], SCHEDULES, "config.schedule"), schedules.Schedule, "config.schedule")
+    block = config["schedule"]
+    if is_outside(block.get("kind") if isinstance(block, Mapping) else block):
+        _check_schedule(found, "config.schedule")
+    return found
+
+
+def _check_schedule(schedule: schedules.Schedule, where: str) -> None:
+    """Refuses a schedule from outside that isn't what it says, or that no record of weights could hold."""
+    levels = np.linspace(max(schedule.logsnr_start, -20.0), min(schedule.logsnr_end, 20.0), 9)
+    try:
+        schedules.restore(json.loads(json.dumps(schedules.record(schedule))), schedule_part)
+        times, alpha, sigma = schedule.time(levels), schedule.alpha(levels), schedule.sigma(levels)
+        back = schedule.logsnr(times)
+        for function in (schedule.time, schedule.alpha, schedule.sigma):
+            jax.eval_shape(function, levels)
+        jax.eval_shape(schedule.logsnr, times)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: {said(error)}") from error
+    if not (np.allclose(back, levels, atol=1e-2) and np.all(np.diff(times) < 0)):
+        raise ConfigError(f"{where}: its clock's logsnr and time are to fall, and each is to undo the other")
+    if not (np.all(alpha > 0) and np.all(sigma > 0) and np.allclose(2 * np.log(alpha / sigma), levels, atol=1e-2)):
+        raise ConfigError(
+            f"{where}: its scaling's alpha and sigma are to be above 0, with alpha^2 / sigma^2 = exp(logsnr)"
+        )
 
 
 def schedule_part(kind: str) -> type:
     """The class of a schedule's clock or scaling from outside, by the name that its record has. Records travel with weights,
     so nothing is called but a dataclass that can do what one of the two does.
     """
-    found = imported(kind, "the schedule's part")
+    try:
+        found = imported(kind, "the schedule's part")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     clock, scaling = (all(hasattr(found, name) for name in names) for names in (("logsnr", "time"), ("alpha", "sigma")))
     if not (isinstance(found, type) and dataclasses.is_dataclass(found) and (clock or scaling)):
         raise ConfigError(f"the schedule's part {kind!r} is no dataclass with logsnr and time, or with alpha and sigma")
@@ -250,6 +279,14 @@ def _outside_model(block_json: str) -> ModelDef:
         raise ConfigError(f"{where}.kind {kind!r}: expected a function annotated as '-> models.ModelDef'")
     check_keys(block, block, ("shape", "num_classes"), where)
     definition = made(call(function, block, where), ModelDef, where)
+    clip = np.zeros((1, *definition.shape), np.float32)
+    cond = {"low": clip} if "low" in definition.cond_keys else {}
+    try:
+        answer = jax.eval_shape(lambda: definition.apply(definition.init(jax.random.key(0)), clip, 0.0, cond))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: {said(error)}") from error
+    if getattr(answer, "shape", None) != clip.shape:
+        raise ConfigError(f"{where}: its network answers clips of shape {clip.shape} with {answer}")
     for key in ("shape", "num_classes"):
         if getattr(definition, key) != block[key]:
             raise ConfigError(
@@ -407,7 +444,27 @@ def has_critic(name: str) -> bool:
 
 def plain(config: Any) -> dict[str, Any]:
     """A ConfigDict as a plain dict in the order in which it was written (iterating a ConfigDict sorts its keys)."""
-    return json.loads(config.to_json())
+    if not hasattr(config, "to_json"):
+        raise ConfigError(f"get_config() is to return an ml_collections.ConfigDict, got a {type(config).__name__}")
+    try:
+        return json.loads(config.to_json())
+    except TypeError:
+        path, value = next(_not_plain(config, "config"))
+        raise ConfigError(
+            f"{path}: a config holds numbers, texts, lists and blocks of them, got a {type(value).__name__}: {value!r:.80}"
+        ) from None
+
+
+def _not_plain(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Where a config holds what JSON can't, and what."""
+    if hasattr(value, "to_json") or isinstance(value, Mapping):
+        for key in value:
+            yield from _not_plain(value[key], f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, one in enumerate(value):
+            yield from _not_plain(one, f"{path}[{i}]")
+    elif not isinstance(value, str | int | float | None):
+        yield path, value
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[str]:

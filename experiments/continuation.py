@@ -234,7 +234,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         "drift": {row: {k: m._asdict() for k, m in found.items()} for row, found in curves.items()},
     }  # fmt: skip
     configs.write_json(folder / "report.json", result)
-    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    figures.write_atomically(folder / "report.md", f"{text}\n".encode())
     print(text, flush=True)
     print(f"{name}: pictures: {folder / 'comparison.png'}, {folder / 'slices.png'}", file=sys.stderr, flush=True)
     return {f"position_error_{f}": m.value for f, m in errors.items()}

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from diffusion import cascade, frames, guidance, predictions, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, latents, weights
+from experiments import data, figures, latents, weights
 from experiments.config import ConfigError
 
 THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
@@ -54,6 +54,12 @@ def check_space(record: Mapping[str, Any], expected: Mapping[str, str] | None, w
 
 def _space(latent: Mapping[str, str] | None) -> str:
     return f"latents of {latent['autoencoder']} (fingerprint {latent['fingerprint']})" if latent else "pixels"
+
+
+def check_pictured(channels: int, where: str) -> None:
+    """Refuses pictures of clips that are neither grey nor of three colours."""
+    if channels not in figures.CHANNELS:
+        raise ConfigError(f"{where}: pictures are of clips with 1 or 3 channels, these have {channels}; remove it")
 
 
 def check_jumps(table: solvers.Table, told: Sequence[str], where: str) -> None:

@@ -266,12 +266,13 @@ def recall(path: pathlib.Path, mark: str) -> Row | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             clips, rest = file["clips"], json.loads(str(file["row"]))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or a damaged one: only drawn again
+        if rest.pop("mark") != mark:
+            return None
+        measures = {name: metrics.Measure(**measure) for name, measure in rest.pop("measures").items()}
+        return Row(clips=clips, measures=measures, **rest)
+    # None, a damaged one, or one of another version: only drawn again.
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
-    if rest.pop("mark") != mark:
-        return None
-    measures = {name: metrics.Measure(**measure) for name, measure in rest.pop("measures").items()}
-    return Row(clips=clips, measures=measures, **rest)
 
 
 def training_clips(config: Mapping[str, Any], block: Mapping[str, Any]) -> np.ndarray | None:
@@ -324,6 +325,23 @@ def report(
     if losses:
         columns = {w: {f"loss at log-SNR {level}": m for level, m in found.items()} for w, found in losses.items()}
         table += "\n\n" + metrics.table(columns)
+    result = {
+        "clips": len(next(iter(clips.values()))),
+        "classifier": classifier,
+        "device": jax.devices()[0].device_kind,
+        "samplers": {
+            row: {
+                **block["samplers"][row], "evaluations": evaluations[row], "seconds_per_clip": seconds[row],
+                **{line: column[row] for line, column in (extra or {}).items() if row in column},
+                "metrics": {k: m._asdict() for k, m in measures.items()},
+            }
+            for row, measures in rows.items()
+        },
+        "loss_by_level": {w: {level: m._asdict() for level, m in found.items()} for w, found in losses.items()},
+    }  # fmt: skip
+    configs.write_json(folder / "report.json", result)
+    figures.write_atomically(folder / "report.md", f"{table}\n".encode())
+    configs.write_json(context.workdir / "report.json", result)
     shown = min(block.get("shown", 8), len(real))
     pictures = {REAL: real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
     figures.comparison(folder / "comparison.png", pictures)
@@ -349,23 +367,6 @@ def report(
     )
     if any("loss" in row for row in rows_logged):
         figures.loss_curves(folder / "loss.png", rows_logged)
-    result = {
-        "clips": len(next(iter(clips.values()))),
-        "classifier": classifier,
-        "device": jax.devices()[0].device_kind,
-        "samplers": {
-            row: {
-                **block["samplers"][row], "evaluations": evaluations[row], "seconds_per_clip": seconds[row],
-                **{line: column[row] for line, column in (extra or {}).items() if row in column},
-                "metrics": {k: m._asdict() for k, m in measures.items()},
-            }
-            for row, measures in rows.items()
-        },
-        "loss_by_level": {w: {level: m._asdict() for level, m in found.items()} for w, found in losses.items()},
-    }  # fmt: skip
-    configs.write_json(folder / "report.json", result)
-    (folder / "report.md").write_text(table + "\n", encoding="utf-8")
-    configs.write_json(context.workdir / "report.json", result)
     print(table, flush=True)
     print(
         f"\npictures: {folder / 'comparison.png'}, {folder / 'comparison.webp'}, {folder / 'quality.png'}", flush=True

@@ -24,6 +24,7 @@ from experiments import config as configs
 from experiments import drawing, tables, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
+from experiments.figures import write_atomically
 from experiments.metrics.report import interval
 
 ORACLE = "oracle"
@@ -58,6 +59,9 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, f"{where}.samplers.{name}")
         parts = {k: sampler[k] for k in ("solver", "grid") if k in sampler}
         tables.check(parts, sampler["steps"], configs.schedule(config), f"{where}.samplers.{name}")
+        if weights.is_file(sampler["weights"]):
+            path = weights.find(sampler["weights"], pathlib.Path())
+            check_fits(weights.load(path)[1], source, configs.schedule(config), f"{where}.samplers.{name}.weights")
 
 
 def run(context, name: str, block: Mapping[str, Any]) -> None:
@@ -84,7 +88,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     configs.write_json(context.workdir / "report.json", result)
     lines = ["| | " + " | ".join(floor) + " | calls |", "|---" * (len(floor) + 2) + "|"]
     lines += [f"| {row} | " + " | ".join(text(v[k]) for k in (*floor, "calls")) + " |" for row, v in rows.items()]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(folder / "report.md", ("\n".join(lines) + "\n").encode())
     picture(folder / "samples.png", {FRESH: law, **drawn})
     print("\n".join(lines), f"\npicture: {folder / 'samples.png'}", flush=True)
 
@@ -136,13 +140,18 @@ def draw(context, source, schedule: schedules.Schedule, sampler, noise, key, whe
     else:
         path = weights.find(sampler["weights"], context.workdir)
         params, network, record = drawing.load_network(path)
-        fitting = {"schedule": schedules.record(schedule), "shape": list(source.shape), "noise": "iid"}
-        weights.check_fits(record, fitting, where)
+        check_fits(record, source, schedule, f"{where}.weights")
         table = table_for(tables.searched(sampler, path, where), drawing.classes_in_turn(network, params, 1.0))
         denoise = drawing.denoiser(network, params, None, 1.0, table.target is not None)
     x = jnp.asarray(noise * sampling.starting(table, schedule, noise.shape), jnp.float32)
-    drawn = sampling.sample(denoise, table, x, key)
-    return np.asarray(drawn, np.float64) / schedule.alpha(schedule.logsnr_end), table.nfe
+    drawn = drawing.finite(np.asarray(sampling.sample(denoise, table, x, key), np.float64), table)
+    return drawn / schedule.alpha(schedule.logsnr_end), table.nfe
+
+
+def check_fits(record: Mapping[str, Any], source: Exact, schedule: schedules.Schedule, where: str) -> None:
+    """Refuses weights of other points, of another schedule or of another noise."""
+    fitting = {"schedule": schedules.record(schedule), "shape": list(source.shape), "noise": "iid"}
+    weights.check_fits(record, fitting, where)
 
 
 SLOW = ("wasserstein", "wasserstein_1", "energy")

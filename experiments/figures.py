@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,10 @@ MOVING, STILL = 96, 64
 
 PathLike = str | os.PathLike[str]
 Videos = Num[np.ndarray, "n f h w c"]
+
+
+CHANNELS = (1, 3)
+"""Of clips that can be shown."""
 
 
 class Point(NamedTuple):
@@ -188,7 +193,7 @@ def loss_curves(
     metric: str = "loss",
     stages: Sequence[str] | None = None,
 ) -> None:
-    """PNG of a metric against the step, one curve per stage, both axes logarithmic.
+    """PNG of a metric against the step, one curve per stage, both axes logarithmic (its own not where it is never positive).
 
     `rows` are those of `writers.read_rows`. The thin line is what was logged, the thick one its running mean
     over a twentieth of the points.
@@ -198,16 +203,17 @@ def loss_curves(
     if not found or any(stage not in found for stage in wanted):
         missing = [stage for stage in wanted if stage not in found] or ["any stage"]
         raise ValueError(f"no row of {missing[0]} has {metric!r}; stages with it: {list(found) or 'none'}")
+    log = any(row[metric] > 0 for row in rows if row["stage"] in wanted and metric in row)
     figure, axes = _axes()
     for index, stage in enumerate(wanted):
         points = [(row["step"], row[metric]) for row in rows if row["stage"] == stage and metric in row]
         # Step 0 and values that are not positive have no place on log axes.
-        steps, values = np.array([p for p in points if p[0] > 0 and p[1] > 0], float).reshape(-1, 2).T
+        steps, values = np.array([p for p in points if p[0] > 0 and (p[1] > 0 or not log)], float).reshape(-1, 2).T
         colour = COLOURS[index % len(COLOURS)]
         axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.4)
         axes.plot(steps, _running_mean(values, len(values) // 40), color=colour, linewidth=1.8, label=stage)
-    axes.set(xscale="log", yscale="log", xlabel="step", ylabel=metric)
-    for axis in (axes.xaxis, axes.yaxis):
+    axes.set(xscale="log", yscale="log" if log else "linear", xlabel="step", ylabel=metric)
+    for axis in (axes.xaxis, axes.yaxis) if log else (axes.xaxis,):
         plain_logs(axis)
     axes.legend(frameon=False)
     _save_figure(path, figure)
@@ -272,9 +278,12 @@ def save_clips(path: PathLike, rows: Mapping[str, Videos]) -> None:
 
 
 def load_clips(path: PathLike) -> dict[str, UInt8[np.ndarray, "n f h w c"]]:
-    """What `save_clips` saved, in its order."""
-    with np.load(path, allow_pickle=False) as file:
-        return {str(name): file[f"arr_{i}"] for i, name in enumerate(file["names"])}
+    """What `save_clips` saved, in its order; ValueError for a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {str(name): file[f"arr_{i}"] for i, name in enumerate(file["names"])}
+    except (EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no clips: {error}") from error
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
@@ -294,7 +303,7 @@ def write_atomically(path: PathLike, data: bytes) -> None:
 
 def _checked(videos: Videos) -> UInt8[np.ndarray, "n f h w c"]:
     videos = np.asarray(videos)
-    if videos.ndim != 5 or videos.shape[-1] not in (1, 3) or 0 in videos.shape:
+    if videos.ndim != 5 or videos.shape[-1] not in CHANNELS or 0 in videos.shape:
         raise ValueError(f"expected clips [n, f, h, w, c] with c = 1 or 3, got {list(videos.shape)}")
     return to_uint8(videos)
 

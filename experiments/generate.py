@@ -46,8 +46,8 @@ def run(context, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             labels = ((first + np.arange(size)) % max(network.num_classes, 1)).astype(np.int32)
             key_noise, key_sample = jax.random.split(jax.random.fold_in(key, first))
             noise = drawing.start(network, key_noise, (size, *source.shape))
-            clips = drawing.drawn(network, params, table, labels, noise, key_sample, scale)
-            for clip, label in zip(np.asarray(clips), labels, strict=True):
+            clips = np.asarray(drawing.drawn(network, params, table, labels, noise, key_sample, scale))
+            for clip, label in zip(drawing.finite(clips, table), labels, strict=True):
                 yield dict(video=clip, label=label)
             progress(first + size)
 

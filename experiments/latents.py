@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Num
 
 from distill.inputs import clean
 from experiments import config as configs
-from experiments import data, weights
+from experiments import data, loop, weights
 from experiments.config import ConfigError
 from experiments.data import latents as store
 from experiments.data.latents import INDEX, Latents
@@ -215,4 +215,4 @@ class Progress:
             return
         self.said = now
         left = (now - self.begun) / done * (self.total - done)
-        print(f"{self.head}: {done}/{self.total} clips, {left:.0f} s left", file=sys.stderr, flush=True)
+        print(f"{self.head}: {done}/{self.total} clips, {loop.duration(left)} left", file=sys.stderr, flush=True)

@@ -153,7 +153,8 @@ def _train(
         if not seen:
             return
         values = jax.device_get([m for _, m in seen])
-        for (step, _), metrics in zip(seen, values, strict=True):
+        measured = [*zip((step for step, _ in seen), values, strict=True), (seen[-1][0], validation)]
+        for step, metrics in measured:
             for key_, value in metrics.items():
                 if not np.all(np.isfinite(value)):
                     last = checkpoints.latest()
@@ -168,6 +169,9 @@ def _train(
         writer.flush()
         if meshes.leads():
             progress.line(seen[-1][0], scalars)
+        for key_, bad in scalars.items():
+            if key_.endswith("non_finite") and bad >= batches.batch_size:
+                log.warning("%s: step %d: no clip had a finite target, nothing is learnt", name, seen[-1][0])
         history.append(scalars)
         if not alarmed and (line := run.method.alarm(history)):
             alarmed = True

@@ -66,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, str, int, pathlib.Path | None]:
     """(config, its name, the stage or None, topology, slices, file or None): what isn't ours is experiments.run's."""
-    own = {name: [a for a in argv[1:] if a.startswith(f"--{name}=")] for name in OPTIONS}
-    values = {name: given[-1].split("=", 1)[1] for name, given in own.items() if given}
+    values, left = run.own_options(argv, OPTIONS)
     if "topology" not in values:
         raise ConfigError(
             "usage: python -m experiments.plan --config=configs/X.py --topology=v5p:4x4x4 [--num_slices=2] [--stage=NAME]"
@@ -76,7 +75,6 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, str, int, p
     if not (text := values.get("num_slices", "1")).isdecimal() or not int(text):
         raise ConfigError(f"--num_slices: expected a whole number from 1 up, got {text!r}")
     check_topology(values["topology"])
-    left = [a for a in argv if not any(a in given for given in own.values())]
     config, source, _, only, _ = run.parse([*left, "--workdir=."])
     return config, source, only, values["topology"], int(text), pathlib.Path(values["out"]) if "out" in values else None
 

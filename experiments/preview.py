@@ -1,5 +1,6 @@
 """Clips beside a training, to look at: what the averaged weights make at every checkpoint, always of the same noise."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,9 @@ def check(context: Context, block: Mapping[str, Any], network: Network, where: s
         raise ConfigError(f"{here}: data of kind 'exact' are points, which make no picture; remove it")
     if "low" in network.cond_keys:
         raise ConfigError(f"{here}: this network upsamples clips and makes none of noise alone; remove it")
+    source = configs.source(config, "train")
+    codec = latents.of(source, context.workdir, here)
+    drawing.check_pictured((source if codec is None else codec.autoencoder).shape[-1], here)
 
 
 class Preview:
@@ -83,8 +87,10 @@ class Preview:
 
     def keep(self, step: int, made: UInt8[np.ndarray, "n f h w c"]) -> None:
         """Beside those of earlier steps. A stage that went back to an earlier checkpoint makes the later ones again."""
-        path = self.folder / "clips.npz"
-        before = figures.load_clips(path) if path.is_file() else {}
+        path, before = self.folder / "clips.npz", {}
+        if path.is_file():
+            with contextlib.suppress(ValueError):  # a damaged one is lost, and no reason to stop
+                before = figures.load_clips(path)
         rows = {name: clips for name, clips in before.items() if int(name.removeprefix("step ")) < step}
         rows[f"step {step}"] = made
         if len(rows) > MOST:

@@ -58,8 +58,12 @@ def run(given: argparse.Namespace) -> None:
     if given.report is not None:
         if not given.report.is_file():
             raise ConfigError(f"--report: there is no {given.report}")
-        rows = configs.read_json(given.report).get("samplers")
-        if not rows or not all("metrics" in row for row in rows.values()):
+        report = configs.read_json(given.report)
+        rows = report.get("samplers") if isinstance(report, Mapping) else None
+        measured = isinstance(rows, Mapping) and all(
+            isinstance(row, Mapping) and "metrics" in row for row in rows.values()
+        )
+        if not rows or not measured:
             raise ConfigError(f"--report {given.report}: expected that of a stage of kind 'evaluate', one with metrics")
         row = configs.choose(given.sampler or "", rows, "--sampler")
         check_row(row, source, given)

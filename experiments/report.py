@@ -102,7 +102,11 @@ def run_page(workdir: pathlib.Path) -> str:
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     if not (workdir / "config.json").is_file():
         raise ConfigError(f"no run in {workdir}: it has no config.json, which experiments.run writes before any work")
-    return configs.read_json(workdir / "config.json")
+    config = configs.read_json(workdir / "config.json")
+    blocks = config.get("stages") if isinstance(config, Mapping) else None
+    if not isinstance(blocks, Mapping) or not all(isinstance(b, Mapping) and "kind" in b for b in blocks.values()):
+        raise ConfigError(f"{workdir / 'config.json'} is damaged: expected stages, each with its kind")
+    return config
 
 
 def read_metrics(workdir: pathlib.Path) -> list[writers.Row]:
@@ -288,7 +292,10 @@ def stage_clips(folder: pathlib.Path, found: Mapping[str, Sampler]) -> dict[str,
     """The clips that a stage has kept, in its order, with what was measured; {} where it kept none."""
     if not (folder / "clips.npz").is_file():
         return {}
-    clips = figures.load_clips(folder / "clips.npz")
+    try:
+        clips = figures.load_clips(folder / "clips.npz")
+    except ValueError as error:
+        raise ConfigError(f"{error}; remove it, or the stage's folder") from error
     return {name: Row(made, said(name, found.get(name))) for name, made in clips.items()}
 
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -93,12 +93,21 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, pathlib.Path, str | Non
     return configs.plain(config), name or "config", pathlib.Path(workdir).resolve(), stage, processes
 
 
-def joined(argv: list[str]) -> list[str]:
-    """The arguments with every `--flag value` of ours as `--flag=value`."""
+def own_options(argv: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(the values of a program's own options, what is left of the arguments): `--name=value`, or `--name value`."""
+    argv = joined(argv, names)
+    own = {name: [a for a in argv[1:] if a.startswith(f"--{name}=")] for name in names}
+    values = {name: given[-1].partition("=")[2] for name, given in own.items() if given}
+    return values, [a for a in argv if not any(a in given for given in own.values())]
+
+
+def joined(argv: list[str], names: Sequence[str] = ()) -> list[str]:
+    """The arguments with every `--flag value` of ours, or of `names`, as `--flag=value`."""
+    flags = [f"--{name}" for name in ("config", "workdir", "stage", "processes", *names)]
     found: list[str] = []
     for argument in argv:
         last = found[-1] if len(found) > 1 else ""
-        ours = last.startswith("--config.") or last in ("--config", "--workdir", "--stage", "--processes")
+        ours = last.startswith("--config.") or last in flags
         if ours and "=" not in last and not argument.startswith("--"):
             found[-1] = f"{last}={argument}"
         else:
@@ -147,7 +156,9 @@ def _readable(error: Exception, name: str | None) -> str:
         place = next(
             (m for m in reversed(places) if pathlib.Path(m[1]).resolve() == path), places[-1] if places else None
         )
-        return (f"{place[1]}, line {place[2]}: " if place else "") + lines[-1]
+        # A message of several lines begins with its kind.
+        kinds = [i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+        return (f"{place[1]}, line {place[2]}: " if place else "") + " ".join(lines[kinds[-1] if kinds else -1 :])
     hint = [line for line in lines if line.startswith("Did you mean")]
     head = lines[0].split(". Other fields present")[0] if lines else type(error).__name__
     return place + (f"{head}. {hint[-1]}" if hint else head)

@@ -5,6 +5,7 @@ Shipped weights without a word on how to sample them (--steps and the like) are 
 """
 
 import argparse
+import io
 import json
 import pathlib
 import re
@@ -96,7 +97,12 @@ def run(given: argparse.Namespace) -> None:
         codec=codec,
         streams=streams,
     )
-    np.save(out / "samples.npy", figures.to_uint8(clips))
+    buffer = io.BytesIO()
+    np.save(buffer, figures.to_uint8(clips))
+    figures.write_atomically(out / "samples.npy", buffer.getvalue())
+    if clips.shape[-1] not in figures.CHANNELS:
+        print(f"{given.num} clips, {table.nfe} calls: {out}/samples.npy, and no pictures of {clips.shape[-1]} channels")
+        return
     figures.film_strip(out / "samples.png", clips)
     figures.animate(out / "samples.webp", {"": clips[:16]})
     each = "" if chunk is None else f" for each {chunk} frames"
@@ -116,6 +122,7 @@ def asked(given: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
         print(f"sampled as it was measured: {json.dumps(sampler)}")
     if "steps" not in sampler:
         raise ConfigError("--steps is needed, or a --table")
+    configs.check_whole("--steps", sampler["steps"], 1)
     return sampler | {part: _part(sampler[part]) for part in ("solver", "grid") if part in sampler}
 
 

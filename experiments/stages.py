@@ -123,6 +123,8 @@ def check(context: Context) -> None:
         check_shapes(clips, config)
         configs.augmentation(config, definition)
         configs.noise(config, definition.shape)
+    if not config["stages"]:
+        raise ConfigError("config.stages is empty: there is nothing to run")
     earlier: dict[str, Any] = {}
     for name, block in config["stages"].items():
         where = f"config.stages.{name}"
@@ -142,6 +144,7 @@ def check(context: Context) -> None:
         elif block["kind"] == "classifier":
             training.check_classifier(block, clips, where)
         elif block["kind"] == "round_trip":
+            drawing.check_pictured(clips.shape[-1], where)
             asked = block.get("num_clips", autoencoder.NUM_CLIPS)
             configs.check_enough(configs.source(config, "test"), asked, f"{where}.num_clips", "test")
         elif block["kind"] == "generate":

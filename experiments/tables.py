@@ -186,9 +186,16 @@ def _build(block, steps, schedule, where, **asked):
     given = {"schedule": schedule, "num_steps": steps, "nfe": steps, **asked}
 
     if asks(block, "solver") not in ALONE:
-        given["grid"] = part(block, "grid", given, where)
+        given["grid"] = grid = part(block, "grid", given, where)
+        if np.shape(grid) != (steps + 1,):
+            raise ConfigError(f"{where}.grid: expected {steps + 1} levels, got those of shape {list(np.shape(grid))}")
     if "matrix" in block:
-        given["grid"] = part(block, "matrix", given, where)
+        given["grid"] = matrix = part(block, "matrix", given, where)
+        if np.ndim(matrix) < 3 or np.shape(matrix)[1:3] != (1, asked["frames"]):
+            expected = f"[rows + 1, 1, {asked['frames']}]"
+            raise ConfigError(
+                f"{where}.matrix: expected levels {expected}, got those of shape {list(np.shape(matrix))}"
+            )
     table = part(block, "solver", given, where)
     if isinstance(table, solvers.Table):
         return table, {}

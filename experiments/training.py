@@ -6,16 +6,17 @@ import logging
 import math
 import pathlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
 from distill import FORWARD, METHODS, SELF_GUIDED, STUDENTS, Network, flow_maps, games
 from distill.method import Method, accumulating
-from experiments import beside, data, exact, latents, loop, preview, validation, weights
+from experiments import beside, data, exact, figures, latents, loop, preview, validation, weights
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.checkpoints import Checkpoints
@@ -260,12 +261,23 @@ def check_levels(definition: ModelDef, network: Network, block: Mapping[str, Any
     axes = 3 if option("per_pixel") else 1 if option("per_frame") else 0
     shape = (2, *definition.shape[:axes])
     for key, made in laws.items():
-        told = (jax.random.key(0), shape) if key.endswith("law") else (np.zeros(shape, np.float32),)
+        here, is_law = f"{where}.options.{key}", key.endswith("law")
+        configs.made(made, Callable, here)
         try:
-            made(*told)
+            found = jax.eval_shape(
+                lambda made=made, is_law=is_law: made(jax.random.key(0), shape) if is_law else made(jnp.zeros(shape))
+            )
         except ValueError as error:
             more = "options.per_frame or options.per_pixel, where the method has it, draws a level for each"
-            raise ConfigError(f"{where}.options.{key}: {error}" + (f"; {more}" if not axes else "")) from error
+            raise ConfigError(f"{here}: {error}" + (f"; {more}" if not axes else "")) from error
+        except TypeError as error:
+            raise ConfigError(f"{here}: {configs.said(error)}") from error
+        try:
+            fits = np.broadcast_shapes(found.shape, shape) == shape
+        except (AttributeError, ValueError):
+            fits = False
+        if not fits:
+            raise ConfigError(f"{here}: expected numbers of shape {shape}, got {found}")
 
 
 def check_clips(context: Context, block: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
@@ -301,9 +313,9 @@ def clips_of(context: Context, block: Mapping[str, Any], where: str) -> data.Sou
         {"data": {"kind": "latents", "path": str(folder if folder.is_dir() else block["clips"])}}, "train"
     )
     for key in ("shape", "num_classes", "fingerprint"):
-        if own.index[key] != source.index[key]:
+        if own.index.get(key) != source.index[key]:
             raise ConfigError(
-                f"{where}.clips: their {key} is {own.index[key]!r}, config.data has {source.index[key]!r}"
+                f"{where}.clips: their {key} is {own.index.get(key)!r}, config.data has {source.index[key]!r}"
             )
     return own
 
@@ -417,9 +429,9 @@ def finish_training(
         "batch_size": block["batch_size"], "train_steps": run.steps, "commit": commit(),
     }  # fmt: skip
     if meshes.leads():
-        print(f"{name}: {parameter_overview.count_parameters(run.state.params):,} parameters", flush=True)
+        print(f"{name}: {int(parameter_overview.count_parameters(run.state.params)):,} parameters", flush=True)
         overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
-        (folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")
+        figures.write_atomically(folder / "parameters.txt", f"{overview}\n".encode())
     part, parts = meshes.reader(context.mesh, block["batch_size"])
     threads = block.get("threads", 1)
     batches = data.Batches(

@@ -55,7 +55,7 @@ def save(path: pathlib.Path, params: Mapping[str, Any], record: Mapping[str, Any
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
-    arrays = {k: np.ascontiguousarray(v) for k, v in flatten(jax.device_get(params)).items()}
+    arrays = {k: np.asarray(v, order="C") for k, v in flatten(jax.device_get(params)).items()}
     if half:
         arrays = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
     # safetensors' own files are for their maker alone; of a shared folder others read, as what else is written there.

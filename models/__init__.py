@@ -1,6 +1,6 @@
 """Networks, behind one seam: `build(config) -> ModelDef`."""
 
-from models.attention import ATTENTION, JVP_KINDS, require_jvp
+from models.attention import ATTENTION, JVP_KINDS
 from models.builders import KINDS, build, weights_of
 from models.definition import INPUTS, ModelDef, Params, define, inherit
 from models.heads import HeadsDef, build_heads
@@ -17,6 +17,5 @@ __all__ = [
     "build_heads",
     "define",
     "inherit",
-    "require_jvp",
     "weights_of",
 ]

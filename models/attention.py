@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from models import parallel, splash
 from models.scores import HIDDEN, Attention, Heads, Order, by_head, by_token, scores, seen, weighted
 
-__all__ = ["ATTENTION", "HIDDEN", "JVP_KINDS", "NO_ATTENTION", "Attention", "Order", "attention_kind", "require_jvp"]
+__all__ = ["ATTENTION", "HIDDEN", "JVP_KINDS", "NO_ATTENTION", "Attention", "Order", "attention_kind"]
 
 QUERY_CHUNK = 256
 
@@ -61,13 +61,6 @@ def attention_kind(kind: str) -> Attention:
         known = ", ".join(ATTENTION)
         raise KeyError(f"unknown attention kind {kind!r}, expected one of {known}; did you mean {near!r}?")
     return ATTENTION[kind]
-
-
-def require_jvp(kind: str) -> None:
-    """Refuses an attention kind that has no forward derivative (`jax.jvp`), by name."""
-    attention_kind(kind)
-    if kind not in JVP_KINDS:
-        raise ValueError(f"attention kind {kind!r} has no jax.jvp; build the model with one of {JVP_KINDS}")
 
 
 def _chunked(x: Float[Array, "b k n ..."]) -> Float[Array, "chunks b k c ..."]:

@@ -134,7 +134,11 @@ def define(
         inputs = checked(x, logsnr, cond)
         if train and dropout and key is None:
             raise ValueError(f"training with dropout {dropout} needs a key: apply(..., key=key, train=True)")
-        return module(params)(*inputs, key if train and dropout else None)
+        answer = module(params)(*inputs, key if train and dropout else None)
+        if getattr(answer, "shape", None) != inputs[0].shape:
+            got = list(answer.shape) if hasattr(answer, "shape") else type(answer).__name__
+            raise ValueError(f"the network {kind!r} answers clips of shape {list(inputs[0].shape)} with {got}")
+        return answer
 
     def features(
         params: Params,

@@ -76,6 +76,7 @@ def test_the_table_has_every_phase_and_needs_no_finished_stage(tmp_path, capsys)
         (["--stage=evaluate"], "--stage 'evaluate' is not known"),
         (["--config.stages.teacher.batch_size=0"], "config.stages.teacher.batch_size"),
         (["--steps=2", "--nonsense=1"], "nonsense"),
+        (["--steps", "0"], "--steps: expected a whole number from 1 up, got '0'"),
     ],
 )
 def test_mistakes_are_named_before_any_work(arguments, says, capsys):

@@ -154,6 +154,7 @@ def test_shipped_weights_are_sampled_as_their_figures_were(tmp_path, capsys):
             ["--weights=pretrained:moving_digits/teacher", "--guidance=2"],
             "--steps is needed, or a --table",
         ),
+        (["--weights=pretrained:moving_digits/teacher", "--steps=0"], "--steps must be at least 1, got 0"),
     ],
 )
 def test_what_samples_cannot_be_is_one_line(words, answer, tmp_path, capsys):

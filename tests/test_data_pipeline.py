@@ -202,6 +202,8 @@ def test_a_wrong_shape_or_key_is_named():
         source_lib.check_example(dict(good, video=np.zeros((2, 3, 4, 1), np.uint8)), Counting())
     with pytest.raises(ValueError, match="expected the keys video and label, got label, vid"):
         source_lib.check_example(dict(vid=0, label=0), Counting())
+    with pytest.raises(ValueError, match="expected a dict with video and label, got a tuple"):
+        source_lib.check_example((good["video"], good["label"]), Counting())
 
 
 def test_a_state_of_another_run_is_refused():

@@ -112,6 +112,13 @@ def test_the_command_writes_and_no_tensorflow_is_imported(tmp_path):
     assert shape == "(2, 2, 8, 8, 1) False"
 
 
+@pytest.mark.parametrize("option, said", [("--size=17", "17"), ("--train_clips=0", "num_clips must be at least 1")])
+def test_a_mistake_of_the_command_is_one_line_and_writes_nothing(tmp_path, capsys, option, said):
+    assert tfds_builder.main([f"--data_dir={tmp_path}", option]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not any(tmp_path.iterdir())
+
+
 def test_an_image_is_a_clip_of_one_frame(odd):
     source = data.build(dict(odd, video_key="picture", label_key="shape", size=(10, 20)))
     assert source.shape == (1, 10, 20, 3) and source.num_classes == 5

@@ -198,4 +198,6 @@ def test_mistakes_in_the_inner_config_are_told():
         build(of=dict(kind="moving_digit"))
     with pytest.raises(KeyError, match="lacks the key 'of'"):
         data.build(dict(kind="resized", space=2))
+    with pytest.raises(ValueError, match="latents have no pixels to take means of"):
+        build(of=dict(kind="latents", path="anywhere"))
     assert framing.placement("random", 0, 1).shape == (3,)

@@ -212,6 +212,22 @@ def test_a_clip_damaged_further_on_is_named(bikes_folder):
         next(data.Batches(source, len(source), shuffle=False))
 
 
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "good.mp4", [10] * 4)
+    write(tmp_path / "b" / "unseen.mp4", [20] * 4)
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"b \(Permission denied\)"):
+        build(tmp_path)
+    assert len(build(tmp_path, on_error="skip").skipped) == 1
+
+
 def test_links_out_of_the_folder_are_refused(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     write(inside / "good.mp4", [10] * 4)

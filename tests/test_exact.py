@@ -171,6 +171,13 @@ def test_mistakes_are_one_line(tmp_path, capsys, change, message):
     assert message in error and "\n" not in error
 
 
+def test_weights_of_other_points_are_refused_before_any_work(tmp_path, capsys):
+    config = config_of("a1d", {"a": dict(weights="pretrained:moving_digits/teacher", steps=1)})
+    assert start(tmp_path, config) == 2
+    assert "exact.samplers.a.weights does not fit: its" in capsys.readouterr().err
+    assert not (tmp_path / "run/exact").exists()
+
+
 def test_an_exact_teacher_needs_an_exact_law(tmp_path, capsys):
     config = config_of("a1d", dict(a=dict(weights="oracle", steps=1)))
     config.data = ConfigDict(dict(kind="moving_digits", size=16, frames=8))

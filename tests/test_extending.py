@@ -12,13 +12,17 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from diffusion import schedules
 from distill import METHODS
-from experiments import cite, data, names, tables
+from experiments import cite, data, names, tables, training
 from experiments import config as configs
+from models.definition import define
+from tests.configs import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -169,6 +173,112 @@ def test_functions_that_return_something_else_are_refused(tmp_path, monkeypatch)
     for kind, build in refused.items():
         with pytest.raises(configs.ConfigError, match="expected a function|is no data source|is no dataclass"):
             build(kind)
+
+
+PARTS = """
+import dataclasses
+import jax.numpy as jnp
+import numpy as np
+from diffusion import grids
+from diffusion.schedules import Schedule, VP
+from models import ModelDef, define
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    start: float = 10.0
+    factor: float = -20.0
+    def logsnr(self, t):
+        return self.start + self.factor * t
+    def time(self, logsnr):
+        return (logsnr - self.start) / self.factor
+
+class Shifted(Line):
+    def time(self, logsnr):
+        return super().time(logsnr) + 0.1
+
+@dataclasses.dataclass(frozen=True)
+class Twice:
+    def alpha(self, logsnr):
+        return 2 * VP().alpha(logsnr)
+    def sigma(self, logsnr):
+        return VP().sigma(logsnr)
+
+def good():
+    return Schedule(VP(), Line(), -10.0, 10.0)
+def rising():
+    return Schedule(VP(), Line(-10.0, 20.0), -10.0, 10.0)
+def shifted():
+    return Schedule(VP(), Shifted(), -10.0, 10.0)
+def scaled():
+    return Schedule(Twice(), Line(), -10.0, 10.0)
+def unwritten():
+    return Schedule(VP(), Line(np.float32(10.0)), -10.0, 10.0)
+def short(schedule, num_steps):
+    return grids.uniform_time(schedule, num_steps - 1)
+def flat(schedule, num_steps, frames):
+    return np.tile(grids.uniform_time(schedule, num_steps)[:, None], frames)
+def lawless():
+    return None
+def narrow():
+    return lambda key, shape: jnp.zeros((7,))
+def host():
+    return lambda logsnr: np.exp(logsnr)
+"""
+
+
+def test_parts_that_are_not_what_they_say_are_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "odd_parts.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert configs.schedule({"schedule": "odd_parts:good"}).logsnr_end == 10.0
+    flow = schedules.flow()
+
+    def schedule(name):
+        return configs.schedule({"schedule": f"odd_parts:{name}"})
+
+    def levels(key, name):
+        config = configs.plain(tiny.get_config())
+        block = config["stages"]["teacher"] | {"options": {key: f"odd_parts:{name}"}}
+        training.check_levels(*configs.network(config), block, "here")
+
+    refused = {
+        "each is to undo the other": lambda: schedule("rising"),
+        "config.schedule: its clock's logsnr and time are to fall": lambda: schedule("shifted"),
+        "its scaling's alpha and sigma": lambda: schedule("scaled"),
+        "config.schedule: .*float32.* is not JSON serializable": lambda: schedule("unwritten"),
+        "the schedule's part 'nowhere_at_all:Line'": lambda: configs.schedule_part("nowhere_at_all:Line"),
+        r"here.grid: expected 5 levels, got those of shape \[4\]": lambda: tables.check(
+            {"grid": "odd_parts:short"}, 4, flow, "here"
+        ),
+        r"here.matrix: expected levels \[rows \+ 1, 1, 2\], got those of shape \[5, 2\]": lambda: tables.check(
+            {"matrix": "odd_parts:flat"}, 4, flow, "here"
+        ),
+        "here.options.law: expected a function": lambda: levels("law", "lawless"),
+        r"here.options.law: expected numbers of shape \(2,\), got": lambda: levels("law", "narrow"),
+        "here.options.weight: .*__array__": lambda: levels("weight", "host"),
+    }
+    for said, build in refused.items():
+        with pytest.raises(configs.ConfigError, match=said):
+            build()
+
+
+def test_a_network_that_answers_other_shapes_is_refused():
+    """Broadcast against the clips it would train to the end, and be of no use."""
+
+    class Wrong(nnx.Module):
+        def __init__(self, rngs):
+            self.gain = nnx.Param(jnp.ones(()))
+
+        def __call__(self, x, level, cond, key):
+            return self.gain[...] * x[:, 0]
+
+        def features(self, x, level, cond):
+            return (x,)
+
+    given = dict(shape=(2, 3, 3, 1), num_classes=0, inputs=(), attention="none", dropout=0.0)
+    network = define("wrong", Wrong, **given)
+    params = network.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"'wrong' answers clips of shape \[4, 2, 3, 3, 1\] with \[4, 3, 3, 1\]"):
+        network.apply(params, jnp.zeros((4, 2, 3, 3, 1)), 0.0)
 
 
 def test_only_functions_are_taken_from_outside():

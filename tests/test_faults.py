@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from experiments import checkpoints as store
 from experiments import config as configs
-from experiments import loop, stages, weights
+from experiments import loop, stages, validation, weights
 from experiments import mesh as meshes
 from experiments import run as program
 from experiments.checkpoints import Checkpoints
@@ -482,6 +482,13 @@ def test_a_wrong_validation_is_one_line_before_any_work(stage, given, message, t
     config["stages"][stage]["validation"] = given
     with pytest.raises(ConfigError, match=message):
         stages.check(stages.Context(config, tmp_path, meshes.make(devices=jax.devices()[:1])))
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_stage(tmp_path, monkeypatch):
+    """With keep_best it would leave no weights to keep, and the stage that asks for them would be blamed."""
+    monkeypatch.setattr(validation.Validation, "__call__", lambda self, run, step: {"validation/loss": float("nan")})
+    with pytest.raises(FloatingPointError, match="teacher: validation/loss is not finite at step 2"):
+        run_tiny(tmp_path / "run", "teacher", teacher=dict(validation=dict(clips=16, keep_best="loss")))
 
 
 def test_a_metric_that_is_not_measured_is_named(tmp_path):

@@ -127,6 +127,19 @@ def test_plots_are_drawn_without_pyplot_in_any_thread(tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["loss.png", "quality.png"]
 
 
+def test_a_loss_that_is_never_positive_has_a_curve(tmp_path):
+    rows = [{"stage": "student", "step": step, "loss": -1.0 / step} for step in range(1, 20)]
+    figures.loss_curves(tmp_path / "loss.png", rows)
+    assert (np.ptp(read(tmp_path / "loss.png")[0].astype(int), axis=-1) > 60).mean() > 1e-3
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_damaged_clips_are_named(tmp_path, content):
+    (tmp_path / "clips.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="clips.npz holds no clips"):
+        figures.load_clips(tmp_path / "clips.npz")
+
+
 def test_loss_curves_name_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"no row of critic has 'loss'; stages with it: \['teacher', 'student'\]"):
         figures.loss_curves(tmp_path / "loss.png", metric_rows(), stages=["critic"])

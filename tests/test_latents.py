@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion import grids, solvers
-from experiments import data, drawing, evaluation, latents, publish, sample, weights
+from experiments import data, drawing, evaluation, generate, latents, mesh, publish, sample, stages, weights
 from experiments import run as program
 from experiments.config import ConfigError
 from experiments.data.latents import Latents
@@ -185,6 +185,18 @@ def refused(capsys, folder, argument, *statements):
 )  # fmt: skip
 def test_what_does_not_go_with_latents_is_refused_by_name(runs, tmp_path, capsys, statement, said):
     assert said in refused(capsys, tmp_path, f"model,{runs[0]}", statement)
+
+
+def test_latents_that_are_not_finite_are_no_data(runs, tmp_path, monkeypatch):
+    model = runs[1]
+    config = json.loads((model / "config.json").read_text())
+    workdir = tmp_path / "run"
+    shutil.copytree(model / "teacher", workdir / "teacher")
+    monkeypatch.setattr(drawing, "drawn", lambda *given: np.full((16, 3, 4, 4, 3), np.nan, np.float32))
+    context = stages.Context(config, workdir, mesh.make())
+    with pytest.raises(FloatingPointError, match="samples are not finite with calls at log-SNR"):
+        generate.run(context, "synthetic", config["stages"]["synthetic"])
+    assert not (workdir / "synthetic/latents.json").exists()
 
 
 ALONE = (

@@ -159,3 +159,19 @@ def test_what_has_no_such_clips_is_refused_by_name(module, argument, stage, chan
     config["model"] |= change
     with pytest.raises(ConfigError, match=message):
         stages.check(stages.Context(config, tmp_path, meshes.make(devices=jax.devices()[:1])))
+
+
+def test_clips_that_cannot_be_shown_are_refused():
+    for channels in (1, 3):
+        drawing.check_pictured(channels, "here.preview")
+    with pytest.raises(ConfigError, match="here.preview: pictures are of clips with 1 or 3 channels, these have 2"):
+        drawing.check_pictured(2, "here.preview")
+
+
+def test_damaged_pictures_are_made_anew(tmp_path):
+    """They say nothing of the weights: no reason to lose a checkpoint."""
+    look = preview.Preview.__new__(preview.Preview)
+    look.folder = tmp_path
+    (tmp_path / "clips.npz").write_bytes(b"")
+    look.keep(2, np.zeros((1, 2, 4, 4, 1), np.uint8))
+    assert list(figures.load_clips(tmp_path / "clips.npz")) == ["step 2"]

@@ -262,6 +262,10 @@ def test_no_run_is_an_error_in_a_line_and_never_stops_one(tmp_path, capsys, capl
     (workdir / "metrics.jsonl").write_text("{}\n{}\n")
     with pytest.raises(ConfigError, match="line 1"):
         report.write(workdir)
+    for damaged in ([1], {"stages": {"teacher": {}}}):
+        (workdir / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(ConfigError, match="config.json is damaged"):
+            report.write(workdir)
 
 
 def test_a_page_has_a_size_budget():

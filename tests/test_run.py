@@ -507,8 +507,14 @@ def test_a_value_may_stand_apart_from_its_flag(tmp_path):
     [
         (
             "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict(dict(a=dict(b=1)))\n    c.a = [1]",
-            "wrong.py, line 4: TypeError",
+            "wrong.py, line 4: TypeError: Could not override field 'a'",
         ),
+        (
+            "from ml_collections import ConfigDict\nimport numpy as np\n"
+            "def get_config():\n    return ConfigDict(dict(a=dict(b=(1, np.zeros(2)))))",
+            "config.a.b[1]: a config holds numbers, texts, lists and blocks of them, got a ndarray: array([0., 0.])",
+        ),
+        ("def get_config():\n    return {}", "get_config() is to return an ml_collections.ConfigDict, got a dict"),
         ("x = undefined", "line 1: NameError: name 'undefined' is not defined"),
         ("def get_config():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
         ('def get_config():\n    return {}["seed"]', "line 2: KeyError: seed"),

@@ -136,6 +136,11 @@ def examples(data, number=60):
     return run
 
 
+def test_a_parameter_without_axes_stays_one(tmp_path):
+    weights.save(tmp_path / "a.safetensors", {"gain": np.float32(3)}, {})
+    assert weights.load(tmp_path / "a.safetensors")[0]["gain"].shape == ()
+
+
 def test_damaged_weights(folder):
     path = folder / "teacher.safetensors"
     tree = {"layers": {"qkv": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float16)}, "head": np.arange(5)}

@@ -94,6 +94,7 @@ def test_a_host_that_is_not_one_of_them_is_refused(index):
         (dict(axes=dict(steps=4)), "axes.steps: expected a block of keys, got 4"),
         (dict(seeds=3), "sweep.seeds: expected a list, got 3"),
         (dict(seeds=[]), "sweep.seeds: expected at least one"),
+        (dict(seeds=[1, 1]), r"sweep.seeds: expected at least one, and none twice, got \[1, 1\]"),
         (dict(seeds=["a"]), r"sweep.seeds\[0\]"),
         (dict(points=["steps"]), r"points\[0\]: expected labels by axis, got 'steps'"),
         (dict(about=3), "sweep.about: expected a name, got 3"),
@@ -108,6 +109,17 @@ def test_a_host_that_is_not_one_of_them_is_refused(index):
 def test_a_wrong_block_is_refused_by_name(block, words):
     with pytest.raises(ConfigError, match=words):
         sweep.runs(tiny(**block))
+
+
+@pytest.mark.parametrize("path", [("calls",), ("row",), ("name",)])
+def test_a_column_that_leads_to_no_measure_is_named(tmp_path, path):
+    (tmp_path / "exact").mkdir()
+    report = {"calls": 4, "row": {"error": [1.0, 0.5, 2.0]}, "name": "ddim"}
+    (tmp_path / "exact/report.json").write_text(json.dumps(report))
+    (tmp_path / "exact/done.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"{path[0]} is no measure"):
+        sweep.measured(tmp_path, ("exact", *path))
+    assert sweep.measured(tmp_path, ("exact", "row", "error")) == [1.0, 0.5, 2.0]
 
 
 def test_a_wrong_point_is_refused_before_any_work(tmp_path):

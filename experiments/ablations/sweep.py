@@ -65,8 +65,8 @@ def runs(config: Mapping[str, Any]) -> list[Run]:
     configs.check_forms(sweep["columns"], dict.fromkeys(sweep["columns"], Mapping), "config.sweep.columns")
     for i, seed in enumerate(seeds := sweep.get("seeds", [config["seed"]])):
         configs.check_whole(f"config.sweep.seeds[{i}]", seed, 0, 2**32 - 1)
-    if not seeds:
-        raise ConfigError("config.sweep.seeds: expected at least one")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"config.sweep.seeds: expected at least one, and none twice, got {list(seeds)}")
     axes = {name: axis(name, block) for name, block in sweep["axes"].items()}
     for title, column in sweep["columns"].items():
         where = f"config.sweep.columns[{title!r}]"
@@ -191,7 +191,13 @@ def measured(folder: pathlib.Path, path: Sequence[str]) -> list[float] | None:
             known = ", ".join(node) if isinstance(node, Mapping) else "no further keys"
             raise ConfigError(f"{report} has no {'/'.join(path[1:])}: at {key!r} it has {known}")
         node = node[key]
-    triple = [node[k] for k in ("value", "low", "high")] if isinstance(node, Mapping) else node
+    triple = [node.get(k) for k in ("value", "low", "high")] if isinstance(node, Mapping) else node
+    if (
+        not isinstance(triple, list)
+        or len(triple) != 3
+        or not all(isinstance(number, int | float) for number in triple)
+    ):
+        raise ConfigError(f"{report}: {'/'.join(path[1:])} is no measure (value, low, high), got {node!r:.80}")
     return [float(number) for number in triple]
 
 

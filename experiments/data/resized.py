@@ -34,7 +34,8 @@ class Resized:
         seed: of the crops.
         split: 'train' or 'test'.
 
-    Raises ValueError for factors that don't divide, and for a crop that isn't made of whole frames and squares of `low`.
+    Raises ValueError for latents, for factors that don't divide, and for a crop that isn't made of whole frames and squares of
+    `low`.
     """
 
     of: Mapping[str, Any] = dataclasses.field(hash=False)
@@ -59,6 +60,8 @@ class Resized:
         for name in ("time", "space"):
             source_lib.check_whole(name, getattr(self, name), 1)
         source_lib.check_whole("seed", self.seed, 0)
+        if self.of.get("kind") == "latents":
+            raise ValueError("of: latents have no pixels to take means of; resize the clips that are encoded")
         inner = tuple(self._inner.shape)
         check_divides(inner, (self.time, self.space), "time, space")
         if self.crop is not None:

@@ -45,8 +45,9 @@ def low_shape(source: Source) -> tuple[int, int, int, int] | None:
 def nearest(name: object, valid: Iterable[str]) -> str:
     """The end of an error message: the closest valid name if one is close, and the whole choice."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(str(name), valid, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {', '.join(valid)}"
+    by_case = {one.lower(): one for one in valid}
+    close = difflib.get_close_matches(str(name).lower(), by_case, n=1)
+    return (f"did you mean {by_case[close[0]]!r}? " if close else "") + f"valid: {', '.join(valid)}"
 
 
 def from_config(kind: type, config: ConfigDict | Mapping[str, Any], split: str) -> Any:
@@ -74,6 +75,10 @@ def checked(source: Any) -> Source:
     needed = ("shape", "num_classes", "__len__", "__getitem__")
     if lacking := [name for name in needed if not hasattr(source, name)]:
         raise ValueError(f"{type(source).__name__} is no data source: it lacks {', '.join(lacking)}")
+    if len(source.shape) != 4:
+        raise ValueError(
+            f"{type(source).__name__}.shape: expected (frames, height, width, channels), got {source.shape}"
+        )
     if not len(source):
         raise ValueError(f"{source!r} has no clips")
     check_example(source[0], source, 0)
@@ -122,6 +127,8 @@ def _mismatch(
 ) -> str:
     """What was expected and what came, or '' if the example is as it should be."""
     keys = ("video", "label") if low is None else ("video", "label", "low")
+    if not isinstance(example, Mapping):
+        return f"expected a dict with {' and '.join(keys)}, got a {type(example).__name__}"
     if set(example) != set(keys):
         return f"expected the keys {' and '.join(keys)}, got {', '.join(sorted(example))}"
     if low is not None and (np.shape(example["low"]) != tuple(low) or np.asarray(example["low"]).dtype != dtype):

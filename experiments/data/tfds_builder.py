@@ -5,13 +5,16 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from experiments.command import command
+from experiments.config import ConfigError
 from experiments.data.moving_digits import NUM_CLASSES, SPEEDS, MovingDigits
 
 
@@ -87,7 +90,8 @@ def prepare(
     return builder
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command
+def main(arguments: list[str] | None = None) -> int:
     """The command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description="Write moving digits as a TFDS dataset.")
     parser.add_argument("--data_dir", required=True)
@@ -96,8 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = vars(parser.parse_args(arguments))
     data_dir, train, test = (options.pop(key) for key in ("data_dir", "train_clips", "test_clips"))
-    print(prepare(data_dir, MovingDigits(**options), train, test).data_dir)
+    try:
+        source, *_ = (MovingDigits(**options, num_clips=count) for count in (train, test))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(prepare(data_dir, source, train, test).data_dir)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -206,10 +206,14 @@ class VideoFolder:
 
 
 def list_videos(root: pathlib.Path) -> tuple[list[str], list[str]]:
-    """The names of the video files below `root`, sorted; and the links that are refused, with the reason."""
+    """The names of the video files below `root`, sorted; and the links and folders that are refused, with the reason."""
     names, refused = [], []
     real_root = os.path.realpath(root)
-    for folder, folders, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        refused.append(f"{pathlib.Path(error.filename).relative_to(root).as_posix()} ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         for entry in folders + files:
             path = os.path.join(folder, entry)
             name = pathlib.Path(path).relative_to(root).as_posix()
