@@ -61,9 +61,9 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         grid = tables.part(block, "grid", dict(schedule=schedule, num_steps=count), where)
         if not np.isfinite(schedule.time(grid)).all():
             raise ConfigError(
-                f"{where}.grid {block['grid']!r} goes from log-SNR {grid[0]:g} to {grid[-1]:g}, and a level moves in time, of"
-                " which this schedule has no finite one at an end; choose a grid that ends where the schedule does, as"
-                " 'uniform_time'"
+                f"{where}.grid {block.get('grid', tables.CHOICES['grid'][0])!r} goes from log-SNR {grid[0]:g} to {grid[-1]:g},"
+                " and a level moves in time, of which this schedule has no finite one at an end; choose a grid that ends where"
+                " the schedule does, as 'uniform_time'"
             )
     if not known:
         evaluation.check_data(config, where)
