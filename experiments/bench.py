@@ -88,7 +88,8 @@ def make_page(arguments: list[str]) -> int:
         if not value:
             raise ConfigError(f"--{key} needs a value: --{key}=...")
         given[key] = value
-    benchmarks.run(pathlib.Path(given["out"]), [name for name in given["only"].split(",") if name])
+    configs.make_folder(out := pathlib.Path(given["out"]), "--out")
+    benchmarks.run(out, [name for name in given["only"].split(",") if name])
     return 0
 
 
@@ -98,7 +99,12 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, int, pathli
     if not (text := values.get("steps", "20")).isdecimal() or not int(text):
         raise ConfigError(f"--steps: expected a whole number from 1 up, got {text!r}")
     config, source, _, only, _ = run.parse([*left, "--workdir=."])
-    return config, source, only, int(text), pathlib.Path(values["out"]) if "out" in values else None
+    out = pathlib.Path(values["out"]) if "out" in values else None
+    if out is not None:
+        if out.is_dir():
+            raise ConfigError(f"--out: {out} is a folder, expected a file")
+        configs.make_folder(out.parent, "--out")
+    return config, source, only, int(text), out
 
 
 def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:

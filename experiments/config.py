@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import pathlib
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -483,6 +484,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     beside = path.with_name(path.name + ".writing")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     beside.replace(path)
+
+
+def make_folder(folder: pathlib.Path, where: str) -> None:
+    """The folder that a result goes to, before the work that would be lost if it couldn't."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"can't write to {where} {folder}: {error.strerror}") from error
 
 
 def read_json(path: pathlib.Path) -> Any:

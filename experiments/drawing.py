@@ -20,6 +20,8 @@ from experiments.config import ConfigError
 
 THRESHOLDS = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
 """What keeps estimates of clips in the range of pixels."""
+UNSTREAMED = ("matrix", "threshold")
+"""Keys of a sampler that a stream has no use for."""
 
 
 def load_network(path: pathlib.Path, upsamples: bool = False) -> tuple[dict[str, Any], Network, dict[str, Any]]:
@@ -69,6 +71,13 @@ def check_jumps(table: solvers.Table, told: Sequence[str], where: str) -> None:
             f"{where} jumps to levels that its network must be told ('logsnr_to'), and this one's inputs are"
             f" {', '.join(told) or 'none'}; choose another solver, or weights of a method whose student jumps"
         )
+
+
+def check_threshold(name: str, latent: bool, where: str) -> None:
+    """Refuses a threshold that isn't known, and any of latents."""
+    configs.choose(name, dict.fromkeys(THRESHOLDS), where)  # by name only
+    if latent:
+        raise ConfigError(f"{where} {name!r}: latents have no range to be kept in, as pixels have; remove it")
 
 
 def check_guided(scale: float, num_classes: int, where: str) -> None:

@@ -95,7 +95,7 @@ def check_networks(block: Mapping[str, Any], config: Mapping[str, Any], workdir:
         if "stream" not in sampler:
             continue
         drawing.check_stream(model, sampler["stream"], length, f"{here}.stream", reference)
-        for key in ("matrix", "threshold"):
+        for key in drawing.UNSTREAMED:
             if key in sampler:
                 raise ConfigError(f"{here}: a stream takes no {key}; remove one of the keys 'stream' and {key!r}")
 
@@ -113,13 +113,8 @@ def model_of(reference: str, config: Mapping[str, Any], workdir: pathlib.Path) -
 
 
 def check_threshold(sampler: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
-    if "threshold" not in sampler:
-        return
-    configs.choose(sampler["threshold"], dict.fromkeys(drawing.THRESHOLDS), f"{where}.threshold")  # by name only
-    if latents.is_latent(config):
-        raise ConfigError(
-            f"{where}.threshold {sampler['threshold']!r}: latents have no range to be kept in, as pixels have; remove it"
-        )
+    if "threshold" in sampler:
+        drawing.check_threshold(sampler["threshold"], latents.is_latent(config), f"{where}.threshold")
 
 
 def classifier(block: Mapping[str, Any], config: Mapping[str, Any]) -> str:

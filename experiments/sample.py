@@ -23,6 +23,9 @@ from experiments import drawing, figures, latents, tables, weights
 from experiments.command import command
 from experiments.config import ConfigError
 
+ASKED = ("steps", *tables.PARTS, "guidance", "threshold", "stream")
+"""Arguments that are keys of a sampler in a config."""
+
 
 @command
 def main(argv: list[str] | None = None) -> int:
@@ -32,8 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="steps of the grid; not with --table")
     parser.add_argument("--solver", help=f"ddim by default; one of {', '.join(tables.SOLVERS)}, or as in a config")
     parser.add_argument("--grid", help=f"uniform_time by default; one of {', '.join(tables.GRIDS)}, or as in a config")
+    parser.add_argument("--matrix", help=f"every frame's level: one of {', '.join(tables.MATRICES)}, or as in a config")
     parser.add_argument("--table", help="a table that was fitted to, or chosen for, this network: a .npz file")
     parser.add_argument("--guidance", type=float, help="g in u + g (c - u); 1, the default, is none")
+    parser.add_argument(
+        "--threshold", help=f"keeps estimates in the range of pixels: one of {', '.join(drawing.THRESHOLDS)}"
+    )
     parser.add_argument("--stream", type=int, help="frames made at a time, of a network that is causal in time")
     parser.add_argument(
         "--autoencoder", help="of a model of latents: its file, where it isn't where it was in training"
@@ -66,7 +73,13 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError("--guidance needs a network with classes; this one is unconditional")
     if chunk is not None:
         drawing.check_stream(record["model"], chunk, record["shape"][0], "--stream", given.weights)
+        for key in drawing.UNSTREAMED:
+            if key in sampler:
+                raise ConfigError(f"--stream takes no {key}; remove --stream or --{key}")
+    if "threshold" in sampler:
+        drawing.check_threshold(sampler["threshold"], bool(record.get("latent")), "--threshold")
     out, key = pathlib.Path(given.out), jax.random.key(given.seed)
+    configs.make_folder(out, "--out")
     codec, told = None, record.get("latent")
     if given.autoencoder is not None and not told:
         raise ConfigError("--autoencoder: these weights are a model of pixels")
@@ -80,10 +93,6 @@ def run(given: argparse.Namespace) -> None:
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = drawing.start(network, key, (given.num, *record["shape"]))
     streams = None if chunk is None else drawing.streamer(network, record, table, chunk, record["shape"][0], scale)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"can't write to --out {out}: {error.strerror}") from error
     clips, seconds = drawing.draw(
         network,
         params,
@@ -93,7 +102,7 @@ def run(given: argparse.Namespace) -> None:
         key,
         batch_size=given.num,
         scale=scale,
-        threshold=sampler.get("threshold"),  # of figures that were measured with one
+        threshold=sampler.get("threshold"),
         codec=codec,
         streams=streams,
     )
@@ -111,10 +120,10 @@ def run(given: argparse.Namespace) -> None:
 
 def asked(given: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
     """The sampler that the arguments ask for, as in a config; without any, that of the figures in the weights' record."""
-    words = {name: getattr(given, name) for name in ("steps", "solver", "grid", "guidance", "stream")}
+    words = {name: getattr(given, name) for name in ASKED}
     sampler = {name: value for name, value in words.items() if value is not None}
     if given.table is not None:
-        for name in ("solver", "grid", "steps"):
+        for name in ("steps", *tables.PARTS):
             if name in sampler:
                 raise ConfigError(f"--{name} and --table exclude each other: a table has its own")
         return sampler
@@ -123,7 +132,7 @@ def asked(given: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
     if "steps" not in sampler:
         raise ConfigError("--steps is needed, or a --table")
     configs.check_whole("--steps", sampler["steps"], 1)
-    return sampler | {part: _part(sampler[part]) for part in ("solver", "grid") if part in sampler}
+    return sampler | {part: _part(sampler[part]) for part in tables.PARTS if part in sampler}
 
 
 def measured(path: pathlib.Path) -> dict[str, Any]:

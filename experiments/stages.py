@@ -212,15 +212,17 @@ def references(block: Mapping[str, Any], config: Mapping[str, Any]) -> list[tupl
     """What a stage reads: names of weights, and of what kinds they may be. Those of a cascade are of other runs."""
     kind = block["kind"]
     wanted = {**NAMED, "init": (LEAVES.get(kind, "denoiser"),)}
+    if kind == "train" and block.get("teacher") == exact.ORACLE:
+        del wanted["teacher"]  # no weights
     found = [(block[key], kinds) for key, kinds in wanted.items() if block.get(key) is not None]
     if kind not in TRAINED and "weights" in block:
         found.append((block["weights"], ("autoencoder" if kind == "round_trip" else "denoiser",)))
     if kind in ("evaluate", "exact"):
-        found += [(sampler["weights"], ("denoiser",)) for sampler in block["samplers"].values()]
+        named = [sampler["weights"] for sampler in block["samplers"].values()]
+        found += [(name, ("denoiser",)) for name in named if (kind, name) != ("exact", exact.ORACLE)]
     if kind in JUDGED and config["data"]["kind"] != "exact":
         found.append((evaluation.classifier(block, config), ("classifier",)))
-    exact_teacher = kind in ("train", "exact")  # no weights, and known to these
-    return [one for one in found if not (exact_teacher and one[0] == exact.ORACLE)]
+    return found
 
 
 def made_from(block: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:

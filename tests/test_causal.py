@@ -11,7 +11,7 @@ from configs.moving_digits.base import base
 from diffusion import frames, grids, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import drawing, mesh, run, sample, stages, training, weights
+from experiments import drawing, mesh, run, stages, training, weights
 from models import build
 from tests.configs import tiny_causal
 
@@ -127,36 +127,3 @@ def test_a_guided_stream_is_the_whole_windows_sample():
     longer = drawing.streamer(network, record, solvers.ddim(schedule, grid), 2, 8, scale)(params, labels, key)
     assert longer.shape == (2, 8, 4, 4, 1) and np.isfinite(longer).all()
     np.testing.assert_allclose(longer[:, :4], streamed, atol=1e-5)
-
-
-# Samples of finished weights ------------------------------------------------------------------------------------
-
-
-def test_shipped_weights_are_sampled_as_their_figures_were(tmp_path, capsys):
-    assert sample.main(["--weights=pretrained:moving_digits/causal_student", "--num=2", f"--out={tmp_path}"]) == 0
-    said = capsys.readouterr().out
-    assert 'as it was measured: {"steps": 4, "stream": 2}' in said and "4 calls for each 2 frames" in said
-    assert np.load(tmp_path / "samples.npy").shape == (2, 8, 16, 16, 1)
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (
-            ["--weights=pretrained:moving_digits/causal_student", "--steps=1", "--stream=3"],
-            "a divisor of the clip's 8 frames",
-        ),
-        (
-            ["--weights=pretrained:moving_digits/teacher", "--steps=1", "--stream=2"],
-            "sees all frames at once; a stream needs",
-        ),
-        (
-            ["--weights=pretrained:moving_digits/teacher", "--guidance=2"],
-            "--steps is needed, or a --table",
-        ),
-        (["--weights=pretrained:moving_digits/teacher", "--steps=0"], "--steps must be at least 1, got 0"),
-    ],
-)
-def test_what_samples_cannot_be_is_one_line(words, answer, tmp_path, capsys):
-    assert sample.main([*words, f"--out={tmp_path / 'out'}"]) == 2
-    assert answer in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -293,6 +293,24 @@ def test_an_unknown_decay_is_refused():
         optimiser(1e-3, decay="cosin")
 
 
+def test_an_objective_that_returns_no_problem_is_named():
+    """As one that returns the pair that its author thinks it is, or a target that is no function."""
+    x, level = jnp.zeros((2, 1, 1, 1, 1)), jnp.zeros(2)
+    whole = regression.Problem(x, level, {}, output=lambda p: p, target=lambda primal, tangent: x, weight=level)
+    for wrong in ((x, x), whole._replace(target=x)):
+        pose = regression.term(linear_network(), lambda *_, wrong=wrong: wrong)
+        with pytest.raises(TypeError, match="must return a Problem"):
+            pose(None, {}, {"video": x}, jax.random.key(0), {})
+    assert (
+        float(
+            regression.term(linear_network(), lambda *_: whole)(None, {}, {"video": x}, jax.random.key(0), {})(
+                {"c": jnp.zeros(13)}
+            )[0]
+        )
+        == 0
+    )
+
+
 def test_gaussian_oracle_as_teacher_is_learnt_exactly():
     """A sanity check through the oracle of another file: two of its DDIM steps, learnt by a student of one step."""
     mix = oracles.gaussian_mixture([1.0], [[0.0]], [0.25])

@@ -154,6 +154,13 @@ def test_a_grid_of_its_own_start_begins_at_the_noise_of_that_level(tmp_path):
     assert configs.read_json(tmp_path / "run" / "report.json")["metrics"]["late"]["wasserstein"][0] < 0.5
 
 
+def test_a_student_does_not_begin_as_the_oracle_which_has_no_weights(tmp_path, capsys):
+    config = "--config=configs/mixture/students.py:reflow,a1d"
+    begins = "--config.stages.reflow.init=oracle"
+    assert run.main(["run", config, begins, f"--workdir={tmp_path}"]) == 2
+    assert "config.stages.reflow refers to 'oracle', which is no stage before it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -295,6 +295,8 @@ def main(arguments: Sequence[str]) -> int:
     config, source, workdir, _, _ = runner.parse(
         ["ablate", f"--config={given['config']}", f"--workdir={folder}", *rest]
     )
+    out = pathlib.Path(given["out"])
+    configs.make_folder(out, "--out")
     sweep(config, workdir, given["index"], source)
-    print(write(config, file, workdir, pathlib.Path(given["out"])), flush=True)
+    print(write(config, file, workdir, out), flush=True)
     return 0
