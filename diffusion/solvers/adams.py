@@ -17,7 +17,7 @@ from diffusion.solvers import multistep
 from diffusion.solvers.ddim import transition
 from diffusion.solvers.exponential import check_damping, noise_anchor, noise_moments
 from diffusion.solvers.multistep import noise_form
-from diffusion.solvers.steps import SILENT, Steps, gauss_legendre, steps_of
+from diffusion.solvers.steps import Steps, gauss_legendre, steps_of
 from diffusion.solvers.table import SLOTS, Row, Table, assemble
 
 _POINTS, _WEIGHTS = gauss_legendre(64)
@@ -148,7 +148,7 @@ def pndm(schedule: Schedule, grid: Float[ArrayLike, "points ..."], *, runge_kutt
     Made for grids uniform in time, where it is of order 2. runge_kutta: False starts with lower orders instead (N calls).
     Inner levels are halfway in the schedule's time. The history has 13 slots, as the first values are far back.
     """
-    steps = steps_of("pndm", schedule, grid, 4, lower_order_final=False, least=SILENT)
+    steps = steps_of("pndm", schedule, grid, 4, lower_order_final=False, careful=True)
     grid, here, there = steps.grid, steps.here, steps.there
     middle = schedule.logsnr((schedule.time(here) + schedule.time(there)) / 2)
     x, plain, _ = transition(schedule, grid[:-1], grid[1:])

@@ -16,7 +16,7 @@ from diffusion.solvers.exponential import (
     half,
 )
 from diffusion.solvers.singlestep import Scheme, Stage, basis, eps, singlestep
-from diffusion.solvers.steps import SILENT, steps_of
+from diffusion.solvers.steps import steps_of
 from diffusion.solvers.table import Table
 
 
@@ -47,7 +47,7 @@ def dpm_solver(
     _check_unused("dpm_solver", damping, lower_order_final)
     here, there = steps.grid[:-1], steps.grid[1:]
     scheme = {2: _dpm_solver_2, 3: _dpm_solver_3}[order]
-    return singlestep(schedule, here, here, there, lambda s, t: scheme(schedule, s, t), least=SILENT)
+    return singlestep(schedule, here, here, there, lambda s, t: scheme(schedule, s, t), careful=True)
 
 
 def _check_unused(name, damping, lower_order_final):

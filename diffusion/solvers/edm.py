@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from diffusion.schedules import Schedule
 from diffusion.solvers.singlestep import Levels, Scheme, Stage, basis, eps, singlestep
-from diffusion.solvers.steps import SILENT, steps_of
+from diffusion.solvers.steps import steps_of
 from diffusion.solvers.table import Table
 
 
@@ -77,12 +77,12 @@ def heun(
     s_max: float = math.inf,
     s_noise: float = 1.0,
 ) -> Table:
-    """EDM's sampler (algorithm 2); without churn its algorithm 1. 2N calls, one fewer for a step from or to infinity, or from
-    a level where a clip is less than 1e-4 of its noise.
+    """EDM's sampler (algorithm 2); without churn its algorithm 1. 2N calls, one fewer for a step from or to infinity, or that
+    `leaps` from where nothing is left of a clip.
 
     Made for steps whose noise levels have small ratios, as Karras' grid has: a step from s to t weighs how the denoised
-    estimate changes over it by s / 2t. Begun at log-SNR -9 to -14, say, few steps uniform in a cosine's time are worse than
-    DDIM's; from its noisy end or from -inf, where the first is of first order, better.
+    estimate changes over it by s / 2t. Begun at log-SNR -6 to -11, say, few steps uniform in a cosine's time are worse than
+    DDIM's; from below -11.5, where the first is of first order, better.
 
     churn, s_min, s_max, s_noise: S_churn, S_tmin, S_tmax, S_noise of the paper, levels as s = sigma/alpha, N the steps of
     the grid. Noise is added by the forward process, so in any scaling the marginals stay those of the data (s_noise = 1).
@@ -90,4 +90,4 @@ def heun(
     grid = steps_of("heun", schedule, grid).grid
     here = churned("heun", grid, churn, s_min, s_max, s_noise)
     scheme = lambda s, t: heun_scheme(schedule, s, t)  # noqa: E731
-    return singlestep(schedule, grid[:-1], here, grid[1:], scheme, s_noise=s_noise, least=SILENT)
+    return singlestep(schedule, grid[:-1], here, grid[1:], scheme, s_noise=s_noise, careful=True)

@@ -27,7 +27,7 @@ from diffusion.clocks import namespace
 from diffusion.schedules import Schedule
 from diffusion.solvers import multistep
 from diffusion.solvers.multistep import Update, data_form, noise_form
-from diffusion.solvers.steps import EXTREME, SILENT, Steps, steps_of
+from diffusion.solvers.steps import Steps, steps_of
 from diffusion.solvers.table import Table
 
 _TERMS = 19  # of the series of phi for |z| < 1: the next is below rounding in float64
@@ -105,11 +105,6 @@ def exponential_table(
     return multistep.table(steps, form, predict, update)
 
 
-def least_of(noise_form: bool, corrector: bool) -> float:
-    """`least` of `steps_of`: a corrector of eps asks at its step's end."""
-    return SILENT if noise_form and corrector else -EXTREME
-
-
 def check_damping(name: str, damping: float | None) -> None:
     if damping is not None and not damping > 0:
         raise ValueError(f"{name}: damping is the largest ratio of neighbouring steps, above 0, or None; got {damping}")
@@ -138,7 +133,7 @@ def exponential_adams(
     """
     steps = steps_of(
         "exponential_adams", schedule, grid, order, lower_order_final=lower_order_final, in_logsnr=True,
-        least=least_of(noise_form, corrector), like=like,
+        careful=noise_form and corrector, like=like,
     )  # fmt: skip
     check_damping("exponential_adams", damping)
     return exponential_table(steps, noise=noise_form, correct=corrector, damping=damping)
@@ -184,7 +179,7 @@ def unipc(
         raise ValueError(f"unipc: variant must be one of {sorted(UNIPC_VARIANTS)}, got {variant!r}; nearest: {near!r}")
     steps = steps_of(
         "unipc", schedule, grid, order, lower_order_final=lower_order_final, in_logsnr=True,
-        least=least_of(noise_form, corrector), like=like,
+        careful=noise_form and corrector, like=like,
     )  # fmt: skip
     check_damping("unipc", damping)
     return exponential_table(

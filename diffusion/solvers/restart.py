@@ -11,7 +11,7 @@ from diffusion import grids
 from diffusion.schedules import Schedule
 from diffusion.solvers.edm import heun_scheme
 from diffusion.solvers.singlestep import singlestep
-from diffusion.solvers.steps import SILENT, steps_of
+from diffusion.solvers.steps import steps_of
 from diffusion.solvers.table import Table
 
 
@@ -70,5 +70,5 @@ def restart(
                 legs += list(zip(befores, down[:-1], down[1:], strict=True))
     before, here, there = np.array(legs).T
     return singlestep(
-        schedule, before, here, there, lambda s, t: heun_scheme(schedule, s, t), s_noise=s_noise, least=SILENT
+        schedule, before, here, there, lambda s, t: heun_scheme(schedule, s, t), s_noise=s_noise, careful=True
     )

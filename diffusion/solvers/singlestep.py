@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from diffusion.schedules import Schedule
 from diffusion.solvers.ddim import transition
-from diffusion.solvers.steps import EXTREME
+from diffusion.solvers.steps import EXTREME, leaps
 from diffusion.solvers.table import SLOTS, Row, Table, assemble
 
 Levels = Float[np.ndarray, "steps ..."]
@@ -75,16 +75,16 @@ def singlestep(
     scheme: Callable[[Levels, Levels], Scheme],
     *,
     s_noise: float = 1.0,
-    least: float = -EXTREME,
+    careful: bool = False,
 ) -> Table:
     """The table of steps that each go from `before` up to noisier `here` (equal: no noise), then down to `there`.
 
-    scheme: (here, there) -> `Scheme`, for steps between finite levels. Steps from alpha = 0, or from below the log-SNR
-    `least`, or to sigma = 0 are one DDIM step; where a level waits nothing happens. A step has one call if no level in it is
-    regular, and otherwise those of the scheme: levels that need fewer stay where they are meanwhile.
+    scheme: (here, there) -> `Scheme`, for steps between finite levels. Steps from alpha = 0 or to sigma = 0, and `leaps` where
+    it is `careful`, are one DDIM step; where a level waits nothing happens. A step has one call if no level in it is regular,
+    and otherwise those of the scheme: levels that need fewer stay where they are meanwhile.
     """
     moves = there > here
-    regular = moves & (least < here) & (np.abs(here) < EXTREME) & (np.abs(there) < EXTREME)
+    regular = moves & (np.abs(here) < EXTREME) & (np.abs(there) < EXTREME) & ~(careful & leaps(here, there))
     plan = scheme(np.where(regular, here, 0.0), np.where(regular, there, 1.0))
     calls = 1 + len(plan.stages)
     units = basis(calls, here)

@@ -19,10 +19,11 @@ from diffusion.schedules import Schedule
 EXTREME = 80.0
 """Beyond this log-SNR alpha or sigma is below rounding in any type: steps from or to there are first order."""
 
-SILENT = -8 * math.log(10)
-"""Below this log-SNR a clip is 1e-4 of its noise. A step in eps that asks again at its end weighs how the denoised estimate
-changes over it by half the ratio of sigma/alpha, there thousands and in float32 all digits: such steps are first order, too.
-"""
+SILENT = -5 * math.log(10)
+"""Below this log-SNR a clip is less than 1/300 of its noise: see `leaps`."""
+
+STRIDE = 2 * math.log(10)
+"""Steps longer than this in log-SNR divide sigma/alpha by more than 10."""
 
 FEW = 20
 """With fewer steps than this the last steps are of lower order unless told otherwise."""
@@ -88,7 +89,7 @@ def steps_of(
     largest: int = 4,
     lower_order_final: bool | None = None,
     in_logsnr: bool = False,
-    least: float = -EXTREME,
+    careful: bool = False,
     like: Float[ArrayLike, "same ..."] | None = None,
 ) -> Steps:
     """The steps of a grid for the builder `name`, after the checks that all builders share.
@@ -97,7 +98,7 @@ def steps_of(
         fewer than `FEW` steps, or some level waits while others move (measured on nearly singular Gaussian video: without it a
         staggered 2M on the cosine clock diverges in its last, longest steps), or `in_logsnr` and the last is `LONG`.
     in_logsnr: the solver's polynomial runs in log-SNR.
-    least: steps from a log-SNR below this are not `regular`; `SILENT` for solvers in eps that ask at a step's end.
+    careful: steps that are `leaps` are not `regular`, for solvers in eps that ask at a step's end.
     like: for a traced grid, a host grid of its shape that has its infinities and waits at the same places.
 
     Raises ValueError for a grid that `grids.validate` refuses, an order outside 1..largest, a schedule that is none, and
@@ -117,8 +118,8 @@ def steps_of(
             " or use a schedule whose alpha reaches 0"
         )
     moves = host[1:] > host[:-1]
-    finite = (least < host) & (np.abs(host) < EXTREME)
-    regular = moves & finite[:-1] & finite[1:]
+    finite = np.abs(host) < EXTREME
+    regular = moves & finite[:-1] & finite[1:] & ~(careful & leaps(host[:-1], host[1:]))
     before = _run(regular)
     order = np.where(regular, np.minimum(order, before + 1), 1)
     left = 1 + _run(moves[::-1])[::-1]
@@ -133,6 +134,14 @@ def steps_of(
     nodes = xp.where(finite[:-1], grid[:-1], begin)
     here, there = xp.where(regular, grid[:-1], begin), xp.where(regular, grid[1:], end)
     return Steps(schedule, grid, nodes, here, there, moves, regular, order)
+
+
+def leaps(here: Float[np.ndarray, "steps ..."], there: Float[np.ndarray, "steps ..."]) -> Bool[np.ndarray, "steps ..."]:
+    """The steps that leave `SILENT` noise and are longer than `STRIDE`. One in eps that asks again at its end weighs how the
+    denoised estimate changes over it by half the ratio of sigma/alpha: there more than is left of the clip, and thousands in
+    the first step of a cosine's or a flow's whole time. Solvers make such steps at first order, as those from alpha = 0.
+    """
+    return (here < SILENT) & (there > here + STRIDE)
 
 
 def _waits(moves: Bool[np.ndarray, "steps ..."]) -> bool:
