@@ -17,6 +17,7 @@ CONFIGS = pathlib.Path(shipped.__file__).resolve().parent
 STUDENTS = ("dmd2_4", "consistency_trajectory", "causal_student")
 """One of a family: of a critic and an adversary, of jumps on the teacher's path, halved and streaming."""
 FITTED = ("teacher_fitted_4",)
+LATENT_FITTED = ("teacher_fitted_4", "teacher_fitted_8")
 # Another processor adds in another order: some of 2,048 frames are read as another digit, some of 256 clips lose theirs.
 NEAR = dict(rel=0.03, abs=0.01)
 
@@ -70,11 +71,11 @@ def test_teachers_give_the_figures_of_their_records(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_latent_teacher_gives_the_figures_of_its_record(tmp_path, monkeypatch):
+def test_the_latent_teacher_and_its_tables_give_the_figures_of_their_records(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = ("--config.stages.latents.train_clips=64", "--config.stages.latents.test_clips=64")
     launch("moving_digits_64/latents.py", pathlib.Path("runs/moving_digits_64/latents"), *few)
-    assert_stated("moving_digits_64", ["teacher"], tmp_path / "run")
+    assert_stated("moving_digits_64", ["teacher", *LATENT_FITTED], tmp_path / "run")
 
 
 @pytest.mark.slow

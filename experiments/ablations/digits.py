@@ -68,7 +68,8 @@ PIXELS = Family(
         "consistency_distillation": "the first of two calls is one from noise, which after 1,000 updates is blurred (5.5 times "
         "the teacher's distance by itself), and the second doesn't mend all of it.",
         "continuous_distillation": "984 updates, at a learning rate that leaves what is known at clean levels as it is: from "
-        "pure noise one call is still near the mean of all clips (a diversity of .38).",
+        "pure noise one call is still near the mean of all clips (a diversity of .38), and a second, at the best level that a "
+        "search found (log-SNR -3.1), mends most of it, not all.",
         "continuous_training": "as `continuous_distillation`, and without a teacher: 1,429 updates.",
         "consistency_training": "from scratch, without a teacher, in 1,500 updates where the paper has hundreds of thousands: "
         "what it makes is noise still.",
@@ -92,10 +93,11 @@ LATENTS = Family(
     CRITICS | {"ladd": (4,)},
     note="""Larger clips are decided at more noise, most of which steps uniform in the cosine's time pass at once: the first
 of four goes to log-SNR -1.8. Guided, four calls of DPM-Solver++(2M) are nearly empty frames there; at a flow time of shift 3
-the same teacher is at 2.98 times its distance at 50 steps of DDIM, and in 8 calls at 1.07 (256 clips). Students of consistency
-and of trajectories step there, too. Students that learn their steps now have a clock of their own, a cosine with shift 3: the
-rows of `guided`, `tract`, `multistep_consistency`, `reflow` and `dmd` are of before, and step uniformly in the teacher's time,
-as the other students of critics and the teacher's own 50 steps do.
+(`shifted`) the same teacher is at 2.98 times its distance at 50 steps of DDIM, in 8 calls at 1.07, and in 50 at .71: what the
+students are held against isn't the teacher's best. Students of consistency and of trajectories step there, too. Students that
+learn their steps now have a clock of their own, a cosine with shift 3: the rows of `guided`, `tract`, `multistep_consistency`,
+`reflow` and `dmd` are of before, and step uniformly in the teacher's time, as the other students of critics and the teacher's
+own 50 steps do.
 
 """,
     reasons={
