@@ -6,7 +6,6 @@ one per pixel. A law of
 batch, or of the frames of a clip, hang together, whatever law each of them has (a copula, where they stay uniform).
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from diffusion.names import choice
 
 Draw = Callable[[PRNGKeyArray, tuple[int, ...]], Float[Array, "..."]]
 Named = str | Mapping[str, Any] | Draw
@@ -207,16 +208,13 @@ def named(draw: Named) -> Draw:
     kind, options = (
         (draw, {}) if isinstance(draw, str) else (draw.get("kind"), {k: draw[k] for k in draw if k != "kind"})
     )
-    choices = {**DRAWS, **MADE}
-    if kind not in choices:
-        near = difflib.get_close_matches(str(kind), choices, 1, 0)[0]
-        raise KeyError(f"unknown draw {kind!r}: expected one of {', '.join(choices)}; nearest: {near!r}")
+    found = choice(kind, {**DRAWS, **MADE}, "draw", KeyError)
     if kind in DRAWS:
         if options:
             raise ValueError(f"draw {kind!r} has no options, got {', '.join(map(repr, options))}")
-        return DRAWS[kind]
+        return found
     try:
-        return MADE[kind](**options)
+        return found(**options)
     except TypeError as error:
         raise ValueError(f"draw {kind!r}: {error}") from None
 

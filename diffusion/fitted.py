@@ -94,9 +94,9 @@ def levels(ends: Ends, steps: Float[Array | np.ndarray, " steps"]) -> Float[Arra
     return xp.concatenate([outer[0], inner, outer[1]])
 
 
-def usable(nfe: int, ends: Ends, slots: int = SLOTS) -> Weights:
+def usable(nfe: int, ends: Ends) -> Weights:
     """Which weights are free: booleans, for the slots that hold an estimate. A step to sigma = 0 uses the newest alone."""
-    row, slot = np.arange(nfe)[:, None], np.arange(slots)[None]
+    row, slot = np.arange(nfe)[:, None], np.arange(SLOTS)[None]
     predict, correct = slot <= row, (slot <= row) & (row > 0)
     if math.isinf(ends.end):
         predict[-1, 1:] = False

@@ -13,7 +13,6 @@ the schedule's finite ends with one interval less, and the last (or first) inter
 Raises ValueError for num_steps below 1, ends that do not rise or are not numbers.
 """
 
-import difflib
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from diffusion import clocks
+from diffusion.names import choice
 from diffusion.schedules import Schedule
 
 Grid = Float[np.ndarray, " levels"]
@@ -220,12 +220,8 @@ def align_your_steps(
     The lists were optimised for one model each; with other ends only their shape is kept. At N = 10 and the
     list's own ends it is the list.
     """
-    if model not in ALIGN_YOUR_STEPS:
-        near = difflib.get_close_matches(str(model), ALIGN_YOUR_STEPS, 1, 0)[0]
-        names = ", ".join(ALIGN_YOUR_STEPS)
-        raise KeyError(f"align_your_steps: unknown model {model!r}, expected one of {names}; nearest: {near!r}")
+    log_s = np.log(choice(model, ALIGN_YOUR_STEPS, "align_your_steps: model", KeyError))
     steps, start, end = _checked(schedule, num_steps, start, end)
-    log_s = np.log(ALIGN_YOUR_STEPS[model])
     share = (log_s[0] - log_s) / (log_s[0] - log_s[-1])
 
     def formula(p, a, b):

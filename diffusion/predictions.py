@@ -15,7 +15,6 @@ All arithmetic is in at least float32: at sigma/alpha = 157 a bfloat16 error of 
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from diffusion.clocks import Levels
 from diffusion.levels import expand
+from diffusion.names import choice
 from diffusion.schedules import Data, Schedule
 
 Coefficients = Callable[[Any, Any], tuple[Any, Any, Any]]
@@ -90,12 +90,7 @@ def coefficients(prediction: str | Coefficients) -> Coefficients:
     """The coefficient function of a prediction; KeyError for an unknown name, with the nearest one."""
     if callable(prediction):
         return prediction
-    if prediction not in PREDICTIONS:
-        near = difflib.get_close_matches(str(prediction), PREDICTIONS, 1, 0)[0]
-        raise KeyError(
-            f"unknown prediction {prediction!r}: expected one of {', '.join(PREDICTIONS)}; nearest: {near!r}"
-        )
-    return PREDICTIONS[prediction]
+    return choice(prediction, PREDICTIONS, "prediction", KeyError)
 
 
 def _solved(source, target, alpha, sigma, xp):

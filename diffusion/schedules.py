@@ -20,7 +20,6 @@ Papers that write lambda = log(alpha / sigma) use half of this log-SNR.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from math import inf
@@ -46,6 +45,7 @@ from diffusion.clocks import (
     elementwise,
     namespace,
 )
+from diffusion.names import choice
 
 Data = Float[Array | np.ndarray, "..."]
 
@@ -344,12 +344,10 @@ def restore(saved: dict[str, Any], find: Callable[[str], type] | None = None) ->
             fields = {name: built(v) for name, v in value.items() if name != "kind"}
             if kind in PARTS:  # a record written by hand may have 1 for 1.0
                 fields = {name: float(v) if type(v) is int else v for name, v in fields.items()}
-            part = find(kind) if find is not None and ":" in str(kind) else PARTS.get(kind)
-            if part is None:
-                near = difflib.get_close_matches(str(kind), PARTS, 1, 0)
-                raise KeyError(
-                    f"schedule record: unknown kind {kind!r}, expected one of {sorted(PARTS)}; nearest: {near[0]!r}"
-                )
+            if find is not None and ":" in str(kind):
+                part = find(kind)
+            else:
+                part = choice(kind, PARTS, "schedule record: kind", KeyError)
             try:
                 return part(**fields)
             except TypeError as error:

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from diffusion import predictions
 from distill.inputs import Network, clean, condition
 from distill.jumps import guided_teacher
 from distill.method import Loss, Method, Metrics, Phase, Term, descend, descent
-from distill.regression import by_level, finite, squared_deviation
+from distill.regression import by_level, diversity, finite
 from distill.sources import Source, Start
 
 STUDENT, CRITIC = "student", "critic"
@@ -88,9 +87,7 @@ def play(network: Network, source: Source, label_dropout: float) -> Callable[...
 
         def clips(params: PyTree) -> Array:
             prediction = network.apply(params, start.x, start.logsnr, dict(start.cond), key=key_dropout, train=True)
-            return start.clips(
-                predictions.denoised(network.prediction, prediction, start.x, start.logsnr, network.schedule)
-            )
+            return start.clips(network.denoised(prediction, start.x, start.logsnr))
 
         def scene(made: Array) -> Scene:
             return Scene(jax.lax.stop_gradient(made), start, real, cond, state.critic, teacher, frozen)
@@ -124,13 +121,11 @@ def student_term(
                 metrics |= reported
             move, bad = finite(jax.lax.stop_gradient(move))
             error = 0.5 * jnp.square(made - (here.fake - move))
-            variance = jnp.mean(squared_deviation(here.real))
-            diversity = squared_deviation(here.fake) / jnp.where(variance > 0, variance, 1.0)
-            comparable = jnp.full_like(bad, variance > 0)
+            spread, comparable = diversity(here.fake, here.real)
             metrics["non_finite"] = jnp.sum(bad)
-            metrics["diversity"] = (jnp.sum(jnp.where(variance > 0, jnp.mean(diversity), 0.0)), 1.0 * (variance > 0))
+            metrics["diversity"] = (jnp.where(comparable[0], jnp.mean(spread), 0.0), 1.0 * comparable[0])
             metrics |= by_level("loss", jax.lax.stop_gradient(error), here.start.level, ~bad)
-            metrics |= by_level("diversity", diversity, here.start.level, comparable)
+            metrics |= by_level("diversity", spread, here.start.level, comparable)
             return jnp.mean(error), metrics
 
         return loss

@@ -6,7 +6,6 @@ that are not trained here, `hyper` for traced scalars.
 """
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
+
+from diffusion.names import choice
 
 State = Any
 Metrics = dict[str, Array | tuple[Array, Array]]
@@ -192,9 +193,7 @@ def optimiser(
         "linear": lambda: optax.linear_schedule(learning_rate, 0.0, max(steps, 1)),
         "cosine": lambda: optax.cosine_decay_schedule(learning_rate, max(steps, 1)),
     }
-    if decay not in shapes:
-        raise ValueError(f"optimiser decay {decay!r} is not known; choose one of {sorted(shapes)}")
-    schedule = shapes[decay]()
+    schedule = choice(decay, shapes, "optimiser decay")()
     if warmup:
         main = schedule
 
@@ -205,14 +204,6 @@ def optimiser(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.adamw(schedule, b1=betas[0], b2=betas[1], weight_decay=weight_decay),
     )
-
-
-def choice(name: str, choices: Mapping[str, Any], what: str) -> Any:
-    """choices[name], or a ValueError with the nearest name."""
-    if name not in choices:
-        near = difflib.get_close_matches(str(name), choices, 1, 0)[0]
-        raise ValueError(f"{what} {name!r} is not known: expected one of {', '.join(choices)}; nearest: {near!r}")
-    return choices[name]
 
 
 def number(name: str, value: Any, least: float, below: float = math.inf, *, open_: bool = False) -> None:

@@ -92,13 +92,12 @@ def method(
         network, weight=weight, guidance_range=check_range(network, guidance_range), label_dropout=label_dropout,
         per_frame=per_frame,
     )  # fmt: skip
-    train = regression.phase(network, target, optimiser, ema=ema)
-    initial = regression.init(optimiser)
+    one = regression.method(network, target, optimiser, ema=ema)
 
     def following(state: regression.RegressionState, frozen, hyper):
         if hyper["steps"] % 2:
             raise ValueError(f"progressive: no round follows that of {hyper['steps']:g} steps, which can't be halved")
-        state, teacher = regression.succeed(initial, state)
+        state, teacher = regression.succeed(one.init, state)
         return state, {**frozen, "teacher": teacher}, {**hyper, "steps": hyper["steps"] / 2, "guidance": 1.0}
 
-    return Method(initial, {"train": train}, lambda step: ("train",), following)
+    return one._replace(next=following)

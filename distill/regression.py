@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from diffusion import predictions
 from diffusion.levels import expand
 from distill.inputs import Network, clean
-from distill.method import Method, Metrics, Phase, Term, descent
+from distill.method import Method, Metrics, Term, descent
 
 LEVEL_EDGES = (-6.0, -2.0, 2.0, 6.0)
 """Log-SNR edges of the loss by level: one mean loss hides which noise levels learn."""
@@ -131,28 +130,13 @@ def term(
 
     def watched(problem: Problem, batch, error, prediction, bad, reported: Report) -> Metrics:
         metrics: Metrics = {"non_finite": jnp.sum(bad)}
-        denoised = predictions.denoised(network.prediction, prediction, problem.x, problem.logsnr, network.schedule)
-        variance = jnp.mean(squared_deviation(clean(batch)))
-        # Equal clips, or one alone, have no variance to compare with.
-        comparable = jnp.full_like(bad, variance > 0) & (True if problem.jumps is None else problem.jumps)
-        diversity = squared_deviation(denoised) / jnp.where(variance > 0, variance, 1.0)
-        for name, (numbers, known) in {"loss": (error, None), "diversity": (diversity, comparable), **reported}.items():
+        spread, comparable = diversity(network.denoised(prediction, problem.x, problem.logsnr), clean(batch))
+        comparable &= True if problem.jumps is None else problem.jumps
+        for name, (numbers, known) in {"loss": (error, None), "diversity": (spread, comparable), **reported}.items():
             metrics |= by_level(name, numbers, problem.logsnr, ~bad if known is None else known & ~bad)
         return metrics
 
     return pose
-
-
-def phase(
-    network: Network,
-    objective: Callable[..., Problem],
-    optimiser: optax.GradientTransformation,
-    *,
-    ema: float,
-    metric: Callable[[Array, Array], Array] = squared_error,
-) -> Phase:
-    """The step of a student with one objective and nothing else: (state, frozen, batch, key, hyper) -> (state, metrics)."""
-    return descent({"": (1.0, term(network, objective, metric))}, optimiser, ema=ema)
 
 
 def finite(clips: Array) -> tuple[Array, Array]:
@@ -161,9 +145,13 @@ def finite(clips: Array) -> tuple[Array, Array]:
     return jnp.where(expand(bad, clips), 0.0, clips), bad
 
 
-def squared_deviation(clips: Array) -> Array:
-    """The squared distance of every number of the clips from its mean over the batch."""
-    return jnp.square(clips - jnp.mean(clips, 0, keepdims=True))
+def diversity(clips: Array, real: Array) -> tuple[Array, Array]:
+    """(the squared distance of every number of the clips from its mean over the batch, in units of the real clips' variance;
+    [b], whether it means anything: equal clips, or one alone, have no variance to compare with).
+    """
+    own, theirs = (jnp.square(one - jnp.mean(one, 0, keepdims=True)) for one in (clips, real))
+    variance = jnp.mean(theirs)
+    return own / jnp.where(variance > 0, variance, 1.0), jnp.full(len(clips), variance > 0)
 
 
 def method(
@@ -174,8 +162,13 @@ def method(
     ema: float,
     metric: Callable[[Array, Array], Array] = squared_error,
 ) -> Method:
-    """An objective as a `Method` with the one phase `train`."""
-    train = phase(network, objective, optimiser, ema=ema, metric=metric)
+    """An objective as a `Method`, as `alone` makes it."""
+    return alone(term(network, objective, metric), optimiser, ema=ema)
+
+
+def alone(term: Term, optimiser: optax.GradientTransformation, *, ema: float) -> Method:
+    """A `Method` of one round with the one phase `train`: the step of a student with one term and nothing else."""
+    train = descent({"": (1.0, term)}, optimiser, ema=ema)
     return Method(init(optimiser), {"train": train}, lambda step: ("train",))
 
 

@@ -70,15 +70,14 @@ def method(
     if len(rounds) < 2 or rounds[-1] < 1 or any(a <= b or a % b for a, b in zip(rounds[:-1], rounds[1:], strict=True)):
         raise ValueError(f"rounds: expected falling numbers of steps, each a multiple of the next, got {list(rounds)}")
     target = objective(network, rounds=rounds, weight=weight, label_dropout=label_dropout, per_frame=per_frame)
-    train = regression.phase(network, target, optimiser, ema=ema)
-    initial = regression.init(optimiser)
+    one = regression.method(network, target, optimiser, ema=ema)
 
     def following(state: regression.RegressionState, frozen, hyper):
         steps = round(float(hyper["steps"]))
         if steps not in rounds[1:-1]:
             raise ValueError(f"steps: no round follows {steps}, expected one of {list(rounds[1:-1])}")
-        state, teacher = regression.succeed(initial, state)
+        state, teacher = regression.succeed(one.init, state)
         later = {**hyper, "steps": float(rounds[rounds.index(steps) + 1]), "guidance": 1.0}
         return state, {**frozen, "teacher": teacher}, later
 
-    return Method(initial, {"train": train}, lambda step: ("train",), following)
+    return one._replace(next=following)

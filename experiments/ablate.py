@@ -15,7 +15,7 @@ import jax
 from experiments import report
 from experiments.ablations import ABLATIONS, READS_RUNS, sweep
 from experiments.command import command
-from experiments.config import ConfigError, choose, make_folder, nearest
+from experiments.config import ConfigError, choose, nearest
 
 USAGE = "usage: python -m experiments.ablate NAME [--only=SECTION,..] [--out=docs/results] [--runs=runs]"
 OPTIONS = ("only", "out", "runs")
@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
     name, only, out, runs = parse(argv)
     ablation = choose(name, ABLATIONS, "the ablation")
     options = {} if runs is None else {"runs": checked(runs, name)}
-    make_folder(out, "--out")
     # Orders of convergence need float64; a context, so that who calls this keeps the precision that they had.
     with jax.enable_x64(True):
         ablation(out, only, **options)

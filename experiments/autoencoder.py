@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from distill import regression
 from distill.inputs import clean
-from distill.method import Method, accumulating, descent
+from distill.method import Method, accumulating
 from experiments import config as configs
 from experiments import data, figures, latents, loop, weights
 from experiments import mesh as meshes
@@ -73,8 +73,7 @@ def method(
 
         return loss
 
-    train = descent({"": (1.0, pose)}, optimiser, ema=ema)
-    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
+    return regression.alone(pose, optimiser, ema=ema)
 
 
 def part(key: PRNGKeyArray, clips: Float[Array, "b f h w c"], frames: int | None) -> Float[Array, "b n h w c"]:

@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -88,8 +88,7 @@ def make_page(arguments: list[str]) -> int:
         if not value:
             raise ConfigError(f"--{key} needs a value: --{key}=...")
         given[key] = value
-    configs.make_folder(out := pathlib.Path(given["out"]), "--out")
-    benchmarks.run(out, [name for name in given["only"].split(",") if name])
+    benchmarks.run(pathlib.Path(given["out"]), [name for name in given["only"].split(",") if name])
     return 0
 
 
@@ -107,14 +106,14 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, int, pathli
     return config, source, only, int(text), out
 
 
-def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:
-    """The training stages that are asked for, all of them by default."""
-    trained = {name: block for name, block in config["stages"].items() if block["kind"] == "train"}
-    if not trained:
-        raise ConfigError("this config trains no network by a method: there is no stage of kind 'train'")
+def chosen(config: Mapping[str, Any], only: str | None, kinds: Iterable[str] = ("train",)) -> list[str]:
+    """The stages of these kinds that are asked for, all of them by default."""
+    known = {name: block for name, block in config["stages"].items() if block["kind"] in kinds}
+    if not known:
+        raise ConfigError(f"this config has no stage of kind {', '.join(kinds)}")
     if only is None:
-        return list(trained)
-    configs.choose(only, trained, "--stage")
+        return list(known)
+    configs.choose(only, known, "--stage")
     return [only]
 
 

@@ -88,12 +88,10 @@ def without_inputs(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "model": {k: v for k, v in weights_of(record.get("model", {})).items() if k != "cond"}}
 
 
-def critic(
-    context: Context, block: Mapping[str, Any], definition: ModelDef, updates: int, where: str
-) -> dict[str, Any]:
-    """What the method of a game is given beside its options: the optimiser of its critic, which moves `updates` times, and a
-    discriminator where it has use for one. Refuses what belongs to a critic from a method that has none. `heads` has the keys
-    of `build_heads`, and `layers`: the maps that heads are put on, as `ModelDef.features` takes them.
+def critic(context: Context, block: Mapping[str, Any], definition: ModelDef, where: str) -> dict[str, Any]:
+    """What the method of a game is given beside its options and optimisers: a discriminator, where it has use for one. Refuses
+    what belongs to a critic from a method that has none. `heads` has the keys of `build_heads`, and `layers`: the maps that
+    heads are put on, as `ModelDef.features` takes them.
     """
     given: dict[str, Any] = {}
     for parameter, keys in (("critic_optimiser", ("critic_optimiser",)), ("discriminator", ("heads", "features"))):
@@ -102,9 +100,6 @@ def critic(
         for key in keys:
             if key in block:
                 raise ConfigError(f"{where}.{key}: method {block['method']!r} has no {parameter.replace('_', ' ')}")
-    if configs.takes(block["method"], "critic_optimiser"):
-        rule = {**block.get("optimiser", {"learning_rate": 1e-3}), **block.get("critic_optimiser", {})}
-        given["critic_optimiser"] = configs.optimiser(rule, max(1, updates), f"{where}.critic_optimiser")
     if configs.takes(block["method"], "discriminator"):
         # Of a method without the choice they are the teacher's.
         whose = configs.method_option(block["method"], block.get("options", {}), "features") or "teacher"

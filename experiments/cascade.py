@@ -20,7 +20,7 @@ from diffusion import solvers
 from distill import Network
 from distill.inputs import scaled
 from experiments import config as configs
-from experiments import data, drawing, evaluation, latents, metrics, tables, weights
+from experiments import data, drawing, evaluation, figures, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.resized import averaged
 from experiments.metrics import Measure
@@ -82,7 +82,7 @@ def plan(context: Any, block: Mapping[str, Any], row: str, where: str) -> list[S
         path = weights.find(sampler["weights"], context.workdir)
         params, network, record = drawing.load_network(path, upsamples=True)
         drawing.check_space(record, None, f"{here}.weights")
-        table = tables.check(evaluation.table_block(sampler), sampler["steps"], network.schedule, here)
+        table = tables.check(tables.block_of(sampler), sampler["steps"], network.schedule, here)
         drawing.check_jumps(table, network.cond_keys, f"{here}.solver")
         drawing.check_guided(sampler.get("guidance", 1.0), network.num_classes, f"{here}.guidance")
         check_level(sampler, network, here)
@@ -165,16 +165,13 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """
     config, where = context.config, f"config.stages.{name}"
     num, key = block.get("num_clips", 256), context.key(name)
-    held_out = data.Batches(
-        data.build(config["data"], "test"), num + block.get("num_reference", 1024), seed=config["seed"]
-    ).batch_at(0)
-    other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
+    other, reference = evaluation.held_out(config, block, num)
     path = weights.find(evaluation.classifier(block, config), context.workdir)
     classify = evaluation.load_classifier(path)
     real_sample = metrics.describe(reference["video"], classify)
     floor_sample = metrics.describe(other["video"], classify, other["label"])
     labels: Int[np.ndarray, " n"] = other["label"]
-    rows, clips, seconds, evaluations, told, samplers = {}, {}, {}, {}, {}, {}
+    rows, samplers = {}, {}
     kept: dict[str, tuple[np.ndarray, float]] = {}
 
     def climb(stages: list[Stage], low: np.ndarray | None = None) -> tuple[np.ndarray, list[float]]:
@@ -201,17 +198,17 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         return low, spent
 
     def measured(row: str, made: np.ndarray, stages: list[Stage], spent: list[float], series: str, knows: bool) -> None:
-        clips[row], seconds[row] = made, sum(spent)
-        evaluations[row] = sum(stage.evaluations for stage in stages)
+        told = {}
         for stage, second in zip(stages, spent, strict=True):
-            told.setdefault(f"evaluations of {stage.name}", {})[row] = stage.evaluations
-            told.setdefault(f"ms per clip of {stage.name}", {})[row] = 1e3 * second
+            told |= {f"evaluations of {stage.name}": stage.evaluations, f"ms per clip of {stage.name}": 1e3 * second}
         calls = " + ".join(str(stage.table.nfe) for stage in stages) or "0"
         samplers[row] = {"weights": series, "steps": calls, "stages": {s.name: dict(s.block) for s in stages}}
-        rows[row] = metrics.evaluate(
+        measures = metrics.evaluate(
             made, real_sample, labels=labels if knows else None, classify=classify, floor_reference=floor_sample,
             floor_labels=labels, bootstrap=block.get("bootstrap", 100), seed=config["seed"],
         )  # fmt: skip
+        evaluations = sum(stage.evaluations for stage in stages)
+        rows[row] = evaluation.Row(figures.to_uint8(made), sum(spent), evaluations, measures, told)
 
     against = {}
     for row in block["samplers"]:
@@ -221,7 +218,7 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
         measured(row, made, stages, spent, "cascade", knows)
         small, spent = climb(stages[:1])
         measured(STRETCHED + row, stretched(small, made.shape[1:]), stages[:1], spent, "bicubic and repeat", knows)
-        against[row] = compared(rows[row], rows[STRETCHED + row])
+        against[row] = compared(rows[row].measures, rows[STRETCHED + row].measures)
         if row in block.get("of_real", list(block["samplers"])[:1]):
             small = low_of(other["video"], stages[0].shape)
             made, spent = climb(stages[1:], small)
@@ -230,12 +227,11 @@ def run(context: Any, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
             made = stretched(small, made.shape[1:])
             second = (time.perf_counter() - begun) / num
             measured(STRETCHED + OF_REAL + row, made, [], [], "stretched real clips", knows)
-            seconds[STRETCHED + OF_REAL + row] = second
-    written = {**block, "samplers": samplers}
-    evaluation.report(context, name, written, rows, clips, seconds, evaluations, other["video"], path.name, told)
+            rows[STRETCHED + OF_REAL + row] = rows[STRETCHED + OF_REAL + row]._replace(seconds=second)
+    evaluation.report(context, name, {**block, "samplers": samplers}, rows, other["video"], path.name)
     for row, found in against.items():
         better, worse = found["better"], found["worse"]
-        text = f"{name}: {row} beats {STRETCHED}{row} in {len(better)} of {len(rows[row])} metrics"
+        text = f"{name}: {row} beats {STRETCHED}{row} in {len(better)} of {len(rows[row].measures)} metrics"
         print(text + (f", not in {', '.join(worse)}" if worse else ""), flush=True)
     return {"against_bicubic": against}
 

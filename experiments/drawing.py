@@ -250,7 +250,7 @@ def streamer(
     window, *frame = record["shape"]
     configs.noise(record, (chunk, *frame))  # a source may be for whole clips only
     level = jnp.float32(schedule.logsnr_end)
-    assert model.remember is not None and model.empty_cache is not None  # check_streams
+    assert model.remember is not None and model.empty_cache is not None  # check_stream
     empty_cache, one_remembers = model.empty_cache, model.remember
 
     def with_caches(labels, caches):

@@ -48,7 +48,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, here)
         check_threshold(sampler, config, here)
         configs.check_finite(sampler.get("guidance", 1.0), f"{here}.guidance")
-        tables.check(table_block(sampler), sampler["steps"], configs.schedule(config), here)
+        tables.check(tables.block_of(sampler), sampler["steps"], configs.schedule(config), here)
 
 
 def check_batches(block: Mapping[str, Any], where: str) -> None:
@@ -145,10 +145,6 @@ def check_data(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def table_block(sampler: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: sampler[k] for k in tables.PARTS if k in sampler}
-
-
 def load_classifier(path: pathlib.Path) -> metrics.Classify:
     """The frozen metric network, its weights on the device."""
     params, record = weights.load(path)
@@ -164,9 +160,7 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
     codec = latents.of(source, context.workdir, f"config.stages.{name}")
     # Held-out clips: `num` of them play the sampler that makes no mistake (the floor), the others judge. They are real clips
     # of pixels also where what is sampled is latent, so that the decoder's faults count.
-    clips_of = data.build(latents.pixels(config), "test")
-    held_out = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
-    other, reference = ({k: v[part] for k, v in held_out.items()} for part in (slice(0, num), slice(num, None)))
+    other, reference = held_out(config, block, num)
     classifier_path = weights.find(classifier(block, config), context.workdir)
     classify, judge = load_classifier(classifier_path), weights.fingerprint(classifier_path)
     key = context.key(name)
@@ -222,16 +216,17 @@ def run(context, name: str, block: Mapping[str, Any]) -> None:
         )  # fmt: skip
         rows[row] = Row(figures.to_uint8(clips), seconds, evaluations, measures, told)
         remember(kept, mark, rows[row])
-    extra: dict[str, dict[str, float]] = {}
-    for row, made in rows.items():
-        for line, value in made.told.items():
-            extra.setdefault(line, {})[row] = value
-    report(
-        context, name, block, {row: made.measures for row, made in rows.items()},
-        {row: made.clips for row, made in rows.items()}, {row: made.seconds for row, made in rows.items()},
-        {row: made.evaluations for row, made in rows.items()}, other["video"], classifier_path.name, extra, losses,
-    )  # fmt: skip
+    report(context, name, block, rows, other["video"], classifier_path.name, losses)
     shutil.rmtree(context.workdir / name / ROWS)
+
+
+def held_out(
+    config: Mapping[str, Any], block: Mapping[str, Any], num: int, split: str = "test"
+) -> tuple[dict[str, np.ndarray], ...]:
+    """(`num` clips of a split, those that judge), of pixels."""
+    clips_of = data.build(latents.pixels(config), split)
+    found = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=config["seed"]).batch_at(0)
+    return tuple({k: v[part] for k, v in found.items()} for part in (slice(0, num), slice(num, None)))
 
 
 class Row(NamedTuple):
@@ -305,32 +300,28 @@ def _answer(denoise, x, logsnr):
     return denoise(x, logsnr)
 
 
-def report(
-    context, name, block, rows, clips, seconds, evaluations, real, classifier: str, extra=None, losses=None
-) -> None:
-    """Writes what was measured, as JSON, Markdown and pictures. extra: further lines of the table, name -> row -> number.
-    losses: weights -> log-SNR -> the validation loss there.
-    """
-    folder = context.workdir / name
-    table = metrics.table(
-        rows,
-        extra={"evaluations": evaluations, "ms per clip": {r: 1e3 * s for r, s in seconds.items()}, **(extra or {})},
-    )
+def report(context, name, block, rows: Mapping[str, Row], real, classifier: str, losses=None) -> None:
+    """Writes what was measured, as JSON, Markdown and pictures. losses: weights -> log-SNR -> the validation loss there."""
+    folder, lines = context.workdir / name, {}
+    for row, made in rows.items():
+        told = {"evaluations": made.evaluations, "ms per clip": 1e3 * made.seconds, **made.told}
+        for line, value in told.items():
+            lines.setdefault(line, {})[row] = value
+    table = metrics.table({row: made.measures for row, made in rows.items()}, lines)
     losses = {weights: by_level for weights, by_level in (losses or {}).items() if by_level}
     if losses:
         columns = {w: {f"loss at log-SNR {level}": m for level, m in found.items()} for w, found in losses.items()}
         table += "\n\n" + metrics.table(columns)
     result = {
-        "clips": len(next(iter(clips.values()))),
+        "clips": len(next(iter(rows.values())).clips),
         "classifier": classifier,
         "device": jax.devices()[0].device_kind,
         "samplers": {
             row: {
-                **block["samplers"][row], "evaluations": evaluations[row], "seconds_per_clip": seconds[row],
-                **{line: column[row] for line, column in (extra or {}).items() if row in column},
-                "metrics": {k: m._asdict() for k, m in measures.items()},
+                **block["samplers"][row], "evaluations": made.evaluations, "seconds_per_clip": made.seconds, **made.told,
+                "metrics": {k: m._asdict() for k, m in made.measures.items()},
             }
-            for row, measures in rows.items()
+            for row, made in rows.items()
         },
         "loss_by_level": {w: {level: m._asdict() for level, m in found.items()} for w, found in losses.items()},
     }  # fmt: skip
@@ -338,24 +329,24 @@ def report(
     figures.write_atomically(folder / "report.md", f"{table}\n".encode())
     configs.write_json(context.workdir / "report.json", result)
     shown = min(block.get("shown", 8), len(real))
-    pictures = {REAL: real[:shown]} | {row: figures.to_uint8(v[:shown]) for row, v in clips.items()}
+    pictures = {REAL: real[:shown]} | {row: made.clips[:shown] for row, made in rows.items()}
     figures.comparison(folder / "comparison.png", pictures)
     figures.animate(folder / "comparison.webp", pictures)
     figures.slices(folder / "slices.png", pictures)
     figures.save_clips(folder / "clips.npz", pictures)
-    for row, videos in clips.items():
-        figures.film_strip(folder / f"samples_{row}.png", videos[:shown])
-        figures.sample_grid(folder / f"grid_{row}.png", videos[:64])
+    for row, made in rows.items():
+        figures.film_strip(folder / f"samples_{row}.png", made.clips[:shown])
+        figures.sample_grid(folder / f"grid_{row}.png", made.clips[:64])
     points = {}
     for row, sampler in block["samplers"].items():
-        measure = rows[row][QUALITY]
-        point = figures.Point(seconds[row], measure.value, str(sampler["steps"]), measure.low, measure.high)
+        measure = rows[row].measures[QUALITY]
+        point = figures.Point(rows[row].seconds, measure.value, str(sampler["steps"]), measure.low, measure.high)
         points.setdefault(sampler["weights"].split("@")[0], []).append(point)
     figures.quality_against_seconds(
         folder / "quality.png",
         points,
         quality=f"{QUALITY} (lower is better)",
-        floor=next(iter(rows.values()))[QUALITY].floor,
+        floor=next(iter(rows.values())).measures[QUALITY].floor,
     )
     rows_logged = (
         writers.read_rows(context.workdir / "metrics.jsonl") if (context.workdir / "metrics.jsonl").exists() else []

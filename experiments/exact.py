@@ -57,8 +57,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
     configs.check_rows(block["samplers"], [FLOW, FRESH], where)
     for name, sampler in block["samplers"].items():
         configs.check_keys(sampler, SAMPLER_KEYS, {"weights", "steps"}, f"{where}.samplers.{name}")
-        parts = {k: sampler[k] for k in ("solver", "grid") if k in sampler}
-        tables.check(parts, sampler["steps"], configs.schedule(config), f"{where}.samplers.{name}")
+        tables.check(tables.block_of(sampler), sampler["steps"], configs.schedule(config), f"{where}.samplers.{name}")
         if weights.is_file(sampler["weights"]):
             path = weights.find(sampler["weights"], pathlib.Path())
             check_fits(weights.load(path)[1], source, configs.schedule(config), f"{where}.samplers.{name}.weights")
@@ -136,7 +135,7 @@ def draw(context, source, schedule: schedules.Schedule, sampler, noise, key, whe
 
     if sampler["weights"] == ORACLE:
         denoise = source.oracle.denoiser(schedule)
-        table = table_for({k: sampler[k] for k in ("solver", "grid") if k in sampler}, denoise)
+        table = table_for(tables.block_of(sampler), denoise)
     else:
         path = weights.find(sampler["weights"], context.workdir)
         params, network, record = drawing.load_network(path)

@@ -80,20 +80,9 @@ def strip(videos: Videos, max_frames: int = 8, gap: int = 1) -> UInt8[np.ndarray
     return tile(videos[:, shown].reshape(n * len(shown), 1, h, w, c), len(shown), gap)[0]
 
 
-def film_strip(
-    path: PathLike,
-    videos: Videos,
-    *,
-    titles: Sequence[str] | None = None,
-    max_frames: int = 8,
-    scale: int | None = None,
-) -> None:
-    """PNG: rows are clips, columns are frames; `titles` names the rows."""
-    videos = _checked(videos)
-    if titles is None:
-        _save_picture(path, _upscaled(strip(videos, max_frames), scale or _scale(STILL, videos)))
-    else:
-        comparison(path, dict(zip(titles, videos[:, None], strict=True)), max_frames=max_frames, scale=scale)
+def film_strip(path: PathLike, videos: Videos, *, max_frames: int = 8, scale: int | None = None) -> None:
+    """PNG: rows are clips, columns are frames."""
+    _save_picture(path, _upscaled(strip(videos, max_frames), scale or _scale(STILL, videos)))
 
 
 def sample_grid(
@@ -204,7 +193,7 @@ def loss_curves(
         missing = [stage for stage in wanted if stage not in found] or ["any stage"]
         raise ValueError(f"no row of {missing[0]} has {metric!r}; stages with it: {list(found) or 'none'}")
     log = any(row[metric] > 0 for row in rows if row["stage"] in wanted and metric in row)
-    figure, axes = _axes()
+    figure, (axes,) = row_of_axes()
     for index, stage in enumerate(wanted):
         points = [(row["step"], row[metric]) for row in rows if row["stage"] == stage and metric in row]
         # Step 0 and values that are not positive have no place on log axes.
@@ -216,7 +205,7 @@ def loss_curves(
     for axis in (axes.xaxis, axes.yaxis) if log else (axes.xaxis,):
         plain_logs(axis)
     axes.legend(frameon=False)
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def quality_against_seconds(
@@ -233,7 +222,7 @@ def quality_against_seconds(
     """
     if not any(curves.values()):
         raise ValueError("quality_against_seconds: no point was given")
-    figure, axes = _axes()
+    figure, (axes,) = row_of_axes()
     for index, (name, points) in enumerate(curves.items()):
         points = sorted(points, key=lambda point: point.seconds)
         seconds, values = (np.array([getattr(p, key) for p in points], float) for key in ("seconds", "quality"))
@@ -265,7 +254,7 @@ def quality_against_seconds(
     for axis in (axes.xaxis, axes.yaxis):
         plain_logs(axis)
     axes.legend(frameon=False)
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def save_clips(path: PathLike, rows: Mapping[str, Videos]) -> None:
@@ -363,13 +352,15 @@ def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
     return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def row_of_axes(columns: int = 1, width: float = 6.4, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of plots, drawn off screen."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, which="major", linewidth=0.4, color="0.85")
-    return figure, axes
+    row = list(figure.subplots(1, columns, squeeze=False)[0])
+    for one in row:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(True, which="major", linewidth=0.4, color="0.85")
+    return figure, row
 
 
 def plain_logs(axis: Axis) -> None:
@@ -383,7 +374,7 @@ def plain_logs(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _save_figure(path: PathLike, figure: Figure) -> None:
+def save_figure(path: PathLike, figure: Figure) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())

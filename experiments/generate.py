@@ -21,7 +21,7 @@ KEYS = {"weights", "steps", "solver", "grid", "guidance", "num_clips", "batch_si
 def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     if not latents.is_latent(config):
         raise ConfigError(f"{where}: generated clips are written as latents; config.data.kind must be 'latents'")
-    tables.check(evaluation.table_block(block), block["steps"], configs.schedule(config), where)
+    tables.check(tables.block_of(block), block["steps"], configs.schedule(config), where)
     evaluation.check_batches(block, where)
 
 

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from distill import FORWARD
-from experiments import bench, drawing, evaluation, loop, programs, run, stages, tables, weights
+from experiments import bench, drawing, loop, programs, run, stages, tables, weights
 from experiments import config as configs
 from experiments import mesh as meshes
 from experiments.ablations import page
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     stages.check_form(config, "sweep")
     chip, devices = described(name, slices)
     context = Context(config, pathlib.Path("."), mesh_of(config.get("mesh"), devices), source)
-    names = chosen(config, only)
+    names = bench.chosen(config, only, PLANNED)
     for stage in names:
         check(context, stage)
     plans = []
@@ -77,17 +77,6 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str, str | None, str, int, p
     check_topology(values["topology"])
     config, source, _, only, _ = run.parse([*left, "--workdir=."])
     return config, source, only, values["topology"], int(text), pathlib.Path(values["out"]) if "out" in values else None
-
-
-def chosen(config: Mapping[str, Any], only: str | None) -> list[str]:
-    """The stages that have programs to plan, or the one that is asked for."""
-    known = {name: block for name, block in config["stages"].items() if block["kind"] in PLANNED}
-    if not known:
-        raise ConfigError(f"this config has nothing to plan: no stage of kind {', '.join(PLANNED)}")
-    if only is None:
-        return list(known)
-    configs.choose(only, known, "--stage")
-    return [only]
 
 
 def check(context: Context, name: str) -> None:
@@ -173,7 +162,7 @@ def sampler(context: Context, name: str, block: Mapping[str, Any], batch_size: i
     counting = bench.counting(dataclasses.replace(context, config=config)).config
     definition, network = configs.network(counting)
     _, real = configs.network(config)
-    asked = evaluation.table_block(block)
+    asked = tables.block_of(block)
     if tables.is_searched(asked):
         asked = {part: asked[part] for part in asked if part != "grid"}
     if any(tables.asks(asked, part) for part in asked):

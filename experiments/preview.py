@@ -38,7 +38,7 @@ def check(context: Context, block: Mapping[str, Any], network: Network, where: s
     for key in ("clips", "steps"):
         configs.check_whole(f"{here}.{key}", given.get(key, 1), 1)
     for count in counts:
-        table = tables.check(evaluation.table_block(given), count, network.schedule, here)
+        table = tables.check(tables.block_of(given), count, network.schedule, here)
         drawing.check_jumps(table, network.cond_keys, f"{here}.solver")
     evaluation.check_threshold(given, config, here)
     configs.check_finite(given.get("guidance", 1.0), f"{here}.guidance")
@@ -76,7 +76,7 @@ class Preview:
         scale, steps = self.given.get("guidance", 1.0), self.given.get("steps") or round(run.hyper["steps"])
         asked = drawing.classes_in_turn(self.network, params, scale)
         model = tables.Model(asked, self.source.shape, self.key, self.network.noise)
-        table = tables.make(evaluation.table_block(self.given), steps, self.network.schedule, self.where, model)
+        table = tables.make(tables.block_of(self.given), steps, self.network.schedule, self.where, model)
         clips, _ = drawing.draw(
             self.network, params, table, self.labels, self.noise, self.key, batch_size=len(self.labels), scale=scale,
             threshold=self.given.get("threshold"), codec=self.codec, timed=False,

@@ -132,7 +132,7 @@ def asked(given: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
     if "steps" not in sampler:
         raise ConfigError("--steps is needed, or a --table")
     configs.check_whole("--steps", sampler["steps"], 1)
-    return sampler | {part: _part(sampler[part]) for part in tables.PARTS if part in sampler}
+    return sampler | {part: _part(value) for part, value in tables.block_of(sampler).items()}
 
 
 def measured(path: pathlib.Path) -> dict[str, Any]:
@@ -149,9 +149,8 @@ def chosen_table(
     """The table that --table names, or the sampler asks for."""
     if given.table is not None:
         return tables.load(pathlib.Path(given.table), network.schedule, model, "--table")[0]
-    block = {part: sampler[part] for part in tables.PARTS if part in sampler}
     try:
-        tables.check(block, sampler["steps"], network.schedule, "--steps")
+        tables.check(tables.block_of(sampler), sampler["steps"], network.schedule, "--steps")
         return tables.make(
             tables.searched(sampler, path, "--grid"), sampler["steps"], network.schedule, "--steps", model, folder
         )

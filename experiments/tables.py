@@ -82,6 +82,11 @@ EVERY = 30.0
 """Seconds between two lines on how far it is."""
 
 
+def block_of(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """The block {solver, grid, matrix} of a sampler, which has other keys, too."""
+    return {part: sampler[part] for part in PARTS if part in sampler}
+
+
 def check(block: Mapping[str, Any], steps: int, schedule: schedules.Schedule, where: str) -> solvers.Table:
     """Names, options and the step count of a sampler, before any work. Returns its table, with the default in the place of what
     asks the network.
@@ -249,7 +254,7 @@ def searched(sampler: Mapping[str, Any], path: pathlib.Path, where: str) -> dict
     """The block {solver, grid, matrix} of a sampler {solver, grid, matrix, steps, guidance} of the weights at `path`: grid
     'searched' has become the levels that lie beside them. ConfigError where these times are missing or of other weights.
     """
-    block = {part: sampler[part] for part in PARTS if part in sampler}
+    block = block_of(sampler)
     if not is_searched(sampler):
         return block
     found, name, steps = read_times(path, where), sampler_name(sampler), str(sampler["steps"])

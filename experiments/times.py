@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from diffusion import grids, sampling, schedules, solvers
 from distill import Network
 from experiments import config as configs
-from experiments import data, drawing, evaluation, exact, latents, metrics, tables, weights
+from experiments import drawing, evaluation, exact, latents, metrics, tables, weights
 from experiments.config import ConfigError
 from experiments.data.exact import Exact
 from experiments.data.source import Source
@@ -53,7 +53,7 @@ def check(block: Mapping[str, Any], config: Mapping[str, Any], where: str) -> No
         configs.check_whole(f"{where}.{key}", block[key], least[key])
     for count in counts:
         configs.check_whole(f"{where}.counts (with one call there is no level between the ends)", count, 2)
-    parts = {part: block[part] for part in ("solver", "grid") if part in block}
+    parts = tables.block_of(block)
     tables.check_unasked(parts, where, "a search begins with a table that is known")
     schedule = configs.schedule(config)
     for count in counts:
@@ -277,17 +277,15 @@ def to_real_clips(
     falls by are never looked at. Labels are those of further train clips.
     """
     scale = block.get("guidance", 1.0)
-    clips_of = data.build(latents.pixels(context.config), "train")
-    clips = data.Batches(clips_of, num + block.get("num_reference", 1024), seed=context.config["seed"]).batch_at(0)
-    labels, real = clips["label"][:num], clips["video"][num:]
+    other, real = evaluation.held_out(context.config, block, num, "train")
     path = weights.find(evaluation.classifier(block, context.config), context.workdir)
     classify = evaluation.load_classifier(path)
-    reference = metrics.describe(real, classify)
+    reference = metrics.describe(real["video"], classify)
     noises = [drawing.start(network, key, (num, *source.shape)) for key in keys]
 
     def quality(table: solvers.Table, part: int) -> float:
         drawn, _ = drawing.draw(
-            network, params, table, labels, noises[part], keys[part],
+            network, params, table, other["label"], noises[part], keys[part],
             batch_size=block.get("batch_size", 64), scale=scale, codec=codec, timed=False,
         )  # fmt: skip
         sample = metrics.describe(drawn, classify)

@@ -1,7 +1,7 @@
 """Training stages: a denoiser or a student by any method, and the metric network; what is refused before they begin."""
 
+import collections
 import functools
-import itertools
 import logging
 import math
 import pathlib
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from clu import parameter_overview
 
 from distill import FORWARD, METHODS, SELF_GUIDED, STUDENTS, Network, flow_maps, games
@@ -63,12 +64,17 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
         judge, network = own.definition, network._replace(teacher=own.network)
     options = block.get("options", {})
     option = functools.partial(configs.method_option, block["method"], options)
-    # Of a game both take turns. Their learning rates are to fall to their ends all the same.
-    updates, turns = moves(block, where)
-    rule = block.get("optimiser", {"learning_rate": 1e-3})
-    optimiser = configs.optimiser(rule, max(1, updates), f"{where}.optimiser")
-    given = beside.critic(context, block, judge, turns, where)
-    method = configs.method(block["method"], options, network, optimiser, block["steps"], where, **given)
+    given, updates = beside.critic(context, block, judge, where), block["steps"]
+    build = functools.partial(configs.method, block["method"], options, network, steps=updates, where=where)
+    rule, turns = block.get("optimiser", {"learning_rate": 1e-3}), 0
+    if configs.has_critic(block["method"]):
+        # Both take turns, as the method says. Their learning rates are to fall to their ends all the same.
+        updates, turns = moves(build(optimiser=optax.identity(), **given), updates, where)
+    optimiser = configs.optimiser(rule, updates, f"{where}.optimiser")
+    if turns:
+        own_rule = {**rule, **block.get("critic_optimiser", {})}
+        given["critic_optimiser"] = configs.optimiser(own_rule, turns, f"{where}.critic_optimiser")
+    method = build(optimiser=optimiser, **given)
     rounds = block.get("student_steps", [])
     if own is not None and method.next is not None:
         raise ConfigError(
@@ -151,31 +157,15 @@ def plan(context: Context, name: str, block: Mapping[str, Any]):
     return definition, network, accumulating(method, block.get("accumulate", 1)), rounds
 
 
-def moves(block: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """How often a stage's student moves, and its critic."""
-    if not configs.has_critic(block["method"]):
-        return block["steps"], 0
-    option = functools.partial(configs.method_option, block["method"], block.get("options", {}))
-    names = {"ratio": "ratio", "head_start": "head_start", "alone": "warmup" if block["method"] == "rcm" else "alone"}
-    counts = {parameter: option(name) or 0 for parameter, name in names.items()}
-    for parameter, count in counts.items():
-        configs.check_whole(f"{where}.options.{names[parameter]}", count, 0)
-    given = {"critic_in_student_steps": option("critic_in_student_steps"), **counts}
-    order = configs.call(games.turns, {}, f"{where}.options", **given)
-    phases = [phase for step in range(block["steps"]) for phase in order(step)]
-    begins = (("head_start", games.STUDENT, sum(counts.values())), ("alone", games.CRITIC, counts["alone"] + 1))
-    for key, player, first in begins:
-        if counts[key] and player not in phases:
-            raise ConfigError(
-                f"{where}.options.{names[key]}: in {block['steps']} steps the {player} would never move, as its first is step"
-                f" {first}; nearest: {max(block['steps'] - first + counts[key], 0)}, got {counts[key]}"
-            )
-    for player in {games.STUDENT, games.CRITIC} - set(phases):
-        first = next(step for step in itertools.count(1) if player in order(step - 1))
+def moves(method: Method, steps: int, where: str) -> tuple[int, int]:
+    """How often a game's student moves in so many steps, and its critic; refuses steps in which a phase never comes."""
+    counts = collections.Counter(phase for step in range(steps) for phase in method.order(step))
+    for player in (phase for phase in method.phases if not counts[phase]):
+        first = next((step for step in range(steps + 1, 2**20) if player in method.order(step - 1)), "never")
         raise ConfigError(
-            f"{where}.steps: the {player}'s first step is {first}; nearest: {first}, got {block['steps']}"
+            f"{where}.steps: with these options the {player}'s first step is {first}; nearest: {first}, got {steps}"
         )
-    return phases.count(games.STUDENT), phases.count(games.CRITIC)
+    return counts.get(games.STUDENT, steps), counts.get(games.CRITIC, steps)
 
 
 def forced(block: Mapping[str, Any], definition: ModelDef, where: str) -> bool:

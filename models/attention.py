@@ -13,15 +13,14 @@ Without a `context` axis the last two are the plain one. `fused` and `splash` ha
 derivative: `jax.jvp` needs one of `JVP_KINDS`. What `order` means, and the shapes: models/scores.py.
 """
 
-import functools
 import math
-from difflib import get_close_matches
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models import parallel, splash
+from models.names import hint
 from models.scores import HIDDEN, Attention, Heads, Order, by_head, by_token, scores, seen, weighted
 
 __all__ = ["ATTENTION", "HIDDEN", "JVP_KINDS", "NO_ATTENTION", "Attention", "Order", "attention_kind"]
@@ -57,9 +56,9 @@ NO_ATTENTION = "none"
 def attention_kind(kind: str) -> Attention:
     """The attention called `kind`; an unknown name is a KeyError that lists the known ones."""
     if kind not in ATTENTION:
-        near = get_close_matches(str(kind), ATTENTION, n=1, cutoff=0.0)[0]
-        known = ", ".join(ATTENTION)
-        raise KeyError(f"unknown attention kind {kind!r}, expected one of {known}; did you mean {near!r}?")
+        raise KeyError(
+            f"unknown attention kind {kind!r}, expected one of {', '.join(ATTENTION)}{hint(kind, ATTENTION)}"
+        )
     return ATTENTION[kind]
 
 
@@ -85,7 +84,7 @@ def _over_chunks(body, carry, chunks):
     return carry, jax.tree.map(lambda x: x[None], out)
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
 def _fused(q, k, v, rows, columns):
     return _fused_forward(q, k, v, rows, columns)[0]
 

@@ -8,7 +8,6 @@ section 2.1).
 
 import functools
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.definition import Params, seam
+from models.definition import Params, is_count, seam
 from models.layers import Conv, Linear, RMSNorm, Rngs, rms_normalise
+from models.names import spelt_out
 from models.unet import depth_to_space, space_to_depth
 
 Clip = Float[Array, "b f h w c"]
@@ -164,18 +164,11 @@ def build_autoencoder(config: Mapping[str, Any]) -> Autoencoder:
     those of the clip over patch 2^(levels - 1). Equal configs give the same Autoencoder. Raises KeyError for an unknown key
     and ValueError for a value that makes none.
     """
-    options = DEFAULTS | {name: config[name] for name in config}
+    options = spelt_out(config, DEFAULTS, "an autoencoder")
     for name, value in options.items():
-        if name not in DEFAULTS:
-            nearest = get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
-            raise KeyError(f"unknown key {name!r} for an autoencoder; did you mean {nearest!r}?")
         several = isinstance(value, list | tuple)
         counts = value if several else (value,)
-        if name != "dtype" and not (
-            several == (name in ("shape", "widths"))
-            and counts
-            and all(type(count) is int and count > 0 for count in counts)
-        ):
+        if name != "dtype" and not (several == (name in ("shape", "widths")) and counts and all(map(is_count, counts))):
             raise ValueError(f"{name} of an autoencoder is made of whole numbers from 1 up, got {value!r}")
     if options["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', got {options['dtype']!r}")

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from models.attention import NO_ATTENTION, attention_kind
-from models.definition import INPUTS, ModelDef, define
+from models.definition import INPUTS, ModelDef, define, is_count
 from models.dit import REMAT, DiT
 from models.layers import LEVELS, Rngs
 from models.mlp import MLP
+from models.names import hint
 from models.rope import axis_split
 from models.unet import UNet
 
@@ -48,16 +49,16 @@ def build(config: Mapping[str, Any], attention: str | None = None) -> ModelDef:
     for name in REQUIRED:
         if name not in config:
             near = get_close_matches(name, config, n=1)
-            hint = f"; is {near[0]!r} meant to be it?" if near else ""
-            raise KeyError(f"a model config needs the key {name!r}{hint}")
+            meant = f"; is {near[0]!r} meant to be it?" if near else ""
+            raise KeyError(f"a model config needs the key {name!r}{meant}")
     if config["kind"] not in KINDS:
         known = ", ".join(KINDS)
-        raise KeyError(f"unknown model kind {config['kind']!r}, expected one of {known}{_hint(config['kind'], KINDS)}")
+        raise KeyError(f"unknown model kind {config['kind']!r}, expected one of {known}{hint(config['kind'], KINDS)}")
     kind = KINDS[config["kind"]]
     allowed = (*REQUIRED, *COMMON, *kind.options)
     for name in config:
         if name not in allowed:
-            raise KeyError(f"unknown key {name!r} for a {config['kind']!r} model{_hint(name, allowed)}")
+            raise KeyError(f"unknown key {name!r} for a {config['kind']!r} model{hint(name, allowed)}")
     options = COMMON | kind.options | config
     without = kind.optional and options["attention"] == NO_ATTENTION
     if attention is not None and not without:
@@ -132,7 +133,7 @@ def _check_dit(options: dict[str, Any]) -> None:
         raise ValueError(f"frames of {height}x{width} do not divide by patch {options['patch']}")
     _check_heads("width", options["width"], options["head_dim"])
     if options["remat"] not in REMAT:
-        raise ValueError(f"remat is one of {tuple(REMAT)}, got {options['remat']!r}{_hint(options['remat'], REMAT)}")
+        raise ValueError(f"remat is one of {tuple(REMAT)}, got {options['remat']!r}{hint(options['remat'], REMAT)}")
 
 
 def _check_heads(name: str, width: int, head_dim: int) -> None:
@@ -196,11 +197,11 @@ def _check_common(options: dict[str, Any]) -> None:
         raise ValueError(f"cond is a tuple of names among {INPUTS}, got {options['cond']!r}")
     for name in options["cond"]:
         if name not in INPUTS:
-            raise ValueError(f"cond has names among {INPUTS}, got {name!r}{_hint(name, INPUTS)}")
+            raise ValueError(f"cond has names among {INPUTS}, got {name!r}{hint(name, INPUTS)}")
     if "aug_logsnr" in options["cond"] and "low" not in options["cond"]:
         raise ValueError("cond has 'aug_logsnr', the level of the noise in 'low', and not 'low' itself")
     if options["level"] not in LEVELS:
-        raise ValueError(f"level is one of {tuple(LEVELS)}, got {options['level']!r}{_hint(options['level'], LEVELS)}")
+        raise ValueError(f"level is one of {tuple(LEVELS)}, got {options['level']!r}{hint(options['level'], LEVELS)}")
     if options["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', got {options['dtype']!r}")
 
@@ -212,16 +213,12 @@ def _check_option(name: str, value: Any, default: Any) -> None:
         raise ValueError(f"{name} is of the type of its default, {default!r}, got {value!r}")
     counts = value if isinstance(value, tuple) else (value,)
     if isinstance(default, int | tuple) and not isinstance(default, bool):
-        if not all(type(count) is int and count > 0 for count in counts):
+        if not all(map(is_count, counts)):
             raise ValueError(f"{name} is made of whole numbers from 1 up, got {value!r}")
     if name == "dropout" and not 0 <= value < 1:
         raise ValueError(f"dropout is in [0, 1), got {value!r}")
     if name == "rope_base" and not value > 1:
         raise ValueError(f"rope_base is above 1, got {value!r}")
-
-
-def _hint(name: Any, known: Iterable[str]) -> str:
-    return f"; did you mean {get_close_matches(str(name), list(known), n=1, cutoff=0.0)[0]!r}?"
 
 
 def _frozen(value: Any) -> Any:

@@ -5,7 +5,6 @@ time: what a clip does in time is judged by laws of motion, not by a network.
 """
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.definition import Params, is_count, seam
 from models.layers import Conv, Linear, Rngs
+from models.names import spelt_out
 
 # Five convolutions of 105,000 weights in all: 16x16 frames end at 4x4. For 64x64 add levels at the front.
 DEFAULTS = {"shape": (16, 16, 1), "widths": (32, 64, 64), "features": 64, "num_classes": 10}
@@ -75,11 +75,7 @@ def build_classifier(config: Mapping[str, Any]) -> ClassifierDef:
     `shape` is (height, width, channels); height and width divide by 2^(levels - 1), one level per entry of
     `widths`. Raises KeyError for an unknown key and ValueError for a value that does not fit.
     """
-    options = DEFAULTS | {name: config[name] for name in config}
-    for name in options:
-        if name not in DEFAULTS:
-            nearest = get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
-            raise KeyError(f"unknown key {name!r} for a classifier; did you mean {nearest!r}?")
+    options = spelt_out(config, DEFAULTS, "a classifier")
     shape, widths = tuple(options["shape"]), tuple(options["widths"])
     if len(shape) != 3 or not widths or not all(map(is_count, (*shape, *widths))):
         raise ValueError(f"a classifier needs shape (h, w, c) and widths (one a level), got {shape} and {widths}")

@@ -8,7 +8,6 @@ pixel at a time.
 
 import functools
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from models.definition import Params, checked_label, is_count, seam
 from models.layers import LEVELS, Conv, Embedding, Linear, Rngs, Sinusoids, TemporalMix, rms_normalise
+from models.names import hint, spelt_out
 
 Map = Float[Array, "b f h w c"]
 Logits = Float[Array, "b k"] | tuple[Float[Array, "b f h w"], ...]
@@ -127,16 +127,13 @@ def build_heads(config: Mapping[str, Any], channels: tuple[int, ...], num_classe
     section 3.2), or all of it by one logit, as in DMD2. `num_classes` is 0 for no labels. Equal arguments give the same
     HeadsDef. Raises KeyError for an unknown key and ValueError for a value that makes no heads.
     """
-    options = DEFAULTS | {name: config[name] for name in config}
-    for name in options:
-        if name not in DEFAULTS:
-            raise KeyError(f"unknown key {name!r} for heads{_hint(name, DEFAULTS)}")
+    options = spelt_out(config, DEFAULTS, "heads")
     kinds = options["kinds"]
     if not isinstance(kinds, list | tuple) or not kinds or len(set(map(str, kinds))) < len(kinds):
         raise ValueError(f"kinds is a tuple of different names among {tuple(MIXERS)}, got {kinds!r}")
     for kind in kinds:
         if kind not in MIXERS:
-            raise ValueError(f"kinds has names among {tuple(MIXERS)}, got {kind!r}{_hint(kind, MIXERS)}")
+            raise ValueError(f"kinds has names among {tuple(MIXERS)}, got {kind!r}{hint(kind, MIXERS)}")
     for name in ("width", "depth"):
         if not is_count(options[name]):
             raise ValueError(f"{name} is a whole number from 1 up, got {options[name]!r}")
@@ -174,7 +171,3 @@ def _build(options: Options, channels: tuple[int, ...], num_classes: int) -> Hea
         return module(params)(tuple(features), label, logsnr if options.level else None)
 
     return HeadsDef(init, apply)
-
-
-def _hint(name: Any, known: Mapping[str, Any]) -> str:
-    return f"; did you mean {get_close_matches(str(name), known, n=1, cutoff=0.0)[0]!r}?"

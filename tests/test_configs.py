@@ -272,7 +272,7 @@ def discriminator(config, tmp_path, **heads):
     context = stages.Context(configs.plain(config), tmp_path, mesh.make())
     block, (definition, _) = context.config["stages"]["student"], configs.network(context.config)
     block["heads"] = block.get("heads", {}) | heads
-    return beside.critic(context, block, definition, 1, "student")["discriminator"], definition
+    return beside.critic(context, block, definition, "student")["discriminator"], definition
 
 
 def seen(judge, params, shape):

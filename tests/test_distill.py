@@ -196,7 +196,7 @@ def test_tangents_are_the_derivative_along_them():
             (dx, dlogsnr, {}),
         )
 
-    step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
+    step = regression.method(network, objective, optax.sgd(1.0), ema=0.0).phases["train"]
     params = {"a": jnp.array(0.7), "b": jnp.array(0.4)}
     state = regression.init(optax.sgd(1.0))(jax.random.key(0), params)
     new, metrics = step(
@@ -220,7 +220,7 @@ def test_diversity_tells_a_collapse_to_the_mean_from_answers_as_varied_as_the_cl
 
     def diversity(gain, video):
         network = Network(lambda params, x, logsnr, cond, **_: params * x, COSINE, "x0")
-        step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
+        step = regression.method(network, objective, optax.sgd(1.0), ema=0.0).phases["train"]
         state = regression.init(optax.sgd(1.0))(jax.random.key(0), jnp.float32(gain))
         _, metrics = step(state, {}, {"video": video}, jax.random.key(0), {"learning_rate_scale": 1.0})
         return np.array([metrics[k] for k in metrics if k.startswith("diversity_by_level")])

@@ -106,7 +106,7 @@ def test_parts_from_outside_are_as_good_as_ours(at_home):
     saved = json.loads(json.dumps(schedules.record(schedule)))
     assert saved["clock"]["kind"] == "my_schedules:Logistic" and saved["scaling"]["kind"] == "VP"
     assert schedules.restore(saved, configs.schedule_part) == schedule
-    with pytest.raises(KeyError, match="unknown kind 'my_schedules:Logistic'"):
+    with pytest.raises(KeyError, match="kind 'my_schedules:Logistic' is not known"):
         schedules.restore(saved)
     block = {"kind": "my_models:convolutions", "shape": [4, 8, 8, 1], "num_classes": 2, "width": 8}
     definition = configs.model({"model": block})

@@ -166,7 +166,7 @@ def test_a_collapse_is_one_line(begun, tmp_path, capsys):
         ("dmd2", {"options.start": 1e9}, "start: expected a log-SNR from -10 to below 10"),
         ("dmd2", {"options.adversarial": -1.0}, "adversarial: expected a number from 0 up"),
         ("dmd2", {"options.r1": -1.0}, "r1: expected a number from 0 up"),
-        ("dmd2", {"options.ratio": 5, "steps": 4}, "steps: the student's first step is 5; nearest: 5, got 4"),
+        ("dmd2", {"options.ratio": 5, "steps": 4}, "the student's first step is 5; nearest: 5, got 4"),
         ("add", {"options.distillation_weight": -2.5}, "distillation_weight: expected a number from 0 up"),
         ("dmd2", {"options.discriminative": 0.0}, "discriminative: expected a weight above 0"),
         ("dmd2", {"options.features": "teacher"}, "the exact teacher is no network"),

@@ -166,9 +166,9 @@ def refused(capsys, folder, argument, *statements):
         ("config.stages.student.method = 'add'; config.stages.student.features = 'pretrained:moving_digits/classifier'; "
          "config.stages.student.options = dict(steps=2)", "is a classifier of frames of pixels"),
         ("config.stages.student.options = dict(steps=2, head_start=config.stages.student.steps)",
-         "config.stages.student.options.head_start: in "),
+         "config.stages.student.steps: with these options the student's first step is "),
         ("config.stages.student.steps = 5; config.stages.student.options = dict(steps=2, ratio=3, head_start=3)",
-         "as its first is step 6; nearest: 2, got 3"),
+         "the student's first step is 6; nearest: 6, got 5"),
         ("config.stages.student.clips = 'teacher'", "a stage of kind 'generate' is needed"),
         ("config.stages.student.clips = 'synthetik'", "did you mean 'synthetic'?"),
         ("config.stages.student.batch_size = 64", "batch_size asks for 64 clips, stage 'synthetic' makes 32; nearest: 32"),

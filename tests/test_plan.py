@@ -321,10 +321,10 @@ def test_a_mesh_that_the_devices_do_not_make_up(sizes, slices, nearest):
 
 
 def test_stages_without_programs():
-    with pytest.raises(ConfigError, match="nothing to plan"):
-        plan.chosen({"stages": {"c": dict(kind="classifier")}}, None)
+    with pytest.raises(ConfigError, match="no stage of kind train, generate, evaluate"):
+        bench.chosen({"stages": {"c": dict(kind="classifier")}}, None, plan.PLANNED)
     with pytest.raises(ConfigError, match="--stage 'studnet' is not known; did you mean 'student'"):
-        plan.chosen({"stages": {"student": dict(kind="train")}}, "studnet")
+        bench.chosen({"stages": {"student": dict(kind="train")}}, "studnet", plan.PLANNED)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_levels_per_frame():
 def test_unknown_names_raise_with_the_nearest():
     with pytest.raises(KeyError, match="nearest: 'velocity'"):
         predictions.denoiser(lambda p, x, l, c: x, {}, schedule=SCHEDULES["vp"], prediction="velocty")
-    with pytest.raises(KeyError, match="unknown prediction 'epsilon'.*nearest: 'eps'"):
+    with pytest.raises(KeyError, match="prediction 'epsilon' is not known.*nearest: 'eps'"):
         predictions.convert(np.ones(2), np.ones(2), 0.0, SCHEDULES["vp"], "v", "epsilon")
     with pytest.raises(ValueError, match="sigma_data above 0"):
         predictions.F(0.0)

@@ -3,7 +3,6 @@
 With y = x/alpha and s = sigma/alpha the probability flow is dy = eps ds, so x_t = alpha_t/alpha_s x_s + alpha_t int eps ds.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from diffusion.clocks import namespace
+from diffusion.names import choice
 from diffusion.schedules import Schedule
 from diffusion.solvers import multistep
 from diffusion.solvers.ddim import transition
@@ -70,9 +70,7 @@ def deis(
 
     damping and lower_order_final: see `exponential_adams`.
     """
-    if variant not in VARIABLES:
-        near = difflib.get_close_matches(str(variant), VARIABLES, 1, 0)[0]
-        raise ValueError(f"deis: variant must be one of {sorted(VARIABLES)}, got {variant!r}; nearest: {near!r}")
+    choice(variant, VARIABLES, "deis: variant")
     return _adams("deis", schedule, grid, order, variant, damping, lower_order_final)
 
 

@@ -1,6 +1,5 @@
 """Ancestral sampling of DDPM, with either of its two posterior variances."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from diffusion.names import choice
 from diffusion.schedules import Schedule
 from diffusion.solvers.ddim import one_step, transition
 from diffusion.solvers.steps import steps_of
@@ -41,10 +41,8 @@ def ddpm(schedule: Schedule, grid: Float[ArrayLike, "points ..."], variance: str
     variance: "lower" (DDIM with eta = 1, the posterior for given x0) or "upper" (exact for N(0, I) data; in the VP scaling
     beta of the skipped step). The mean is that of the posterior for both.
     """
-    if variance not in VARIANCES:
-        near = difflib.get_close_matches(str(variance), VARIANCES, 1, 0)[0]
-        raise ValueError(f"ddpm: variance must be one of {sorted(VARIANCES)}, got {variance!r}; nearest: {near!r}")
+    of = choice(variance, VARIANCES, "ddpm: variance")
     grid = steps_of("ddpm", schedule, grid).grid
     here, there = grid[:-1], grid[1:]
     x, denoised, _ = transition(schedule, here, there, np.float64(1.0))
-    return one_step(grid, (x, denoised, np.sqrt(VARIANCES[variance](schedule, here, there))))
+    return one_step(grid, (x, denoised, np.sqrt(of(schedule, here, there))))

@@ -15,7 +15,6 @@ and, for the reverse SDE with noise of strength tau, which has the same marginal
 The integrals of powers of u = (lambda - lambda_s) / h are phi functions.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from diffusion.clocks import namespace
+from diffusion.names import choice
 from diffusion.schedules import Schedule
 from diffusion.solvers import multistep
 from diffusion.solvers.multistep import Update, data_form, noise_form
@@ -174,14 +174,10 @@ def unipc(
     where the paper sets a_1 = 1/2 outright, in UniP-2 and UniC-1, B(h) counts: `variant` bh1 has h, bh2 exp(h) - 1.
     order: 1 to 4. The other arguments are those of `exponential_adams`.
     """
-    if variant not in UNIPC_VARIANTS:
-        near = difflib.get_close_matches(str(variant), UNIPC_VARIANTS, 1, 0)[0]
-        raise ValueError(f"unipc: variant must be one of {sorted(UNIPC_VARIANTS)}, got {variant!r}; nearest: {near!r}")
+    second = choice(variant, UNIPC_VARIANTS, "unipc: variant")
     steps = steps_of(
         "unipc", schedule, grid, order, lower_order_final=lower_order_final, in_logsnr=True,
         careful=noise_form and corrector, like=like,
     )  # fmt: skip
     check_damping("unipc", damping)
-    return exponential_table(
-        steps, noise=noise_form, correct=corrector, second=UNIPC_VARIANTS[variant], damping=damping
-    )
+    return exponential_table(steps, noise=noise_form, correct=corrector, second=second, damping=damping)

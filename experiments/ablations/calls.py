@@ -173,8 +173,7 @@ def draw(found: dict[str, dict[str, dict[int, Errors | None]]], folder: pathlib.
             xlabel="calls of the denoiser",
             title=f"{problem}, {what.replace('rmse', 'RMSE')}",
         )
-        axes.set_xticks(CALLS, [str(n) for n in CALLS])
-        axes.minorticks_off()
+        page.mark(axes, CALLS)
     row[0].set_ylabel("error")
     page.legend_beside(figure, row)
     return page.save(figure, folder, "samplers_calls.png", "error over the number of calls")

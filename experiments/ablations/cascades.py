@@ -76,7 +76,7 @@ def table(run: Run) -> str:
                 row.steps,
                 str(row.evaluations),
                 f"{1e3 * row.seconds:.0f}",
-                interval(row.metrics["frechet_clip"]),
+                page.interval(row.metrics["frechet_clip"]),
                 *others,
             ]
         )
@@ -122,7 +122,7 @@ def reasons(run: Run, metrics: Sequence[str]) -> str:
         blind += [] if sees else [metric]
         own += [metric] if adds else []
         verdicts = ["yes" if sees else "no", "yes" if adds else "no" if metric in against["better"] else "not surely"]
-        rows.append([metric, floor.value, *(interval(one) for one in (seen, made)), *verdicts, cause])
+        rows.append([metric, floor.value, *(page.interval(one) for one in (seen, made)), *verdicts, cause])
     header = ["metric", "real clips", "real small clips stretched", "and made larger by the stages"]
     header += ["sees that a clip was stretched", "sees a fault of the stages", "why"]
     text = (
@@ -132,10 +132,6 @@ def reasons(run: Run, metrics: Sequence[str]) -> str:
         f"{', '.join(own) or 'none'}."
     )
     return f"{textwrap.fill(text, 125, break_on_hyphens=False)}\n\n{page.table(header, rows)}"
-
-
-def interval(measure: Measure) -> str:
-    return f"{page.cell(measure.value)} [{page.cell(measure.low)}, {page.cell(measure.high)}]"
 
 
 def section(runs: pathlib.Path, folder: pathlib.Path) -> str:

@@ -74,8 +74,7 @@ def diversity() -> Found:
         axes.plot(steps, curve, **page.style(i), label=f"eta = {eta:g}")
     axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel="steps", ylabel="standard deviation over the data's")
-    axes.set_xticks(steps, [str(n) for n in steps])
-    axes.minorticks_off()
+    page.mark(axes, steps)
     axes.legend(frameon=False)
     return Found(statements, figure)
 
@@ -149,8 +148,7 @@ def few_steps() -> Found:
         bars = [[m.value - m.low for m in measures], [m.high - m.value for m in measures]]
         axes.errorbar((1, 2, 4, 8, 50), middle, bars, **page.style(i), capsize=2, label=f"eta = {eta:g}")
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="Fréchet distance, moving digits")
-    axes.set_xticks((1, 2, 4, 8, 50), ["1", "2", "4", "8", "50"])
-    axes.minorticks_off()
+    page.mark(axes, (1, 2, 4, 8, 50))
     axes.legend(frameon=False)
     return Found(statements, figure)
 
@@ -192,8 +190,7 @@ def temporal() -> Found:
             axes.plot(counts, list(values.values()), **page.style(i), label=f"eta = {eta:g}")
         axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel="steps", title=name)
-        axes.set_xticks(counts, [str(n) for n in counts])
-        axes.minorticks_off()
+        page.mark(axes, counts)
     row[0].set_ylabel("change from frame to frame, over the truth")
     row[0].legend(frameon=False)
     for n in (8, 50):

@@ -18,7 +18,6 @@ VP = schedules.vp_linear()
 SPREAD = 0.5
 MATCHES = 1.1
 """How many times the other's error still counts as matching it."""
-CHAIN = schedules.vp_discrete(schedules.ddpm_betas())
 
 
 # DDIM against DDPM ----------------------------------------------------------------------------------------------

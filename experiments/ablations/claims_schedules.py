@@ -255,8 +255,7 @@ def rho_best(noises: int = 256, rhos: Sequence[float] = RHOS) -> Found:
             axes.plot(rhos, list(sizes.values()), **page.style(i), label=f"{name}, {steps} steps")
         axes.axvline(7, color="0.5", linestyle=":", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel="rho", title=law)
-        axes.set_xticks(rhos, [f"{rho:g}" for rho in rhos])
-        axes.minorticks_off()
+        page.mark(axes, rhos)
     row[0].set_ylabel("error")
     row[0].legend(frameon=False, fontsize=8)
     spread = {rho: evenness(rho) for rho in (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion import frames, grids, oracles, solvers
 from experiments import drawing
-from experiments.ablations import cascades, claims_digits, matrices, memory, page, ties, windows
+from experiments.ablations import cascades, claims_digits, matrices, memory, page, shipped, ties, windows
 from experiments.ablations.claims import Claim, Found, Statement
 from experiments.ablations.claims_noise import change, made
 from experiments.ablations.claims_students import NEAR, bars
@@ -71,8 +71,7 @@ def flicker() -> Found:
         )
     axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="over that of 50 steps")
-    axes.set_xticks(counts, [str(n) for n in counts])
-    axes.minorticks_off()
+    page.mark(axes, counts)
     axes.legend(frameon=False)
     return Found(statements, figure)
 
@@ -206,7 +205,7 @@ def seconds(counts: Sequence[int], clips: int = 8, repeats: int = 5) -> dict[int
     """CPU seconds of making clips of the shipped teacher with so many steps, several times in turn: what else the machine does
     meets all alike, and doesn't count.
     """
-    params, network = claims_digits.network()
+    params, network, _ = shipped.network(shipped.TEACHER)
     tables = {n: solvers.ddim(network.schedule, grids.uniform_time(network.schedule, n)) for n in counts}
     labels, noise = np.zeros(clips, np.int32), np.zeros((clips, 8, 16, 16, 1), np.float32)
     found: dict[int, list[float]] = {n: [] for n in counts}
@@ -247,8 +246,7 @@ def latency() -> Found:
         list(taken), [taken[50].value * n / 50 for n in taken], color="0.5", linestyle=":", label="in proportion to 50"
     )
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="CPU seconds a clip")
-    axes.set_xticks(list(taken), [str(n) for n in taken])
-    axes.minorticks_off()
+    page.mark(axes, list(taken))
     axes.legend(frameon=False)
     return Found(statements, figure)
 

@@ -185,8 +185,7 @@ def draw(found: dict[str, dict[str, Result]], folder: pathlib.Path) -> str:
         for i, name in enumerate(SHOWN):
             axes.plot(STEPS, found[name][key].errors, **page.style(i), label=name)
         axes.set(xscale="log", yscale="log", xlabel="steps", title=label)
-        axes.set_xticks(STEPS, [str(n) for n in STEPS])
-        axes.minorticks_off()
+        page.mark(axes, STEPS)
     row[0].set_ylabel("error")
     page.legend_beside(figure, row)
     return page.save(

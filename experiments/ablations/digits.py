@@ -341,9 +341,8 @@ def cells(row: Row, teacher: Row) -> list[Any]:
     """The cells of HEADER but for the first. teacher: drawn in the same run, so that a slow machine is slow for both."""
     distance = row.measures[QUALITY]
     values = [row.measures[name].value for name in SHOWN]
-    interval = f"{page.cell(distance.value)} [{page.cell(distance.low)}, {page.cell(distance.high)}]"
     ratio = f"{distance.value / teacher.distance:.2f}"
-    return [row.steps, interval, ratio, *values, row.seconds * 1e3, teacher.seconds / row.seconds]
+    return [row.steps, page.interval(distance), ratio, *values, row.seconds * 1e3, teacher.seconds / row.seconds]
 
 
 def undistilled(found: Mapping[str, Undistilled]) -> str:

@@ -17,9 +17,8 @@ class Number(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        if self.low == self.high:
-            return page.cell(float(self.value))
-        return f"{page.cell(float(self.value))} [{page.cell(float(self.low))}, {page.cell(float(self.high))}]"
+        numbers = Number(*map(float, self))
+        return page.cell(numbers.value) if self.low == self.high else page.interval(numbers)
 
 
 def exact(value: Any) -> Number:

@@ -1,6 +1,5 @@
 """A page of results: sections of Markdown, each made by a function, under the command that makes them."""
 
-import io
 import math
 import pathlib
 import re
@@ -9,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.config import choose
-from experiments.figures import COLOURS, MARKERS, write_atomically
+from experiments.config import choose, make_folder
+from experiments.figures import COLOURS, MARKERS, row_of_axes, save_figure, write_atomically
 
 Section = Callable[[pathlib.Path], str]
 """(folder) -> Markdown; figures go to the folder."""
@@ -24,6 +22,7 @@ class Empty(str):
 
 
 MARK = "<!-- section: {} -->"
+axes = row_of_axes
 
 
 def write(
@@ -39,6 +38,7 @@ def write(
     """
     for key in only:
         choose(key, sections, "the section")
+    make_folder(folder, "--out")
     path = folder / f"{name}.md"
     bodies = read(path)
     for key in only or sections:
@@ -95,17 +95,6 @@ def cell(value: Any) -> str:
     )
 
 
-def axes(columns: int = 1, width: float = 6.4, height: float = 4.2, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of plots, drawn off screen."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    row = list(figure.subplots(1, columns, squeeze=False, **options)[0])
-    for one in row:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(True, which="major", linewidth=0.4, color="0.85")
-    return figure, row
-
-
 def style(index: int) -> dict[str, Any]:
     """Colour, marker and dashes of the index-th curve: 7 colours, then the same dashed."""
     dashes = "-" if index < len(COLOURS) else "--"
@@ -113,6 +102,17 @@ def style(index: int) -> dict[str, Any]:
         color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
         linestyle=dashes, markersize=4, linewidth=1.3,
     )  # fmt: skip
+
+
+def interval(measure: Any) -> str:
+    """value [low, high]"""
+    return f"{cell(measure.value)} [{cell(measure.low)}, {cell(measure.high)}]"
+
+
+def mark(axes: Axes, numbers: Sequence[float], **options: Any) -> None:
+    """These numbers alone as ticks of a logarithmic axis."""
+    axes.set_xticks(numbers, [f"{n:g}" for n in numbers], **options)
+    axes.minorticks_off()
 
 
 def legend_beside(figure: Figure, row: Sequence[Axes]) -> None:
@@ -123,7 +123,5 @@ def legend_beside(figure: Figure, row: Sequence[Axes]) -> None:
 
 def save(figure: Figure, folder: pathlib.Path, name: str, caption: str) -> str:
     """Saves the figure as a PNG, and returns the Markdown that shows it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(folder / name, buffer.getvalue())
+    save_figure(folder / name, figure)
     return f"![{caption}]({name})"

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 
 from experiments import data, drawing, evaluation, tables, weights
 from experiments.ablations import page
-from experiments.metrics import METRICS, Measure, Sample, describe, distances
-from experiments.metrics.report import interval, statistics
+from experiments.metrics import METRICS, Measure, Sample, describe, evaluate
 
 CLIPS, REFERENCE, BOOTSTRAP = 64, 256, 200
 TEACHER, FORCING = "pretrained:moving_digits/teacher", "pretrained:moving_digits/forcing"
@@ -29,12 +28,11 @@ class Judge(NamedTuple):
 
 
 @functools.cache
-def judge() -> Judge:
+def judge(clips: int = CLIPS, reference: int = REFERENCE) -> Judge:
     classify = evaluation.load_classifier(weights.find(evaluation.CLASSIFIERS[16], None))
-    held_out = data.Batches(data.build(DATA, "test"), CLIPS + REFERENCE, seed=0).batch_at(0)
-    labels = held_out["label"][:CLIPS]
-    floor, reference = (held_out["video"][part] for part in (slice(0, CLIPS), slice(CLIPS, None)))
-    return Judge(classify, labels, describe(floor, classify, labels), describe(reference, classify))
+    held_out = data.Batches(data.build(DATA, "test"), clips + reference, seed=0).batch_at(0)
+    labels, videos = held_out["label"][:clips], held_out["video"]
+    return Judge(classify, labels, describe(videos[:clips], classify, labels), describe(videos[clips:], classify))
 
 
 @functools.cache
@@ -61,20 +59,15 @@ def drawn(
 
 def measured(clips: np.ndarray, names: Sequence[str]) -> dict[str, Measure]:
     """Some of METRICS with their intervals and floors."""
-    known, chosen = judge(), {name: METRICS[name] for name in names}
-    sample = describe(clips, known.classify, known.labels)
-    weights = np.concatenate([distances.equal_weights(CLIPS), distances.resampled(CLIPS, BOOTSTRAP, 0, known.labels)])
-    floors = statistics(known.floor, known.reference, distances.equal_weights(CLIPS), chosen)
-    return {
-        name: Measure(
-            float(value), *interval(float(value), others), float(floors[name][0]), METRICS[name].better
-        )
-        for name, (value, *others) in statistics(sample, known.reference, weights, chosen).items()
-    }  # fmt: skip
+    known = judge()
+    return evaluate(
+        clips, known.reference, labels=known.labels, classify=known.classify, floor_reference=known.floor,
+        bootstrap=BOOTSTRAP, metrics={name: METRICS[name] for name in names},
+    )  # fmt: skip
 
 
 def cells(measures: Mapping[str, Measure]) -> list[str]:
-    return [f"{page.cell(m.value)} [{page.cell(m.low)}, {page.cell(m.high)}]" for m in measures.values()]
+    return [page.interval(measure) for measure in measures.values()]
 
 
 def in_float32(section: Callable[..., str]) -> Callable[..., str]:

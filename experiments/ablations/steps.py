@@ -47,8 +47,7 @@ def curves(found: Found, folder: pathlib.Path, name: str, caption: str) -> str:
             axes.errorbar([n for n, _ in points], values, yerr=bars, **page.style(i), elinewidth=0.7, label=sampler)
         axes.axhline(next(iter(found.values()))[metric].floor, color="0.4", linestyle="--", linewidth=1, label="real")
         axes.set(xscale="log", xlabel="steps", title=SHOWN[metric])
-        axes.set_xticks(sorted({n for _, n in found}), [str(n) for n in sorted({n for _, n in found})], fontsize=7)
-        axes.minorticks_off()
+        page.mark(axes, sorted({n for _, n in found}), fontsize=7)
         if metric in ("law_residual", "frechet_clip"):
             axes.set_yscale("log")
     page.legend_beside(figure, row)

@@ -86,8 +86,7 @@ def draw(found: dict[str, dict[float, Result]], folder: pathlib.Path) -> str:
         for i, (name, results) in enumerate(found.items()):
             axes.plot(STEPS, results[spread].errors, **page.style(i), label=name)
         axes.set(xscale="log", yscale="log", xlabel="steps", title=f"data N(0, {spread:g}²)")
-        axes.set_xticks(STEPS, [str(n) for n in STEPS])
-        axes.minorticks_off()
+        page.mark(axes, STEPS)
     row[0].set_ylabel("relative error of the variance")
     page.legend_beside(figure, row)
     return page.save(figure, folder, "samplers_variance.png", "error of the variance of stochastic solvers")

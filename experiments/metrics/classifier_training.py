@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from distill import regression
 from distill.inputs import clean
-from distill.method import Method, descent
+from distill.method import Method
 from experiments.metrics.suite import Classify
 from models.classifier import ClassifierDef
 
@@ -95,8 +95,7 @@ def method(
 
         return loss
 
-    train = descent({"": (1.0, pose)}, optimiser, ema=ema)
-    return Method(regression.init(optimiser), {"train": train}, lambda step: ("train",))
+    return regression.alone(pose, optimiser, ema=ema)
 
 
 def classify_fn(classifier: ClassifierDef, params: PyTree, *, chunk: int = 256) -> Classify:

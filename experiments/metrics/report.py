@@ -48,8 +48,9 @@ def evaluate(
     training: Sample | None = None,
     bootstrap: int = 200,
     seed: int = 0,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Measure]:
-    """All of METRICS for `videos` against real clips `reference`. Deterministic.
+    """All `metrics` of `videos` against real clips `reference`. Deterministic.
 
     labels: the classes that were asked for; without them there is no label_accuracy, and without
     `floor_labels`, the true classes of `floor_reference`, label_accuracy has no floor.
@@ -79,13 +80,13 @@ def evaluate(
         lacking = ", ".join(name for name, has in known.items() if not has)
         raise ValueError(f"memorisation needs training clips in every describe, {lacking} had none")
     weights = np.concatenate([distances.equal_weights(n), distances.resampled(n, bootstrap, seed, sample.labels)])
-    bottoms = statistics(floor, floor_real, distances.equal_weights(len(floor)))
+    bottoms = statistics(floor, floor_real, distances.equal_weights(len(floor)), metrics)
     return {
         name: Measure(
-            float(value), *interval(value, others, METRICS[name].span), float(bottoms[name][0]) if name in bottoms else None,
-            METRICS[name].better,
+            float(value), *interval(value, others, metrics[name].span), float(bottoms[name][0]) if name in bottoms else None,
+            metrics[name].better,
         )
-        for name, (value, *others) in statistics(sample, real, weights).items()
+        for name, (value, *others) in statistics(sample, real, weights, metrics).items()
     }  # fmt: skip
 
 

@@ -503,7 +503,7 @@ def test_a_clip_without_a_finite_target_teaches_nothing_and_is_counted():
 
     objective = consistency.objective(network, pairs=fixed(-1.0, 0.0, 4.0), solver=broken)
     for metric in (regression.squared_error, consistency.pseudo_huber(0.0), consistency.pseudo_huber()):
-        step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0, metric=metric)
+        step = regression.method(network, objective, optax.sgd(1.0), ema=0.0, metric=metric).phases["train"]
         full = gaussian(1, (4, 1, 2, 1, 1))
         first = regression.init(optax.sgd(1.0))(jax.random.key(0), jnp.asarray(0.3))
         frozen = {"teacher": exact_teacher(schedule)}

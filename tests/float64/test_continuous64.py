@@ -63,7 +63,7 @@ def state(step=10**6):
 
 
 def raw_tangent(network, sigma_data, teacher, batch, *, per_frame=False, step=10**6, warmup=10_000, law=drawn):
-    """(problem, F, g as the objective has it, cos, sin); what regression.phase does, without the step."""
+    """(problem, F, g as the objective has it, cos, sin); what regression.term does, without the step."""
     trig = network.predicting(continuous.TrigFlow(sigma_data))
     objective = continuous.objective(
         trig,
@@ -246,7 +246,7 @@ def test_a_linear_student_finds_the_consistency_function(name):
 
     network = Network(apply, schedule, "x0").predicting(continuous.TrigFlow(1.0))
     objective = continuous.objective(network, law=drawn, distilled=True, warmup=0)
-    step = regression.phase(network, objective, optax.sgd(1.0), ema=0.0)
+    step = regression.method(network, objective, optax.sgd(1.0), ema=0.0).phases["train"]
     moved = []
     for power in (1.0, 1.2, 0.8):
         first = regression.init(optax.sgd(1.0))(jax.random.key(0), jnp.asarray(power))
