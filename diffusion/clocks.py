@@ -370,8 +370,10 @@ class Laplace:
 
     @elementwise
     def time(self, xp, logsnr):
-        tail = xp.exp(-xp.abs(logsnr - self.mean) / self.scale) / 2
-        return xp.where(logsnr > self.mean, tail, 1 - tail)
+        away = logsnr - self.mean
+        noisy = away < 0  # at 0 the slope of abs would be that of the other half
+        tail = xp.exp(-xp.where(noisy, -away, away) / self.scale) / 2
+        return xp.where(noisy, 1 - tail, tail)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,7 @@ class _Shown:
 
     def show(self, known, mask, eps, x, level):
         """x with the known frames at `level` in place of its own."""
+        known, eps = (jnp.broadcast_to(part, x.shape) for part in (known, eps))
         noisy = levels.forward(known, eps, level, self.schedule).astype(x.dtype)
         return jnp.where(levels.expand(mask, x) > 0, noisy, x)
 

@@ -53,11 +53,16 @@ def expand(
     return level.reshape(shape + (1,) * (len(target) - len(shape)))
 
 
+def wide(level: Levels) -> Levels:
+    """In at least float32: alpha and sigma of a level in half precision (a network's input, say) are off by up to 10 %."""
+    return level.astype(namespace(level).promote_types(level.dtype, np.float32))
+
+
 def forward(x0: Data, eps: Data, logsnr: Levels, schedule: Schedule) -> Data:
     """x = alpha x0 + sigma eps at a level of any shape that `expand` takes, in at least float32; NumPy where all three are."""
     level = expand(logsnr, x0)
     xp = next((found for found in map(namespace, (x0, eps, level)) if found is not np), np)
-    x0, eps = xp.asarray(x0), xp.asarray(eps)
+    x0, eps, level = xp.asarray(x0), xp.asarray(eps), wide(level)
     dtype = xp.promote_types(xp.promote_types(x0.dtype, eps.dtype), np.float32)
     alpha, sigma = (xp.asarray(c, dtype=dtype) for c in (schedule.alpha(level), schedule.sigma(level)))
     return alpha * x0 + sigma * eps

@@ -190,8 +190,10 @@ def _adaptive(denoise, schedule, path, trace, probes, rtol, max_steps):
 
     numbers = path.unit[0].size
     begin = path.unit, jnp.zeros(len(path.unit), path.unit.dtype)
+    # The state is taken to the type of the times.
+    times = (jnp.asarray(time, path.unit.dtype) for time in (0.0, 1.0, FIRST))
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field), diffrax.Tsit5(), 0.0, 1.0, FIRST, begin, probes,
+        diffrax.ODETerm(field), diffrax.Tsit5(), *times, begin, probes,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol, norm=norm), max_steps=max_steps, throw=False,
     )  # fmt: skip
     unit, change = jax.tree.map(lambda leaf: leaf[-1], solution.ys)

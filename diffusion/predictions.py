@@ -25,7 +25,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 
 from diffusion.clocks import Levels
-from diffusion.levels import expand
+from diffusion.levels import expand, wide
 from diffusion.names import choice
 from diffusion.schedules import Data, Schedule
 
@@ -129,11 +129,11 @@ def convert(
     host, at which the source does not determine the target.
     """
     source, target = coefficients(source), coefficients(target)
-    xp, value, x = _wide(value, x)
+    xp, value, x = _wide(value, x, logsnr)
     if source == target:
         return value
     _refuse(source, target, logsnr, schedule)
-    of_x, of_value = _weights(source, target, expand(logsnr, x), schedule, xp, x.dtype)
+    of_x, of_value = _weights(source, target, wide(expand(logsnr, x)), schedule, xp, x.dtype)
     return of_x * x + of_value * value
 
 
@@ -158,9 +158,7 @@ def check_levels(
     _refuse(coefficients(prediction), coefficients(target), np.asarray(logsnr), schedule)
 
 
-def _weights(source, target, logsnr, schedule, xp, dtype):
-    # Levels in half precision (a network's input, say) still give coefficients in single.
-    level = logsnr if xp is np else logsnr.astype(xp.promote_types(logsnr.dtype, np.float32))
+def _weights(source, target, level, schedule, xp, dtype):
     alpha, sigma = (xp.asarray(c, dtype=dtype) for c in (schedule.alpha(level), schedule.sigma(level)))
     return _solved(source, target, alpha, sigma, xp)
 
@@ -186,9 +184,14 @@ def _name(kind):
     return next((name for name, known in PREDICTIONS.items() if known == kind), repr(kind))
 
 
-def _wide(value, x):
-    """Both in one namespace and one dtype of at least float32."""
-    xp = np if isinstance(value, np.ndarray) and isinstance(x, np.ndarray) else jnp
+def _wide(value, x, logsnr):
+    """(namespace of all three, both data in it and in one dtype of at least float32)"""
+    if np.shape(value) != np.shape(x):
+        raise ValueError(
+            f"a prediction of shape {list(np.shape(value))} at x of shape {list(np.shape(x))}: expected the same"
+        )
+    host = isinstance(value, np.ndarray) and isinstance(x, np.ndarray) and not isinstance(logsnr, jax.Array)
+    xp = np if host else jnp
     value, x = xp.asarray(value), xp.asarray(x)
     dtype = xp.promote_types(xp.promote_types(value.dtype, x.dtype), np.float32)
     return xp, value.astype(dtype), x.astype(dtype)

@@ -183,9 +183,10 @@ def rescale(x: Data, logsnr: Levels, source: Schedule, target: Schedule) -> Data
 
     Below logsnr = 0 it is sigma_target / sigma_source, the same number, which holds at alpha = 0 too.
     """
-    from diffusion.levels import expand  # which is made of schedules
+    from diffusion.levels import expand, wide  # which are made of schedules
 
-    xp, logsnr = namespace(x), expand(logsnr, x)
+    logsnr = wide(expand(logsnr, x))
+    xp = namespace(x) if namespace(logsnr) is np else namespace(logsnr)
     noisy = xp.asarray(logsnr) < 0
     top = xp.where(noisy, target.sigma(logsnr), target.alpha(logsnr))
     return x * top / xp.where(noisy, source.sigma(logsnr), source.alpha(logsnr))

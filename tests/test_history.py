@@ -121,3 +121,11 @@ def test_history_hidden_behind_infinite_noise_is_refused(way):
     with pytest.raises(ValueError, match="guided: at level .*hide history at a finite level, as hidden=-8.76"):
         history.guided(DENOISE, edm, EPS, first, EPS, parts=make())
     history.guided(DENOISE, edm, EPS, first, EPS, parts=make(hidden=edm.logsnr_start))
+
+
+@pytest.mark.parametrize("way", [history.replacement, history.reconstruction])
+def test_known_frames_of_one_clip_serve_a_level_for_each(way):
+    """Known frames [1, f, ...] with levels [b]: the same as told once for every clip."""
+    mask, level = np.arange(6) < KNOWN, np.array([-2.0, 0.0, 2.0])
+    answers = [way(VIDEO.denoiser(VP), VP, known, mask, eps)(X, level) for known, eps in ((EPS, EPS), (EACH, EACH))]
+    np.testing.assert_allclose(*answers, rtol=1e-6)

@@ -174,6 +174,25 @@ def test_half_precision_is_cast_up():
     assert same.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8, 1), (2, 1, 8, 8, 3), (1, 4, 8, 8, 3)])
+def test_an_answer_of_another_shape_is_refused_not_spread_over_x(shape):
+    with pytest.raises(ValueError, match=r"a prediction of shape .* expected the same"):
+        predictions.denoised("velocity", jnp.ones(shape), jnp.ones((2, 4, 8, 8, 3)), 0.0, SCHEDULES["flow"])
+
+
+@each
+def test_half_precision_levels_and_data_of_the_host_are_as_others(schedule):
+    """A noisy clip, and its data found again, at a level that bfloat16 has exactly."""
+    x0, eps = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), np.ones((2, 3), np.float32)
+    x = levels.forward(x0, eps, -6.0, schedule)
+    np.testing.assert_allclose(levels.forward(x0, eps, jnp.bfloat16(-6.0), schedule), x, rtol=1e-6)
+    back = jax.jit(lambda level: predictions.convert(eps, x, level, schedule, "eps", "x0"))(-6.0)
+    np.testing.assert_allclose(back, predictions.convert(eps, x, -6.0, schedule, "eps", "x0"), rtol=1e-4, atol=1e-3)
+    other = schedules.edm()
+    moved = jax.jit(lambda level: schedules.rescale(x, level, schedule, other))(jnp.bfloat16(-6.0))
+    np.testing.assert_allclose(moved, schedules.rescale(x, -6.0, schedule, other), rtol=1e-6)
+
+
 def test_levels_per_frame():
     x0, eps = (jnp.asarray(a, jnp.float32) for a in data(shape=(2, 4, 3, 3, 1)))
     schedule = SCHEDULES["flow"]

@@ -163,6 +163,11 @@ def test_discrete_is_exact_at_its_levels(betas):
     np.testing.assert_allclose(inside, math.sqrt(abar[0] * abar[1]), rtol=1e-11)
 
 
+def test_laplace_time_falls_at_its_mean_too():
+    slope = jax.vmap(jax.grad(schedules.laplace().time))(jnp.array([-1e-3, 0.0, 1e-3]))
+    np.testing.assert_allclose(slope, -1.0, atol=5e-3)
+
+
 def test_zero_terminal_snr():
     betas = schedules.scaled_linear_betas()
     rescaled = schedules.rescale_zero_terminal_snr(betas)

@@ -251,7 +251,10 @@ EXPLICIT = (
 """Builders of samplers that draw no noise and follow the flow."""
 
 
-@pytest.mark.parametrize("schedule", [schedules.vp_cosine(), schedules.flow()], ids=["cosine", "flow"])
+BEGIN_IN_NOISE = {f.__name__: f() for f in (schedules.vp_cosine, schedules.flow, schedules.sigmoid, schedules.laplace)}
+
+
+@pytest.mark.parametrize("schedule", BEGIN_IN_NOISE.values(), ids=BEGIN_IN_NOISE)
 @pytest.mark.parametrize(("name", "order"), [one for one in ALL if one[0] in EXPLICIT])
 def test_no_sampler_is_worse_than_ddim_where_a_schedule_begins_in_noise_alone(name, order, schedule):
     """At the cosine's log-SNR -20 sigma/alpha is 22026 and the first of 8 steps ends at 5: the trapezoid in it was 400 off,
@@ -361,6 +364,11 @@ def test_bad_grids_and_schedules_are_refused_by_every_builder(name, order):
 def test_bad_arguments_are_refused_with_the_valid_ones_named(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_traced_grid_alone_is_refused():
+    with pytest.raises(ValueError, match="unipc: a traced grid needs `like`"):
+        jax.jit(lambda grid: solvers.unipc(VP, grid).logsnr)(jnp.asarray(GRID))
 
 
 def test_something_that_is_no_schedule_is_refused():
@@ -496,3 +504,18 @@ def test_a_table_is_a_pytree_without_a_name():
     assert jax.tree.structure(a) != jax.tree.structure(solvers.ddpm(VP, GRID))
     assert [leaf.shape for leaf in jax.tree.leaves(a)] == [leaf.shape for leaf in jax.tree.leaves(b)]
     assert dataclasses.is_dataclass(a) and a.slots == 5
+
+
+@pytest.mark.parametrize("start", [-12.0, -14.0, -20.0])
+def test_statistics_serve_grids_that_begin_beyond_them(start):
+    """l goes on as its law there: held constant, the same steps were 6e4 off from -20, more than noise is large."""
+    mix, key = oracles.a1d(), jax.random.key(0)
+    denoise, x = mix.denoiser(VP), jax.random.normal(key, (256, 1))
+    statistics = solvers.ems_statistics(denoise, VP, x, key)
+    grid = grids.uniform_logsnr(VP, 16, start)
+    exact = sampling.sample(denoise, solvers.dpmpp(VP, grids.uniform_logsnr(VP, 400, start), 3), x)
+
+    def error(table):
+        return float(jnp.sqrt(jnp.mean((sampling.sample(denoise, table, x) - exact) ** 2)))
+
+    assert error(solvers.dpm_solver_v3(VP, grid, statistics)) < 0.5 * error(solvers.dpmpp(VP, grid, 3))

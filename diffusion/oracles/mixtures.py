@@ -189,8 +189,14 @@ def _modes(schedule, mix: Mixture, x, logsnr):
     return xp, mix, unit, (alpha, sigma, scale), variance, residual, logits
 
 
+def _top(xp, logits):
+    """The largest logit, to derivatives a constant: its own is 0/0 where XLA computes the logits twice, rounded otherwise."""
+    top = logits.max(-1, keepdims=True)
+    return top if xp is np else jax.lax.stop_gradient(top)
+
+
 def _softmax(xp, logits):
-    weights = xp.exp(logits - logits.max(-1, keepdims=True))
+    weights = xp.exp(logits - _top(xp, logits))
     return weights / weights.sum(-1, keepdims=True)
 
 
@@ -228,8 +234,8 @@ def _log_density(schedule, mix, x, logsnr):
     xp, mix, unit, (_, _, scale), _, _, logits = _modes(schedule, mix, x, logsnr)
     d = unit.shape[-1]
     jacobian = xp.log(scale).sum(-1) * (d // scale.shape[-1])
-    top = logits.max(-1)
-    total = top + xp.log(xp.exp(logits - top[:, None]).sum(-1))
+    top = _top(xp, logits)
+    total = top[:, 0] + xp.log(xp.exp(logits - top).sum(-1))
     return cast(total - d * math.log(2 * math.pi) / 2 + jacobian, x)
 
 

@@ -81,8 +81,8 @@ def heun(
     `leaps` from where nothing is left of a clip.
 
     Made for steps whose noise levels have small ratios, as Karras' grid has: a step from s to t weighs how the denoised
-    estimate changes over it by s / 2t. Begun at log-SNR -6 to -11, say, few steps uniform in a cosine's time are worse than
-    DDIM's; from below -11.5, where the first is of first order, better.
+    estimate changes over it by s / 2t. Begun at log-SNR -6 to -9, say, few steps uniform in a cosine's time are worse than
+    DDIM's; from below -9, where the first is of first order, better.
 
     churn, s_min, s_max, s_noise: S_churn, S_tmin, S_tmax, S_noise of the paper, levels as s = sigma/alpha, N the steps of
     the grid. Noise is added by the forward process, so in any scaling the marginals stay those of the data (s_noise = 1).

@@ -66,7 +66,7 @@ def flow_map(
     here, there = grid[:-1], grid[1:]
     moves = there > here
     last = _last(grid, end)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         target = np.where(moves & ~last, there - np.log1p(-(gamma**2)), there)
     x, denoised, _ = transition(schedule, here, target)
     scale, noise = renoise(schedule, target, there)

@@ -32,7 +32,7 @@ def sa_solver(
     probability flow, 1 the reverse SDE; or a function of log-SNR, taken at each step's start and held over the step, where
     the integrals are exact. The corrector keeps the noise that its predictor drew.
     """
-    if isinstance(corrector_order, bool) or not 0 <= corrector_order <= 5 or corrector_order != int(corrector_order):
+    if isinstance(corrector_order, bool | float) or corrector_order not in range(6):
         raise ValueError(f"sa_solver: corrector_order must be a whole number from 0 to 5, got {corrector_order!r}")
     if isinstance(predictor_order, bool | float) or predictor_order not in (1, 2, 3, 4):
         raise ValueError(f"sa_solver: predictor_order must be a whole number from 1 to 4, got {predictor_order!r}")

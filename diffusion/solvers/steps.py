@@ -8,6 +8,7 @@ last steps. A level that waits does nothing at all.
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
@@ -19,8 +20,8 @@ from diffusion.schedules import Schedule
 EXTREME = 80.0
 """Beyond this log-SNR alpha or sigma is below rounding in any type: steps from or to there are first order."""
 
-SILENT = -5 * math.log(10)
-"""Below this log-SNR a clip is less than 1/300 of its noise: see `leaps`."""
+SILENT = -9.0
+"""Below this log-SNR a clip is less than 1/90 of its noise: see `leaps`. EDM's noisiest level, -8.8, is above it."""
 
 STRIDE = 2 * math.log(10)
 """Steps longer than this in log-SNR divide sigma/alpha by more than 10."""
@@ -108,6 +109,10 @@ def steps_of(
         raise ValueError(f"{name}: expected a schedule (for instance schedules.vp_linear()), got {schedule!r}")
     if isinstance(order, bool) or not isinstance(order, int | np.integer) or not 1 <= order <= largest:
         raise ValueError(f"{name}: order must be a whole number from 1 to {largest}, got {order!r}")
+    if like is None and isinstance(grid, jax.core.Tracer):
+        raise ValueError(
+            f"{name}: a traced grid needs `like`, a grid on the host that waits and has infinities where it has"
+        )
     host = grids.validate(grid if like is None else like)
     grid = host if like is None else grid
     if np.shape(grid) != host.shape:
@@ -138,8 +143,8 @@ def steps_of(
 
 def leaps(here: Float[np.ndarray, "steps ..."], there: Float[np.ndarray, "steps ..."]) -> Bool[np.ndarray, "steps ..."]:
     """The steps that leave `SILENT` noise and are longer than `STRIDE`. One in eps that asks again at its end weighs how the
-    denoised estimate changes over it by half the ratio of sigma/alpha: there more than is left of the clip, and thousands in
-    the first step of a cosine's or a flow's whole time. Solvers make such steps at first order, as those from alpha = 0.
+    denoised estimate changes over it by half the ratio of sigma/alpha: thousands in the first of few steps in a cosine's whole
+    time, 70 in a flow's, and the change is nearly all of the clip. Such steps are of first order, as those from alpha = 0.
     """
     return (here < SILENT) & (there > here + STRIDE)
 

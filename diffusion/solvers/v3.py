@@ -217,7 +217,17 @@ class _Functions:
         from scipy.interpolate import CubicSpline
 
         self.knots = knots
-        self.l, self.s, self.b = (_extended(CubicSpline(knots, v, bc_type="natural"), knots) for v in (l, s, b))
+        spline, self.s, self.b = (_extended(CubicSpline(knots, v, bc_type="natural"), knots) for v in (l, s, b))
+
+        def law(at):
+            """Beyond the knots 1 - l falls as the SNR towards noise, l as its inverse towards data."""
+            pad = np.reshape(at, np.shape(at) + (1,) * (l.ndim - 1))
+            noisy, clean = (np.exp(-2 * np.maximum(gap, 0)) for gap in (knots[0] - pad, pad - knots[-1]))
+            return np.where(
+                pad < knots[0], 1 - (1 - l[0]) * noisy, np.where(pad > knots[-1], l[-1] * clean, spline(at))
+            )
+
+        self.l = law
         self.big_l, self.big_s = _integral(self.l, knots), _integral(self.s, knots)
         self.c = _integral(lambda at: np.exp(-self.big_s(at)) * self.b(at), knots)
 

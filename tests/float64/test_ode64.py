@@ -185,3 +185,12 @@ def test_without_diffrax_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"solve is a solve by diffrax: install the extra 'fewstep\[ode\]'"):
         ode.solve(RING.denoiser(VP), VP, noisy(RING, VP, -6.0))
+
+
+def test_single_precision_stays_single_where_double_is_on():
+    x = jnp.ones((3, 1), jnp.float32)
+    denoise = oracles.a1d().denoiser(VP)
+    assert ode.solve(denoise, VP, x, -3.0, 3.0).x.dtype == jnp.float32
+    found = ode.log_density(denoise, VP, x, jax.random.key(0), logsnr=3.0)
+    wide = ode.log_density(denoise, VP, x.astype(jnp.float64), jax.random.key(0), logsnr=3.0)
+    np.testing.assert_allclose(*(getattr(one, "log_density", one) for one in (found, wide)), rtol=1e-3)
