@@ -34,6 +34,7 @@ from experiments.ablations import page
 from experiments.command import command
 from experiments.config import ConfigError
 from experiments.context import Context
+from experiments.names import is_outside
 
 PEAKS = {
     "NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
@@ -163,6 +164,8 @@ def counted(context: Context, name: str, block: Mapping[str, Any]) -> tuple[dict
 def counting(context: Context) -> Context:
     """For counting: a kernel's products are those of an attention that computes its scores again."""
     model = context.config["model"]
+    if is_outside(model.get("kind")):
+        return context
     plain = model.get("attention", "xla") in ("xla", "none")
     kind = model.get("attention", "xla") if plain else "checkpoint"
     return dataclasses.replace(context, config={**context.config, "model": {**model, "attention": kind}})

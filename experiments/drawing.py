@@ -176,9 +176,10 @@ def draw(
     low: Float[np.ndarray, "n ..."] | None = None,
     aug_logsnr: float = np.inf,
     streams: Stream | None = None,
+    pixels: bool = True,
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
-    """(clips in [-1, 1], seconds per clip). All batches have one size. codec: decodes what was drawn, its seconds counted.
-    timed: the first batch runs twice, so that compiling isn't in the seconds. low, aug_logsnr: as in `drawn`. streams: makes
+    """(clips, in [-1, 1] if they are of pixels, seconds per clip). All batches have one size. codec: decodes what was drawn, its
+    seconds counted. timed: the first batch runs twice, so that compiling isn't in the seconds. low, aug_logsnr: as in `drawn`. streams: makes
     them, not from `noise` but from noise of its own.
     """
     clips, seconds = [], 0.0
@@ -193,7 +194,9 @@ def draw(
             else:
                 made = np.asarray(streams(params, part[0], part[2]))
             finite(made, table)
-            return np.clip(made, -1.0, 1.0) if codec is None else codec.decode(made)
+            if codec is not None:
+                return codec.decode(made)
+            return np.clip(made, -1.0, 1.0) if pixels else made
 
         if timed and index == 0:
             run()

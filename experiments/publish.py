@@ -14,12 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import config as configs
-from experiments import latents, tables, weights
+from experiments import evaluation, latents, tables, weights
 from experiments.command import command
 from experiments.config import ConfigError
-
-LIMIT = 30_000_000
-"""Bytes that all of pretrained/ may take: it travels with every clone."""
 
 
 @command
@@ -31,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", type=pathlib.Path, help="report.json of the run that measured these weights")
     parser.add_argument("--sampler", help="the report's row")
     parser.add_argument("--half", action="store_true", help="store float16: half the bytes; measure these weights then")
+    parser.add_argument("--replace", action="store_true", help="what has that name, with its figures and times")
     given = parser.parse_args(argv)
     run(given)
     return 0
@@ -50,10 +48,13 @@ def run(given: argparse.Namespace) -> None:
     target = (weights.PRETRAINED / f"{given.name}.safetensors").resolve()
     if not target.is_relative_to(weights.PRETRAINED):
         raise ConfigError(f"--name {given.name!r} leads out of {weights.PRETRAINED}")
-    others = sum(p.stat().st_size for p in weights.PRETRAINED.rglob("*.safetensors") if p != target)
-    size = source.stat().st_size // (2 if given.half else 1)
-    if others + size > LIMIT:
-        raise ConfigError(f"{source} takes {size} bytes; pretrained/ may hold {LIMIT} in all and has {others}")
+    if target.is_file():
+        if (there := weights.load(target)[1].get("kind")) != record.get("kind"):
+            raise ConfigError(
+                f"--name {given.name!r} is a {there}, {source} a {record.get('kind')}; choose another name"
+            )
+        if not given.replace:
+            raise ConfigError(f"--name {given.name!r} is there already; choose another name, or give --replace")
     metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / weights.DONE)
     if given.report is not None:
         if not given.report.is_file():
@@ -67,7 +68,9 @@ def run(given: argparse.Namespace) -> None:
             raise ConfigError(f"--report {given.report}: expected that of a stage of kind 'evaluate', one with metrics")
         row = configs.choose(given.sampler or "", rows, "--sampler")
         check_row(row, source, given)
-        metrics |= {"sampler": {k: v for k, v in row.items() if k not in ("metrics", "weights", "seconds_per_clip")}}
+        asked = evaluation.SAMPLER_KEYS | {"evaluations"}
+        metrics |= {"sampler": {k: v for k, v in row.items() if k in asked and k != "weights"}}
+        metrics |= {k: v for k, v in row.items() if k not in asked | {"metrics", "seconds_per_clip"}}
         metrics |= {k: m["value"] for k, m in row["metrics"].items()}
     times = tables.times_path(source)
     if times.is_file():

@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     config, source, workdir, stage, processes = parse(argv if argv is not None else sys.argv)
     if processes is not None:
         join(processes)
+    if "sweep" in config:
+        raise ConfigError(f"this config is a sweep: python -m experiments.ablate sweep --config={source}")
     context = stages.Context(config, workdir, meshes.make(config.get("mesh")), source)
     with exclusively(workdir), stop_signal(at_once=True) as stopping:
         run(context, stage, stopping)
@@ -138,7 +140,10 @@ def check_overrides(config: Mapping[str, Any], arguments: list[str]) -> None:
             if not isinstance(node, Mapping):
                 raise ConfigError(f"{where} is a value, it has no key {key!r}")
             if key not in node:
-                raise ConfigError(f"{where} has no key {key!r}; {configs.nearest(key, node)}")
+                raise ConfigError(
+                    f"{where} has no key {key!r}; {configs.nearest(key, node)} (a key that is left to its default is"
+                    " changed in the file)"
+                )
             node = node[key]
 
 

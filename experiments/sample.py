@@ -48,7 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--label", type=int, help="class of all clips; by default each class in turn")
     parser.add_argument("--num", type=int, default=16, help="clips")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", required=True, help="folder for samples.npy, samples.png and samples.webp")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="folder for samples.npy (bytes; of data whose law is known, numbers), samples.png and samples.webp",
+    )
     given = parser.parse_args(argv)
     run(given)
     return 0
@@ -93,6 +97,8 @@ def run(given: argparse.Namespace) -> None:
     labels = np.arange(given.num) % max(classes, 1) if given.label is None else np.full(given.num, given.label)
     noise = drawing.start(network, key, (given.num, *record["shape"]))
     streams = None if chunk is None else drawing.streamer(network, record, table, chunk, record["shape"][0], scale)
+    # Points of a law have no range.
+    points = record.get("data", {}).get("kind") == "exact"
     clips, seconds = drawing.draw(
         network,
         params,
@@ -105,12 +111,14 @@ def run(given: argparse.Namespace) -> None:
         threshold=sampler.get("threshold"),
         codec=codec,
         streams=streams,
+        pixels=not points,
     )
     buffer = io.BytesIO()
-    np.save(buffer, figures.to_uint8(clips))
+    np.save(buffer, clips if points else figures.to_uint8(clips))
     figures.write_atomically(out / "samples.npy", buffer.getvalue())
-    if clips.shape[-1] not in figures.CHANNELS:
-        print(f"{given.num} clips, {table.nfe} calls: {out}/samples.npy, and no pictures of {clips.shape[-1]} channels")
+    if points or clips.shape[-1] not in figures.CHANNELS:
+        why = "points of a law" if points else f"{clips.shape[-1]} channels"
+        print(f"{given.num} clips, {table.nfe} calls: {out}/samples.npy, and no pictures of {why}")
         return
     figures.film_strip(out / "samples.png", clips)
     figures.animate(out / "samples.webp", {"": clips[:16]})

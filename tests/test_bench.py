@@ -35,6 +35,11 @@ def test_a_training_step_is_three_forwards(tmp_path):
     assert counts["train"] / forward == pytest.approx(3, rel=0.02)
 
 
+def test_a_network_from_outside_is_counted_as_it_is(tmp_path):
+    context = context_of(tmp_path, model={"kind": "mine:network", "shape": (3, 16, 16, 1)})
+    assert bench.counting(context).config["model"] == context.config["model"]
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_roll_out_counts_every_call_of_every_chunk(tmp_path, steps):
     """Up to the last exit: of n chunks n steps calls, and n more that learn, which the student's phase goes back through, too.

@@ -1,9 +1,12 @@
 """`experiments.sample`: what it takes, what it refuses in one line, and before any work."""
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import ablate, bench, sample
+from diffusion import schedules
+from experiments import ablate, bench, sample, weights
+from models import build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -76,3 +79,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, ca
     assert bench.main(["bench", out]) == 2 and "can't write to --out" in capsys.readouterr().err
     assert bench.main(["bench", "--config=tests/configs/tiny.py", f"--out={tmp_path}"]) == 2
     assert f"--out: {tmp_path} is a folder, expected a file" in capsys.readouterr().err
+
+
+def test_points_of_a_law_are_kept_as_numbers(tmp_path, capsys):
+    """A ring of radius 2 is no picture: bytes end at 1."""
+    model = {"kind": "mlp", "shape": [1, 1, 1, 2], "num_classes": 0}
+    schedule = schedules.vp_cosine()
+    record = {
+        "format": 1, "kind": "denoiser", "model": model, "prediction": "x0", "schedule": schedules.record(schedule),
+        "shape": model["shape"], "num_classes": 0, "latent": None, "data": {"kind": "exact", "law": "eight_mode_ring"},
+    }  # fmt: skip
+    params = jax.tree.map(lambda leaf: leaf + 3.0, build(model).init(jax.random.key(0)))
+    weights.save(tmp_path / "ring.safetensors", params, record)
+    given = [f"--weights={tmp_path / 'ring.safetensors'}", "--steps=1", "--num=4", f"--out={tmp_path / 'out'}"]
+    assert sample.main(given) == 0 and "no pictures of points of a law" in capsys.readouterr().out
+    found = np.load(tmp_path / "out/samples.npy")
+    assert found.dtype == np.float32 and found.shape == (4, 1, 1, 1, 2) and abs(found).max() > 1

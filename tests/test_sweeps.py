@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import ablate, mesh, stages
 from experiments import config as configs
+from experiments import run as runner
 from experiments.ablations import sweep
 from experiments.config import ConfigError
 from experiments.run import parse
@@ -164,14 +165,17 @@ def test_a_sweep_from_end_to_end(tmp_path, capsys):
     """Two hosts, a table in between; then again, which runs nothing; the numbers are the reports' own."""
     config, out = tiny(), tmp_path / "out"
     sweep.sweep(config, tmp_path, "0/2")
-    text = sweep.write(config, pathlib.Path("configs/ablations/tiny.py"), tmp_path, out).read_text()
+    text = sweep.write(config, "configs/ablations/tiny.py", tmp_path, out).read_text()
     assert "Not run yet: 2 of 4 runs" in text and "| 2 | heun | - |" in text
     sweep.sweep(config, tmp_path, "1/2")
     capsys.readouterr()
     sweep.sweep(config, tmp_path)
     assert capsys.readouterr().out.count("already done, skipped") == 4
-    text = sweep.write(config, pathlib.Path("configs/ablations/tiny.py"), tmp_path, out).read_text()
+    text = sweep.write(config, "configs/ablations/tiny.py", tmp_path, out).read_text()
     assert "python -m experiments.ablate sweep --config=configs/ablations/tiny.py" in text and "Not run" not in text
+    other = sweep.write(config, "configs/ablations/tiny.py:a,2", tmp_path, out, ["--config.seed=1"])
+    assert other.name == "ablations_tiny_a_2.md"
+    assert "--config=configs/ablations/tiny.py:a,2 --config.seed=1\n" in other.read_text()
     errors = {}
     for run in sweep.runs(config):
         report = json.loads((tmp_path / run.folder / "report.json").read_text())
@@ -226,3 +230,10 @@ def test_a_pairs_weight_is_one_that_is_known(tmp_path):
     del config["sweep"]["axes"]["weight"]
     with pytest.raises(ConfigError, match="weighting.*plane.*plain"):
         sweep.sweep(config, tmp_path)
+
+
+def test_a_sweep_is_not_run_as_one_config(tmp_path, capsys):
+    assert runner.main(["run", "--config=configs/ablations/edm.py", f"--workdir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert "this config is a sweep: python -m experiments.ablate sweep --config=configs/ablations/edm.py" in said
+    assert not (tmp_path / "run").exists()

@@ -433,6 +433,7 @@ def test_figures_of_other_weights_are_not_published(tiny, tmp_path, monkeypatch,
     rows = {
         f"{name}_4": dict(weights=name, steps=4, metrics={"mass": {"value": 1.0}}) for name in ("teacher", "student")
     }
+    rows["student_4"]["ms to the first frames"] = 7.0
     report.write_text(json.dumps({"samplers": rows}))
     config.write_text("{}")
     names = {"CONFIG": str(config), "REPORT": str(report)}
@@ -441,6 +442,9 @@ def test_figures_of_other_weights_are_not_published(tiny, tmp_path, monkeypatch,
     assert message in capsys.readouterr().err and not (tmp_path / "pretrained").exists()
     right = ["--stage=student", "--name=a", f"--report={report}", "--sampler=student_4"]
     assert publish.main([f"--workdir={tmp_path / 'run'}", *right]) == 0
+    stated = json.loads((tmp_path / "pretrained/a.json").read_text())["metrics"]
+    # What was measured beside the clips is no key that a sampler takes.
+    assert stated["sampler"] == {"steps": 4} and stated["ms to the first frames"] == 7.0 and stated["mass"] == 1.0
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
@@ -495,7 +499,9 @@ def test_published_weights_take_their_times_along_and_sample_uses_them(tiny, tmp
     copied = tmp_path / "pretrained/digits/student.times.json"
     assert json.loads(copied.read_text()) == json.loads((folder / "student/weights.times.json").read_text())
     whole = copied.with_name("student.safetensors").stat().st_size
-    assert not publish.main([*given, "--half"])
+    assert publish.main([*given, "--half"]) == 2
+    assert "is there already; choose another name, or give --replace" in capsys.readouterr().err
+    assert not publish.main([*given, "--half", "--replace"])
     halved = copied.with_name("student.safetensors")
     assert halved.stat().st_size < 0.75 * whole  # the record is text in both
     assert json.loads(copied.read_text())["weights"] == weights.fingerprint(halved)
@@ -515,7 +521,10 @@ def test_published_weights_take_their_times_along_and_sample_uses_them(tiny, tmp
 
     # Times of other weights aren't published; weights without times leave none behind.
     tables.times_path(path).write_text(copied.read_text().replace(weights.fingerprint(path), "0"))
-    given = [f"--workdir={folder}", "--stage=student", "--name=digits/student"]
+    given = [f"--workdir={folder}", "--stage=student", "--name=digits/student", "--replace"]
     assert publish.main(given) == 2 and "other weights" in capsys.readouterr().err
     tables.times_path(path).unlink()
     assert not publish.main(given) and not copied.exists()
+    params, record = weights.load(path)
+    weights.save(halved, params, record | {"kind": "classifier"})
+    assert publish.main(given) == 2 and "is a classifier" in capsys.readouterr().err

@@ -256,7 +256,8 @@ def load(path: str | pathlib.Path, **expected: Any) -> tuple[Table, dict[str, An
     for key, value in expected.items():
         value = schedules.plain(value)
         if record.get(key) != value:
-            raise ValueError(f"the table {path} was made for {key} = {record.get(key)!r}, not {value!r}")
+            hint = " (of other weights, or guided otherwise)" if key == "fingerprint" else ""
+            raise ValueError(f"the table {path} was made for {key} = {record.get(key)!r}, not {value!r}{hint}")
     template = Table(
         logsnr=0, predict=Predict(0, 0, 0, 0), remember=Remember(0, 0), correct=Correct(0, 0, 0, 0),
         final=Predict(0, 0, 0, 0), target=0 if header["target"] else None, stochastic=header["stochastic"],

@@ -20,6 +20,7 @@ import itertools
 import math
 import pathlib
 import re
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -239,10 +240,12 @@ def over(workdir: pathlib.Path, own: Sequence[Run], column: Mapping[str, Any]) -
     return numbers.over_seeds(triples)
 
 
-def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """OUT/ablations_NAME.md from what is finished in the workdir."""
+def write(
+    config: Mapping[str, Any], source: str, workdir: pathlib.Path, out: pathlib.Path, overrides: Sequence[str] = ()
+) -> pathlib.Path:
+    """OUT/ablations_NAME.md from what is finished in the workdir. source: FILE[:ARGUMENT]; overrides: --config.KEY=VALUE."""
     block, everything = config["sweep"], runs(config)
-    command = f"python -m experiments.ablate sweep --config={file}"
+    command = " ".join(["python -m experiments.ablate sweep", f"--config={source}", *map(shlex.quote, overrides)])
     folders = [workdir / run.folder for run in everything]
     waiting = [f for f in folders if not (f / FAILED).exists() and not finished(f, block)]
     count = len(block.get("seeds", [0]))
@@ -257,7 +260,7 @@ def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, 
         f"A row is a point of the sweep, a number {spread}. Bold: the best of a column, and what can't be told from it."
     )
     parts = [
-        f"# Ablation: {file.stem}",
+        f"# Ablation: {name_of(source)}",
         f"Made by\n\n```bash\n{command}\n```",
         *([textwrap.fill(" ".join(block["about"].split()), 125, break_on_hyphens=False)] if "about" in block else []),
         textwrap.fill(note, 125),
@@ -265,9 +268,15 @@ def write(config: Mapping[str, Any], file: pathlib.Path, workdir: pathlib.Path, 
     ]
     if waiting:
         parts.append(f"Not run yet: {len(waiting)} of {len(folders)} runs; the command above goes on with them.")
-    path = out / f"ablations_{file.stem}.md"
+    path = out / f"ablations_{name_of(source)}.md"
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
     return path
+
+
+def name_of(source: str) -> str:
+    """Of FILE[:ARGUMENT]: other arguments have pages and workdirs of their own."""
+    file, _, argument = source.partition(":")
+    return re.sub(r"[^\w.+-]+", "_", "_".join([pathlib.Path(file).stem, *([argument] if argument else [])]))
 
 
 def finished(folder: pathlib.Path, block: Mapping[str, Any]) -> bool:
@@ -290,13 +299,12 @@ def main(arguments: Sequence[str]) -> int:
         given[key] = value
     if not given["config"]:
         raise ConfigError(f"usage: {USAGE}")
-    file = pathlib.Path(given["config"].split(":")[0])
-    folder = given["workdir"] or f"runs/ablations/{file.stem}"
+    folder = given["workdir"] or f"runs/ablations/{name_of(given['config'])}"
     config, source, workdir, _, _ = runner.parse(
         ["ablate", f"--config={given['config']}", f"--workdir={folder}", *rest]
     )
     out = pathlib.Path(given["out"])
     configs.make_folder(out, "--out")
     sweep(config, workdir, given["index"], source)
-    print(write(config, file, workdir, out), flush=True)
+    print(write(config, given["config"], workdir, out, rest), flush=True)
     return 0
