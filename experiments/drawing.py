@@ -178,9 +178,9 @@ def draw(
     streams: Stream | None = None,
     pixels: bool = True,
 ) -> tuple[Float[np.ndarray, "n f h w c"], float]:
-    """(clips, in [-1, 1] if they are of pixels, seconds per clip). All batches have one size. codec: decodes what was drawn, its
-    seconds counted. timed: the first batch runs twice, so that compiling isn't in the seconds. low, aug_logsnr: as in `drawn`. streams: makes
-    them, not from `noise` but from noise of its own.
+    """(clips, in [-1, 1] if they are of pixels, seconds per clip). All batches have one size. codec: decodes what was drawn,
+    its seconds counted. timed: the first batch runs twice, so that compiling isn't in the seconds. low, aug_logsnr: as in
+    `drawn`. streams: makes them, not from `noise` but from noise of its own.
     """
     clips, seconds = [], 0.0
     for index in range(0, len(noise), batch_size):
