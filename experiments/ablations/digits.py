@@ -436,7 +436,8 @@ def draw(found: Mapping[str, Run], teacher: Mapping[str, Undistilled], folder: p
         looks[f"teacher, {solver}"] = dict(color="0.5", marker="xxx++"[index], **dashes)
     for axes, points in ((left, ratios), (right, quality)):
         known = [point for curve in points.values() for point in curve.items()]
-        axes.plot(*zip(*front(known), strict=True), color="0.85", linewidth=7, zorder=0, solid_capstyle="round")
+        broad = dict(color="0.85", linewidth=7, zorder=0, solid_capstyle="round")
+        axes.plot(*zip(*front(known), strict=True), **broad, label="front: the others are worse or slower")
     curves.draw(left, ratios, looks)
     curves.mark_calls(left, ratios)
     left.axhline(1.0, color=looks[TITLE]["color"], linewidth=looks[TITLE]["linewidth"])
