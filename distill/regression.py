@@ -99,7 +99,7 @@ def term(
     def pose(state: Any, frozen: PyTree, batch: PyTree, key: Array, hyper: PyTree):
         key_problem, key_dropout = jax.random.split(key)
         problem = objective(state, frozen, batch, key_problem, hyper)
-        if not isinstance(problem, Problem) or not callable(problem.target):
+        if not isinstance(problem, Problem) or not (callable(problem.output) and callable(problem.target)):
             raise TypeError(f"an objective must return a Problem with functions output and target, got {problem!r:.80}")
         key_dropout = key_dropout if problem.dropout is None else problem.dropout
 

@@ -48,13 +48,11 @@ def run(given: argparse.Namespace) -> None:
     target = (weights.PRETRAINED / f"{given.name}.safetensors").resolve()
     if not target.is_relative_to(weights.PRETRAINED):
         raise ConfigError(f"--name {given.name!r} leads out of {weights.PRETRAINED}")
-    if target.is_file():
-        if (there := weights.load(target)[1].get("kind")) != record.get("kind"):
-            raise ConfigError(
-                f"--name {given.name!r} is a {there}, {source} a {record.get('kind')}; choose another name"
-            )
-        if not given.replace:
-            raise ConfigError(f"--name {given.name!r} is there already; choose another name, or give --replace")
+    if target.is_file() and (there := weights.load(target)[1].get("kind")) != record.get("kind"):
+        raise ConfigError(f"--name {given.name!r} is a {there}, {source} a {record.get('kind')}; choose another name")
+    # A table fitted to other weights has a record alone.
+    if not given.replace and (target.is_file() or target.with_suffix(".json").is_file()):
+        raise ConfigError(f"--name {given.name!r} is there already; choose another name, or give --replace")
     metrics = configs.read_json(given.workdir / given.stage.split("@")[0] / weights.DONE)
     if given.report is not None:
         if not given.report.is_file():

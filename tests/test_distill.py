@@ -297,7 +297,7 @@ def test_an_objective_that_returns_no_problem_is_named():
     """As one that returns the pair that its author thinks it is, or a target that is no function."""
     x, level = jnp.zeros((2, 1, 1, 1, 1)), jnp.zeros(2)
     whole = regression.Problem(x, level, {}, output=lambda p: p, target=lambda primal, tangent: x, weight=level)
-    for wrong in ((x, x), whole._replace(target=x)):
+    for wrong in ((x, x), whole._replace(target=x), whole._replace(output=x)):
         pose = regression.term(linear_network(), lambda *_, wrong=wrong: wrong)
         with pytest.raises(TypeError, match="must return a Problem"):
             pose(None, {}, {"video": x}, jax.random.key(0), {})

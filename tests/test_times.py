@@ -525,6 +525,10 @@ def test_published_weights_take_their_times_along_and_sample_uses_them(tiny, tmp
     assert publish.main(given) == 2 and "other weights" in capsys.readouterr().err
     tables.times_path(path).unlink()
     assert not publish.main(given) and not copied.exists()
+    # A record without weights, as of a fitted table, is a name, too.
+    halved.with_name("fitted.json").write_text("{}")
+    asked = [f"--workdir={folder}", "--stage=student", "--name=digits/fitted"]
+    assert publish.main(asked) == 2 and "is there already" in capsys.readouterr().err
     params, record = weights.load(path)
     weights.save(halved, params, record | {"kind": "classifier"})
     assert publish.main(given) == 2 and "is a classifier" in capsys.readouterr().err
